@@ -1,0 +1,261 @@
+//! One participation in one run, as a stream.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use futures::stream::FusedStream;
+use pin_project::pin_project;
+
+use crate::error::Error;
+use crate::event::{Failed, LockEvent, Locked, Reason, Status, StatusLevel};
+use crate::guard::WorkGuard;
+use crate::hub::{Ended, Grant, Handle, Seat, Terms, Update};
+use crate::store::key::Key;
+
+/// What a stream needs to take part.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) hub: Handle,
+    pub(crate) key: Key,
+    pub(crate) terms: Arc<Terms>,
+    pub(crate) status_level: StatusLevel,
+    pub(crate) rejoin: bool,
+}
+
+/// One participation in one run: what [`LockingWorker::acquire`](crate::LockingWorker::acquire)
+/// returns.
+///
+/// It joins the race when it is first polled, yields any number of other events and then exactly
+/// one terminal event ([`LockEvent::is_terminal`]), and `None` for ever after that.
+///
+/// # Cancel safety
+///
+/// Dropping it at any point leaves nothing behind: a claim on its way is given back when its answer
+/// comes, a place in the waiting line is given up, and a grant that was not yielded yet goes to the
+/// next in line without being counted. A [`WorkGuard`] that it has yielded lives on by itself.
+///
+/// A stream that is not polled keeps its place; a grant that comes to it meanwhile is lost after
+/// the confirm window (500 ms, or the lease if that is shorter), and it waits in line again.
+#[pin_project]
+#[must_use = "streams do nothing unless polled"]
+pub struct Acquire {
+    entry: Entry,
+    /// Taken while it takes part.
+    #[pin]
+    seat: Option<Seat>,
+    state: State,
+    /// What the last piece of news has brought and is not yielded yet.
+    events: VecDeque<LockEvent>,
+    /// The attempt that somebody else was last known to be at.
+    seen: Option<u32>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Takes no part yet, or not any more in an attempt of its own. Goes to `Watching`.
+    Idle,
+    /// Waits for its turn. Goes to `Working` when the work is granted, by way of `Confirming` if
+    /// little is left of the grant by the time it is polled, and to `Finished` when the run ends.
+    Watching,
+    /// Waits for the grant to be renewed. Goes to `Working`, or to `Idle` when the grant is lost.
+    Confirming(Grant),
+    /// Waits for its guard to be settled or lost. Goes to `Finished`, or to `Idle` to rejoin.
+    Working {
+        attempt: u32,
+        /// The lease is over. Unless the guard has been settled all the same, that is the end.
+        lapsed: bool,
+    },
+    /// Yields `None` for ever.
+    Finished,
+}
+
+impl Acquire {
+    pub(crate) fn new(entry: Entry) -> Self {
+        Self {
+            entry,
+            seat: None,
+            state: State::Idle,
+            events: VecDeque::new(),
+            seen: None,
+        }
+    }
+
+    /// What a piece of news means in this state.
+    fn take(&mut self, state: State, update: Update) -> State {
+        match (state, update) {
+            (State::Watching, Update::Locked(locked)) => {
+                self.locked(locked);
+                State::Watching
+            }
+            (State::Watching, Update::Granted(grant)) | (State::Confirming(grant), Update::Confirmed) => {
+                self.granted(grant)
+            }
+            (State::Confirming(_), Update::Lost) => State::Idle,
+            (State::Working { attempt, .. }, Update::Lapsed) => State::Working {
+                attempt,
+                lapsed: true,
+            },
+            (State::Working { attempt, .. }, Update::Confirmed) => State::Working {
+                attempt,
+                lapsed: false,
+            },
+            (State::Working { attempt, .. }, Update::Lost) => self.expired(attempt),
+            (State::Working { .. }, Update::Settled(ended)) => self.settled(ended),
+            (State::Watching, Update::Ended(ended)) => self.ended(ended),
+            (state, Update::Error(error)) => {
+                let fatal = error.is_fatal();
+                self.events.push_back(LockEvent::Error(error));
+                if fatal { State::Finished } else { state }
+            }
+            // What belongs to a grant that has gone.
+            (state, _) => state,
+        }
+    }
+
+    fn locked(&mut self, locked: Locked) {
+        let seen = self.seen.replace(locked.attempt);
+        if let Some(expected) = seen {
+            self.status(Status::CheckingWork { attempt: expected });
+            let actual = locked.attempt;
+            if actual > expected {
+                self.status(Status::AttemptIncremented { expected, actual });
+            }
+        }
+        self.events.push_back(LockEvent::Locked(locked));
+    }
+
+    fn granted(&mut self, mut grant: Grant) -> State {
+        if grant.is_stale() {
+            grant.confirm();
+            return State::Confirming(grant);
+        }
+        let attempt = grant.lease.attempt;
+        match self.seen {
+            Some(seen) if attempt >= seen => {
+                self.status(Status::CheckingWork { attempt: seen });
+                self.status(Status::NotCompleted { attempt: seen });
+                self.status(Status::Reacquiring);
+                self.status(Status::AttemptCount { attempts: attempt - 1 });
+            }
+            Some(_) => self.status(Status::KeyGone),
+            None => {}
+        }
+        if self.seen.is_some() || attempt > 1 {
+            self.status(Status::ThisIsAttempt { attempt });
+        }
+        self.events.push_back(LockEvent::Acquired(WorkGuard::new(grant)));
+        State::Working {
+            attempt,
+            lapsed: false,
+        }
+    }
+
+    /// Our own attempt is over.
+    fn settled(&mut self, ended: Ended) -> State {
+        match ended {
+            Ended::Failed(failed) if self.entry.rejoin => {
+                self.seen = Some(failed.attempt);
+                State::Idle
+            }
+            ended => {
+                self.seen = None;
+                self.ended(ended)
+            }
+        }
+    }
+
+    fn expired(&mut self, attempt: u32) -> State {
+        let reason = Reason::Expired;
+        self.settled(Ended::Failed(Failed { attempt, reason }))
+    }
+
+    fn ended(&mut self, ended: Ended) -> State {
+        if let Some(attempt) = self.seen {
+            self.status(Status::CheckingWork { attempt });
+        }
+        let event = match ended {
+            Ended::Completed(completed) => {
+                if self.seen.is_some() {
+                    self.status(Status::WorkCompleted {
+                        holder: completed.holder.clone(),
+                    });
+                }
+                LockEvent::Completed(completed)
+            }
+            Ended::MaxAttempts(given_up) => {
+                self.status(Status::GaveUp);
+                LockEvent::MaxAttempts(given_up)
+            }
+            Ended::Failed(failed) => LockEvent::Failed(failed),
+        };
+        self.events.push_back(event);
+        State::Finished
+    }
+
+    fn status(&mut self, status: Status) {
+        if status.level() <= self.entry.status_level {
+            self.events.push_back(LockEvent::Status(status));
+        }
+    }
+}
+
+impl Stream for Acquire {
+    type Item = LockEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<LockEvent>> {
+        loop {
+            let mut this = self.as_mut().project();
+            if let Some(event) = this.events.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            let next = match this.state {
+                State::Finished => return Poll::Ready(None),
+                State::Idle => {
+                    this.seat.set(Some(this.entry.hub.join(&this.entry.key, &this.entry.terms)));
+                    *this.state = State::Watching;
+                    continue;
+                }
+                _ => this.seat.as_mut().as_pin_mut().map(|seat| seat.poll_next(cx)),
+            };
+            let this = &mut *self;
+            let state = std::mem::replace(&mut this.state, State::Finished);
+            this.state = match (state, next) {
+                // Only now, so that a settlement that made it in time is what counts.
+                (State::Working { attempt, lapsed: true }, Some(Poll::Pending)) => {
+                    this.expired(attempt)
+                }
+                (state, Some(Poll::Pending)) => {
+                    this.state = state;
+                    return Poll::Pending;
+                }
+                (state, Some(Poll::Ready(Some(update)))) => this.take(state, update),
+                (_, Some(Poll::Ready(None)) | None) => {
+                    this.events.push_back(LockEvent::Error(Error::Stopped));
+                    State::Finished
+                }
+            };
+            if matches!(this.state, State::Idle | State::Finished) {
+                this.seat = None;
+            }
+        }
+    }
+}
+
+impl FusedStream for Acquire {
+    fn is_terminated(&self) -> bool {
+        self.events.is_empty() && matches!(self.state, State::Finished)
+    }
+}
+
+impl fmt::Debug for Acquire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acquire")
+            .field("key", &self.entry.key)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}

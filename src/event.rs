@@ -1,0 +1,144 @@
+//! What a participant is told.
+
+mod status;
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::guard::WorkGuard;
+use crate::store::record::{Cause, Previous};
+
+pub use status::{Status, StatusLevel};
+
+/// What happens to a participant of a run, in the order in which it happens.
+///
+/// Any number of `Acquired`, `Locked`, `Status` and retryable `Error` events come first, then
+/// exactly one terminal event ([`LockEvent::is_terminal`]), then the stream ends.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LockEvent {
+    /// The work is ours to do. Dropping the guard fails the attempt.
+    Acquired(WorkGuard),
+    /// Somebody else has it; one event for each holder.
+    Locked(Locked),
+    /// Progress, in the words of the ancestor.
+    Status(Status),
+    /// The work is complete. Terminal.
+    Completed(Completed),
+    /// The run was given up. Terminal.
+    MaxAttempts(MaxAttempts),
+    /// Our own attempt failed and we stand aside for the others. Terminal.
+    Failed(Failed),
+    /// Something went wrong. Terminal if [`Error::is_fatal`].
+    Error(Error),
+}
+
+impl LockEvent {
+    /// Whether the stream ends after this event.
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            LockEvent::Acquired(_) | LockEvent::Locked(_) | LockEvent::Status(_) => false,
+            LockEvent::Completed(_) | LockEvent::MaxAttempts(_) | LockEvent::Failed(_) => true,
+            LockEvent::Error(error) => error.is_fatal(),
+        }
+    }
+}
+
+/// Somebody else holds the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Locked {
+    /// The attempt it is at, from 1.
+    pub attempt: u32,
+    /// The run's bound on attempts.
+    pub max_attempts: u32,
+    /// The holder's label.
+    pub holder: String,
+    /// The rest of its lease, or of the time it has to confirm a hand-over, when the news was sent.
+    pub remaining: Duration,
+    /// Our place in the waiting line, from 0, if the server has just told us.
+    pub position: Option<u64>,
+}
+
+/// The work is complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Completed {
+    /// Who completed it.
+    pub holder: String,
+    /// At which attempt, from 1.
+    pub attempt: u32,
+    /// What it was completed with; empty after a plain [`WorkGuard::done`].
+    pub result: Bytes,
+}
+
+/// The run was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MaxAttempts {
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// Who made the last one.
+    pub holder: String,
+    /// How the last one ended.
+    pub reason: Reason,
+}
+
+/// Our own attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Failed {
+    /// Which one, from 1.
+    pub attempt: u32,
+    /// How it ended.
+    pub reason: Reason,
+}
+
+/// How an attempt ended without completing the work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The guard was dropped.
+    Dropped,
+    /// The guard was dropped while panicking.
+    Panicked,
+    /// The holder said why.
+    Failed(String),
+    /// The lease ended.
+    Expired,
+    /// The holder passed it on; it was not counted.
+    HandedOver,
+    /// The record was removed, or lost by the server.
+    Lost,
+    /// The server gave no answer: the attempt may have been settled or not.
+    Unknown,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Dropped => "dropped",
+            Reason::Panicked => "panicked",
+            Reason::Failed(text) => text,
+            Reason::Expired => "expired",
+            Reason::HandedOver => "handed over",
+            Reason::Lost => "lost",
+            Reason::Unknown => "unknown",
+        })
+    }
+}
+
+impl From<&Previous> for Reason {
+    fn from(previous: &Previous) -> Self {
+        match previous.cause {
+            Cause::Dropped => Reason::Dropped,
+            Cause::Panicked => Reason::Panicked,
+            Cause::Failed => Reason::Failed(previous.reason.clone()),
+            Cause::Expired => Reason::Expired,
+            Cause::HandedOver => Reason::HandedOver,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What the hub is asked, and what it tells.
+
+use std::sync::Arc;
+
+use futures::channel::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::{Grant, Lease, Terms};
+use crate::error::{Error, SettleError};
+use crate::event::{Completed, Failed, Locked, MaxAttempts};
+use crate::store::Outcome;
+use crate::store::key::Key;
+
+/// Tells participations in one process apart, in the order in which they joined.
+pub(super) type Id = u64;
+
+pub(super) enum Message {
+    Join {
+        key: Key,
+        id: Id,
+        terms: Arc<Terms>,
+        mailbox: UnboundedSender<Update>,
+    },
+    Leave {
+        key: Key,
+        id: Id,
+    },
+    /// Restart a lease, which also confirms a grant that was handed over.
+    Confirm(Arc<Lease>),
+    /// A grant that nobody began to work on.
+    Return(Arc<Lease>),
+    Settle(Settlement),
+    /// Answered with the tracker of everything asked so far.
+    Drain(oneshot::Sender<TaskTracker>),
+}
+
+/// The end of a grant, as its holder wants it.
+#[derive(Debug)]
+pub(super) struct Settlement {
+    pub(super) lease: Arc<Lease>,
+    pub(super) outcome: Outcome,
+    /// Dropped unanswered when the runtime dies.
+    pub(super) reply: Option<oneshot::Sender<Result<(), SettleError>>>,
+}
+
+/// What a participant is told.
+#[derive(Debug)]
+pub(crate) enum Update {
+    Locked(Locked),
+    Granted(Grant),
+    Confirmed,
+    /// The lease is over by our clock; it may still be settled in time.
+    Lapsed,
+    /// Somebody else has it, or the record is gone.
+    Lost,
+    /// Its own grant was settled.
+    Settled(Ended),
+    /// Somebody else ended the run.
+    Ended(Ended),
+    Error(Error),
+}
+
+/// How a participation ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Completed(Completed),
+    MaxAttempts(MaxAttempts),
+    Failed(Failed),
+}

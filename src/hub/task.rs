@@ -1,0 +1,281 @@
+//! The hub's task: carries what participants ask to the store, and what the store says to the
+//! [`Run`]s.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::task::TaskTracker;
+use tokio_util::time::DelayQueue;
+use tokio_util::time::delay_queue;
+
+use super::WeakHandle;
+use super::message::Message;
+use super::run::{Call, Effect, Run};
+use crate::error::Error;
+use crate::store::key::Key;
+use crate::store::{Heard, Reply, Store};
+
+/// How often the subscriber connection is asked whether it still hears.
+const PING: Duration = Duration::from_millis(500);
+
+/// No timer is set further ahead: the queue has a bound, and looking again is free.
+const FAR: Duration = Duration::from_secs(3_600);
+
+/// Messages taken from the inbox at once.
+const BATCH: usize = 64;
+
+/// Runs until no handle is left and everything asked is answered.
+pub(super) async fn run<S: Store>(
+    mut store: S,
+    mut inbox: mpsc::UnboundedReceiver<Message>,
+    handle: WeakHandle,
+) {
+    let mut heard = store.hear();
+    let mut hub = Hub {
+        store,
+        handle,
+        runs: HashMap::new(),
+        timers: DelayQueue::new(),
+        in_flight: FuturesUnordered::new(),
+        watched: 0,
+        hearing: true,
+        pinging: false,
+        tracker: TaskTracker::new(),
+    };
+    let mut pings = tokio::time::interval(PING);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut open = true;
+    let mut hears = true;
+
+    while open || !hub.is_idle() {
+        tokio::select! {
+            taken = inbox.recv_many(&mut batch, BATCH), if open => {
+                open = taken > 0;
+                for message in batch.drain(..) {
+                    hub.asked(message);
+                }
+            }
+            Some(done) = hub.in_flight.next(), if !hub.in_flight.is_empty() => hub.done(done),
+            news = heard.next(), if hears => match news {
+                Some(news) => hub.heard(news),
+                None => hears = false,
+            },
+            Some(due) = hub.timers.next(), if !hub.timers.is_empty() => {
+                hub.fire(&due.into_inner());
+            }
+            _ = pings.tick(), if hub.wants_ping() => hub.ping(),
+        }
+    }
+    hub.store.close().await;
+}
+
+struct Hub<S> {
+    store: S,
+    handle: WeakHandle,
+    /// By channel, which is what messages name.
+    runs: HashMap<Arc<str>, Entry>,
+    timers: DelayQueue<Arc<str>>,
+    in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// How many keys are subscribed to.
+    watched: usize,
+    /// Whether the subscriber answered its last ping.
+    hearing: bool,
+    pinging: bool,
+    /// Every call holds a token of it until it is answered; what follows from it takes that over.
+    tracker: TaskTracker,
+}
+
+struct Entry {
+    key: Key,
+    run: Run,
+    timer: Option<(Instant, delay_queue::Key)>,
+}
+
+/// What comes back from the store.
+enum Done {
+    Call(Key, Call, Instant, Result<Reply, Error>),
+    Watch(Key, Result<(), Error>),
+    Unwatch(Key),
+    Ping(Result<(), Error>),
+}
+
+impl<S: Store> Hub<S> {
+    fn is_idle(&self) -> bool {
+        self.runs.is_empty() && self.in_flight.is_empty()
+    }
+
+    fn asked(&mut self, message: Message) {
+        let now = Instant::now();
+        match message {
+            Message::Join { key, id, terms, mailbox } => {
+                self.with(&key, |run, _, effects| run.join(id, terms, mailbox, effects));
+            }
+            Message::Leave { key, id } => {
+                self.with_known(&key, |run, _, effects| run.leave(id, now, effects));
+            }
+            Message::Confirm(lease) => {
+                let key = lease.key.clone();
+                self.with(&key, |run, _, effects| run.confirm(lease, now, effects));
+            }
+            Message::Return(lease) => {
+                self.with(&lease.key, |run, _, effects| run.give_back(&lease, now, effects));
+            }
+            Message::Settle(settlement) => {
+                let key = settlement.lease.key.clone();
+                self.with(&key, |run, _, effects| run.settle(settlement, now, effects));
+            }
+            Message::Drain(drained) => {
+                let tracker = std::mem::take(&mut self.tracker);
+                tracker.close();
+                // Whoever asked may have stopped waiting.
+                let _ = drained.send(tracker);
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = Instant::now();
+        match done {
+            Done::Call(key, call, sent, result) => {
+                self.with_known(&key, |run, hub, effects| {
+                    run.answered(call, result, sent, now, hub, effects);
+                });
+            }
+            Done::Watch(key, result) => {
+                self.with_known(&key, |run, _, effects| run.watched(result, now, effects));
+            }
+            Done::Unwatch(key) => self.with_known(&key, |run, _, effects| run.unwatched(effects)),
+            Done::Ping(result) => {
+                self.pinging = false;
+                let hearing = result.is_ok();
+                if hearing != self.hearing {
+                    self.missed(hearing);
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Message { channel, frame } => {
+                if let Some(entry) = self.runs.get(&channel) {
+                    let (key, now) = (entry.key.clone(), Instant::now());
+                    self.with_known(&key, |run, hub, effects| run.heard(frame, now, hub, effects));
+                }
+            }
+            Heard::Gap => self.missed(self.hearing),
+            Heard::Disconnected => self.missed(false),
+            Heard::Reconnected => {
+                self.hearing = true;
+                self.with_all(Run::resubscribe);
+            }
+        }
+    }
+
+    fn missed(&mut self, hearing: bool) {
+        self.hearing = hearing;
+        self.with_all(|run, effects| run.missed(hearing, effects));
+    }
+
+    fn fire(&mut self, channel: &Arc<str>) {
+        let Some(entry) = self.runs.get_mut(channel) else {
+            return;
+        };
+        entry.timer = None;
+        let (key, now) = (entry.key.clone(), Instant::now());
+        self.with_known(&key, |run, _, effects| run.fire(now, effects));
+    }
+
+    fn wants_ping(&self) -> bool {
+        !self.pinging && self.watched > 0
+    }
+
+    fn ping(&mut self) {
+        self.pinging = true;
+        let store = self.store.clone();
+        self.in_flight.push(async move { Done::Ping(store.ping().await) }.boxed());
+    }
+
+    fn with_all(&mut self, act: impl Fn(&mut Run, &mut Vec<Effect>)) {
+        let keys: Vec<Key> = self.runs.values().map(|entry| entry.key.clone()).collect();
+        for key in keys {
+            self.with_known(&key, |run, _, effects| act(run, effects));
+        }
+    }
+
+    /// Acts on a key's run, beginning one if there is none.
+    fn with(&mut self, key: &Key, act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>)) {
+        let hearing = self.hearing;
+        self.runs.entry(key.channel().clone()).or_insert_with(|| Entry {
+            key: key.clone(),
+            run: Run::new(key.clone(), hearing),
+            timer: None,
+        });
+        self.with_known(key, act);
+    }
+
+    /// Acts on a key's run if there is one, does what follows, and sets its timer.
+    fn with_known(
+        &mut self,
+        key: &Key,
+        act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>),
+    ) {
+        let Some(entry) = self.runs.get_mut(key.channel()) else {
+            return;
+        };
+        let mut effects = Vec::new();
+        self.watched -= usize::from(entry.run.is_watched());
+        act(&mut entry.run, &self.handle, &mut effects);
+        self.watched += usize::from(entry.run.is_watched());
+
+        let deadline = entry.run.deadline();
+        if deadline != entry.timer.as_ref().map(|(at, _)| *at) {
+            if let Some((_, timer)) = entry.timer.take() {
+                self.timers.remove(&timer);
+            }
+            entry.timer = deadline.map(|at| {
+                let capped = at.min(Instant::now() + FAR);
+                (capped, self.timers.insert_at(key.channel().clone(), capped))
+            });
+        }
+        if entry.run.is_over() {
+            self.runs.remove(key.channel());
+        }
+        for effect in effects {
+            self.carry_out(key, effect);
+        }
+    }
+
+    fn carry_out(&mut self, key: &Key, effect: Effect) {
+        let (store, key) = (self.store.clone(), key.clone());
+        let doing = match effect {
+            Effect::Call(mut call) => {
+                call.ticket.get_or_insert_with(|| self.tracker.token());
+                async move {
+                    let sent = Instant::now();
+                    let result = store.apply(&key, &call.op).await;
+                    Done::Call(key, call, sent, result)
+                }
+                .boxed()
+            }
+            Effect::Watch => async move {
+                let result = store.watch(&key).await;
+                Done::Watch(key, result)
+            }
+            .boxed(),
+            Effect::Unwatch => async move {
+                store.unwatch(&key).await;
+                Done::Unwatch(key)
+            }
+            .boxed(),
+        };
+        self.in_flight.push(doing);
+    }
+}

@@ -1,0 +1,151 @@
+//! The transitions of a run, each one atomic, behind one trait with two implementations.
+
+pub(crate) mod key;
+pub(crate) mod memory;
+pub(crate) mod record;
+pub(crate) mod redis;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use key::Key;
+use record::{Frame, Record, Token};
+
+/// One transition. Durations are in whole milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Take the key, or join its waiting line.
+    Claim {
+        /// Who claims; one grant a token.
+        token: Token,
+        /// The holder's label.
+        label: Arc<str>,
+        /// The lease, should it be granted.
+        lease: u64,
+        /// The run's bound on attempts, should this begin one.
+        max_attempts: u32,
+        /// The run's retention, should this begin one.
+        retention: u64,
+    },
+    /// End a grant.
+    Settle {
+        /// The grant, by its fencing token.
+        fence: u64,
+        /// How it ends.
+        outcome: Outcome,
+        /// How long a successor has to confirm.
+        window: u64,
+    },
+    /// Restart a grant's lease; confirms it if it was handed over.
+    Renew {
+        /// The grant, by its fencing token.
+        fence: u64,
+        /// The new lease.
+        lease: u64,
+        /// What to leave for a successor; `None` keeps what there is.
+        checkpoint: Option<Bytes>,
+    },
+    /// Leave: the line, or a grant that nobody has begun to work on.
+    Withdraw {
+        /// Who leaves.
+        token: Token,
+        /// The label it claimed with.
+        label: Arc<str>,
+        /// How long a successor has to confirm.
+        window: u64,
+    },
+    /// Read the record; changes nothing.
+    Inspect,
+}
+
+/// How a grant ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The work is complete; the bytes are its result.
+    Done(Bytes),
+    /// The attempt failed and counts.
+    Fail(Failure),
+    /// The attempt failed and no other shall be made.
+    FailPermanently(String),
+    /// The attempt goes to another holder and does not count.
+    HandOff,
+}
+
+/// How an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The guard was dropped.
+    Dropped,
+    /// The guard was dropped while panicking.
+    Panicked,
+    /// The holder said why.
+    Reason(String),
+}
+
+/// What a store answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// `Claim`: the token holds the key. Others: it was done as asked. `Inspect`: always.
+    pub ok: bool,
+    /// The record after the operation.
+    pub frame: Frame,
+    /// The claimer's place in the waiting line, from 0; for `Inspect` the line's length.
+    pub position: Option<u64>,
+}
+
+/// What a subscriber hears.
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// A transition, on the channel of its key.
+    Message {
+        /// The key's channel.
+        channel: Arc<str>,
+        /// The record after the transition; `None` when it could not be read.
+        frame: Option<Frame>,
+    },
+    /// Messages may have been missed; the subscriptions stand.
+    Gap,
+    /// The connection is lost, and what is said from now on is missed.
+    Disconnected,
+    /// The connection is back, or a slot has moved: subscribe again.
+    Reconnected,
+}
+
+/// Where runs are kept.
+///
+/// Every operation is atomic, idempotent by its token or fencing token, and publishes what it
+/// changed to the watchers of the key.
+pub trait Store: Debug + Clone + Send + Sync + 'static {
+    /// Carries out one transition.
+    fn apply(&self, key: &Key, op: &Op) -> impl Future<Output = Result<Reply, Error>> + Send;
+
+    /// Begins to hear a key's transitions; all that happen after it resolves are heard.
+    fn watch(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Stops hearing a key's transitions.
+    fn unwatch(&self, key: &Key) -> impl Future<Output = ()> + Send;
+
+    /// Resolves once everything published before the call has been heard.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be known: the subscriber may be cut off.
+    fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What is heard on all watched keys. There is one hearer a store.
+    fn hear(&mut self) -> impl futures::Stream<Item = Heard> + Send + Unpin + 'static;
+
+    /// Ends the connections.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Reply {
+    /// The record the operation left, if the key has one.
+    pub fn record(&self) -> Option<&Record> {
+        self.frame.record.as_ref()
+    }
+}

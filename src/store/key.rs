@@ -1,0 +1,176 @@
+//! The name of a unit of work, and the names derived from it on the server.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use fred::util::redis_keyslot;
+
+use crate::error::KeyError;
+
+/// The name of one unit of work: any bytes, from 1 to [`Key::MAX_LEN`] of them.
+///
+/// On the server the record lies under exactly this name. Two more names are derived from it, the
+/// waiting line `{key}:line` and the channel `{key}:events`; the braces are Redis Cluster's [hash
+/// tag], which keeps all three in one slot. A key that brings a hash tag of its own (`jobs:{7}`)
+/// keeps it: `jobs:{7}:line`.
+///
+/// Cloning is cheap.
+///
+/// [hash tag]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags
+///
+/// # Examples
+///
+/// ```
+/// use redis_locking_worker::{Key, KeyError};
+///
+/// assert_eq!(Key::new("nightly-report")?.to_string(), "nightly-report");
+/// assert!(matches!(Key::new(""), Err(KeyError::Empty)));
+/// assert!(matches!(Key::new("a}b"), Err(KeyError::NotColocatable { .. })));
+/// # Ok::<(), KeyError>(())
+/// ```
+#[derive(Clone)]
+pub struct Key(Arc<Names>);
+
+struct Names {
+    key: bytes::Bytes,
+    line: bytes::Bytes,
+    /// Text, because the client library reads channel names as text.
+    channel: Arc<str>,
+    slot: u16,
+}
+
+impl Key {
+    /// The longest key, in bytes.
+    pub const MAX_LEN: usize = 65_535;
+
+    /// Checks a name.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] when it is empty, longer than [`Key::MAX_LEN`], or contains `}` without a hash
+    /// tag of its own, so that no derived name could share its slot in a cluster.
+    pub fn new(key: impl AsRef<[u8]>) -> Result<Self, KeyError> {
+        let key = key.as_ref();
+        if key.is_empty() {
+            return Err(KeyError::Empty);
+        }
+        if key.len() > Self::MAX_LEN {
+            return Err(KeyError::TooLong {
+                len: key.len(),
+                max: Self::MAX_LEN,
+            });
+        }
+        let tagged = if has_hash_tag(key) {
+            key.to_vec()
+        } else if key.contains(&b'}') {
+            return Err(KeyError::NotColocatable { key: show(key) });
+        } else {
+            [b"{", key, b"}"].concat()
+        };
+        let slot = redis_keyslot(key);
+        let channel = match std::str::from_utf8(&tagged) {
+            Ok(tagged) => format!("{tagged}:events"),
+            Err(_) => format!("{{{}}}:{}:events", tag_of(slot), key.escape_ascii()),
+        };
+        Ok(Self(Arc::new(Names {
+            key: bytes::Bytes::copy_from_slice(key),
+            line: [&tagged[..], b":line"].concat().into(),
+            channel: channel.into(),
+            slot,
+        })))
+    }
+
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0.key
+    }
+
+    pub(crate) fn bytes(&self) -> &bytes::Bytes {
+        &self.0.key
+    }
+
+    pub(crate) fn line(&self) -> &bytes::Bytes {
+        &self.0.line
+    }
+
+    /// Where the key's transitions are published; one key, one channel.
+    pub(crate) fn channel(&self) -> &Arc<str> {
+        &self.0.channel
+    }
+
+    pub(crate) fn slot(&self) -> u16 {
+        self.0.slot
+    }
+
+    /// The names this key uses on the server: record, line, channel.
+    #[doc(hidden)]
+    pub fn server_names(&self) -> [&[u8]; 3] {
+        [&self.0.key, &self.0.line, self.0.channel.as_bytes()]
+    }
+}
+
+/// Whether Redis Cluster hashes only a part of this key.
+fn has_hash_tag(key: &[u8]) -> bool {
+    let Some(open) = key.iter().position(|b| *b == b'{') else {
+        return false;
+    };
+    let rest = &key[open + 1..];
+    rest.iter().position(|b| *b == b'}').is_some_and(|close| close > 0)
+}
+
+/// A short text in the given slot: the first decimal number that hashes there. About 16,384 tries
+/// on average, for keys that are not UTF-8 only.
+fn tag_of(slot: u16) -> String {
+    (0u64..)
+        .map(|n| n.to_string())
+        .find(|tag| redis_keyslot(tag.as_bytes()) == slot)
+        .expect("CRC16 of the decimal numbers reaches each of the 16,384 slots")
+}
+
+/// Bytes for people: as they are when they are text, escaped otherwise.
+fn show(key: &[u8]) -> String {
+    match std::str::from_utf8(key) {
+        Ok(text) => text.to_owned(),
+        Err(_) => key.escape_ascii().to_string(),
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&show(&self.0.key))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({:?})", show(&self.0.key))
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_text_in_the_slot_of_its_key() {
+        let key = Key::new([0xff, 0xfe, b'x']).unwrap();
+        assert_eq!(redis_keyslot(key.channel().as_bytes()), key.slot());
+        assert_eq!(redis_keyslot(key.line()), key.slot());
+        assert!(key.channel().ends_with(r":\xff\xfex:events"));
+    }
+}

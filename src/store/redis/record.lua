@@ -1,0 +1,134 @@
+-- What every script shares: the clock, the record's text form, and how a change is kept and told.
+-- KEYS[1] the record, KEYS[2] the waiting line, KEYS[3] the channel: all in one slot.
+-- Every script answers {ok (1 or 0), frame, position in the line from 0 or -1}.
+-- src/store/record.rs describes the record's text form.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now / 1000)
+
+-- Lua would write 1e14 and above with an exponent.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+local HEADER = '^lw1 (%l+) attempt=(%d+)/(%d+) fence=(%d+) renewal=(%d+) until=(%d+) retention=(%d+)'
+  .. ' owner=(%S+) last=(%S+) previous=(%d+):(%S+) sizes=(%d+),(%d+),(%d+),(%d+),(%d+)\n()'
+
+local record_text = ''
+
+-- The key's record, or nil if there is none. Fails, before anything was written, on a key of
+-- another type and on a text that is no record of this version.
+local function load()
+  local text = redis.call('GET', KEYS[1])
+  if not text then
+    return nil
+  end
+  local r = {}
+  local s1, s2, s3, s4, s5, at
+  r.state, r.attempt, r.max, r.fence, r.renewal, r.ends, r.retention, r.owner, r.last,
+    r.previous, r.cause, s1, s2, s3, s4, s5, at = string.match(text, HEADER)
+  if not at then
+    error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'no record') })
+  end
+  for _, name in ipairs({ 'attempt', 'max', 'fence', 'renewal', 'ends', 'retention' }) do
+    r[name] = tonumber(r[name])
+  end
+  local function payload(size)
+    local from = at
+    at = at + size + 1
+    return string.sub(text, from, at - 2)
+  end
+  r.holder, r.previous_holder, r.reason = payload(s1), payload(s2), payload(s3)
+  r.checkpoint, r.result = payload(s4), payload(s5)
+  if at ~= #text + 1 then
+    error({ err = 'LWFORMAT lw1 (sizes)' })
+  end
+  record_text = text
+  return r
+end
+
+local function encode(r)
+  return table.concat({
+    'lw1 ', r.state,
+    ' attempt=', int(r.attempt), '/', int(r.max),
+    ' fence=', int(r.fence),
+    ' renewal=', int(r.renewal),
+    ' until=', int(r.ends),
+    ' retention=', int(r.retention),
+    ' owner=', r.owner,
+    ' last=', r.last,
+    ' previous=', r.previous, ':', r.cause,
+    ' sizes=', #r.holder, ',', #r.previous_holder, ',', #r.reason, ',', #r.checkpoint, ',', #r.result,
+    '\n', r.holder, '\n', r.previous_holder, '\n', r.reason, '\n', r.checkpoint, '\n', r.result, '\n',
+  })
+end
+
+local function owned(r)
+  return r.state == 'held' or r.state == 'granted'
+end
+
+local function over(r)
+  return now_ms >= r.ends
+end
+
+local function frame()
+  return int(now) .. ' ' .. record_text
+end
+
+-- How long the record lives from now: a lease is remembered for the retention after its end.
+local function life(r)
+  return owned(r) and r.ends - now_ms + r.retention or r.retention
+end
+
+-- The only place that writes a record. It publishes last: whoever hears it can rely on it.
+local function save(r)
+  record_text = encode(r)
+  redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))
+  redis.call('PEXPIRE', KEYS[2], int(life(r)))
+  redis.call('SPUBLISH', KEYS[3], frame())
+end
+
+local function reply(ok, position)
+  return { ok, frame(), position or -1 }
+end
+
+-- The attempt before the next one.
+local function remember(r, cause, reason)
+  r.previous, r.cause, r.previous_holder, r.reason = int(r.attempt), cause, r.holder, reason
+end
+
+-- Nobody owns it from here on, and the last owner's token is refused.
+local function disown(r)
+  if r.owner ~= '-' then
+    r.last = r.owner
+  end
+  r.owner, r.holder = '-', ''
+end
+
+local function grant(r, state, attempt, token, label, lease)
+  disown(r)
+  r.state, r.attempt, r.owner, r.holder = state, attempt, token, label
+  r.fence, r.renewal = math.max(r.fence + 1, now), 0
+  r.ends = now_ms + lease
+end
+
+-- Gives up: no further attempt, and nobody waits.
+local function exhaust(r)
+  disown(r)
+  r.state, r.ends = 'exhausted', now_ms + r.retention
+  redis.call('DEL', KEYS[2])
+  save(r)
+end
+
+-- Passes the grant to the head of the line as the given attempt, or leaves that attempt to be made.
+local function pass_on(r, attempt, window)
+  local head = redis.call('ZPOPMIN', KEYS[2])[1]
+  if head then
+    grant(r, 'granted', attempt, string.sub(head, 1, 32), string.sub(head, 33), window)
+  else
+    disown(r)
+    r.state, r.attempt, r.ends = 'open', attempt - 1, now_ms + r.retention
+  end
+  save(r)
+end

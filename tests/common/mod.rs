@@ -1,0 +1,237 @@
+//! Real servers for the tests, started as child processes on free ports of 127.0.0.1.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod bench;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::interfaces::ClientLike;
+use fred::types::config::{Config, ReconnectPolicy, ServerConfig};
+use fred::types::{Builder as FredBuilder, ClusterHash, CustomCommand, Value};
+use futures::StreamExt;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use redis_locking_worker::{Acquire, Builder, LockEvent, LockingWorker, WorkGuard};
+use tempfile::TempDir;
+
+/// How long anything that must happen may take: far more than it does.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A `redis-server` of this test's own, ended with it.
+pub struct Server {
+    pub port: u16,
+    child: Option<Child>,
+    args: Vec<String>,
+    dir: TempDir,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub fn start_with(args: &[&str]) -> Self {
+        let mut server = Self {
+            port: 0,
+            child: None,
+            args: args.iter().map(ToString::to_string).collect(),
+            dir: TempDir::new().expect("a temporary directory"),
+        };
+        // A port found free may be taken before the server binds it: then it exits, and so again.
+        for _ in 0..20 {
+            server.port = free_port();
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("redis-server found no free port in 20 tries");
+    }
+
+    /// Starts the same server again, on its port and in its directory.
+    pub fn restart(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.launch() {
+            assert!(Instant::now() < until, "redis-server does not start again");
+        }
+    }
+
+    fn launch(&mut self) -> bool {
+        let child = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .arg("--dir")
+            .arg(self.dir.path())
+            .args(&self.args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("redis-server on PATH (scripts/test.sh installs it)");
+        let child = self.child.insert(child);
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            if child.try_wait().expect("a child").is_some() {
+                return false;
+            }
+            if answers(self.port) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        panic!("redis-server does not answer on port {}", self.port);
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A worker on this server, by its address.
+    pub fn builder(&self, key: &str) -> Builder {
+        LockingWorker::builder(key).host("127.0.0.1").port(self.port)
+    }
+
+    /// A connected client that behaves as the crate asks of a caller's.
+    pub async fn client(&self) -> Client {
+        let config = Config {
+            server: ServerConfig::new_centralized("127.0.0.1", self.port),
+            ..Config::default()
+        };
+        let policy = ReconnectPolicy::new_constant(0, 20);
+        let client = FredBuilder::from_config(config).set_policy(policy).build().unwrap();
+        client.init().await.unwrap();
+        client
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("a running server");
+        kill(Pid::from_raw(child.id() as i32), signal).expect("a child to signal");
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // A stopped process dies of SIGKILL too.
+            child.kill().expect("a child to kill");
+            child.wait().expect("a child to wait for");
+        }
+    }
+
+    /// Every command of clients that the server sees from now on, as `MONITOR` tells them.
+    pub fn monitor(&self) -> Monitor {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"MONITOR\r\n").unwrap();
+        let mut lines = BufReader::new(stream);
+        let mut ok = String::new();
+        lines.read_line(&mut ok).unwrap();
+        assert_eq!(ok, "+OK\r\n");
+        Monitor { lines, port: self.port }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub struct Monitor {
+    lines: BufReader<TcpStream>,
+    port: u16,
+}
+
+impl Monitor {
+    /// The names of the commands that clients sent until now, those inside scripts and the
+    /// connections' own (`PING`, and this method's mark) left out.
+    pub fn commands(&mut self) -> Vec<String> {
+        let mark = format!("mark-{}", rand_number());
+        let mut client = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(client, "ECHO {mark}\r\n").unwrap();
+        let mut commands = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.lines.read_line(&mut line).unwrap();
+            if line.contains(&mark) {
+                return commands;
+            }
+            // +1339518083.107412 [0 127.0.0.1:60866] "evalsha" "…"
+            let (head, command) = line.split_once("] ").expect("a line of MONITOR");
+            let name = command.split('"').nth(1).unwrap().to_uppercase();
+            if !head.ends_with(" lua") && name != "PING" {
+                commands.push(name);
+            }
+        }
+    }
+}
+
+fn rand_number() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+}
+
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+fn answers(port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut answer = String::new();
+    stream.write_all(b"PING\r\n").is_ok()
+        && BufReader::new(stream).read_line(&mut answer).is_ok()
+        // With a password set it answers -NOAUTH, which is an answer too.
+        && (answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
+}
+
+/// Sends any command; the first argument after its name decides the cluster's node.
+pub async fn command<const N: usize>(client: &Client, command: [&[u8]; N]) -> Value {
+    let name = String::from_utf8(command[0].to_vec()).unwrap();
+    let args: Vec<Value> = command[1..].iter().map(|arg| (*arg).into()).collect();
+    let custom = CustomCommand::new(name, ClusterHash::FirstKey, false);
+    client.custom(custom, args).await.unwrap()
+}
+
+/// The next event, or a failed test when none comes.
+pub async fn next(stream: &mut Acquire) -> LockEvent {
+    let event = tokio::time::timeout(PATIENCE, stream.next()).await;
+    event.expect("an event in time").expect("another event")
+}
+
+/// Reads on to an event, passing over others.
+#[macro_export]
+macro_rules! until {
+    ($stream:expr, $pattern:pat => $value:expr) => {
+        loop {
+            match $crate::common::next(&mut $stream).await {
+                $pattern => break $value,
+                event if event.is_terminal() => panic!("ended early: {event:?}"),
+                _ => {}
+            }
+        }
+    };
+}
+
+/// Reads on to the guard.
+pub async fn acquired(stream: &mut Acquire) -> WorkGuard {
+    until!(*stream, LockEvent::Acquired(guard) => guard)
+}
+
+/// Reads on to the news that somebody else holds the key, and so waits in line.
+pub async fn locked(stream: &mut Acquire) -> redis_locking_worker::Locked {
+    until!(*stream, LockEvent::Locked(locked) => locked)
+}
+
+/// Reads on to the terminal event, and checks that nothing follows it.
+pub async fn end(stream: &mut Acquire) -> LockEvent {
+    loop {
+        let event = next(stream).await;
+        if event.is_terminal() {
+            assert!(stream.next().await.is_none());
+            assert!(stream.next().await.is_none(), "None for ever");
+            return event;
+        }
+    }
+}
