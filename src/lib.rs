@@ -1,5 +1,6 @@
 //! One piece of work, a fleet of processes: each wants to do it, one does.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod acquire;
 mod builder;

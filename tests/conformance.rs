@@ -1,0 +1,8 @@
+//! What every store promises, run on the memory store (on the paused clock) and on a real server.
+
+mod common;
+
+#[path = "conformance/events.rs"]
+mod events;
+#[path = "conformance/transitions.rs"]
+mod transitions;
