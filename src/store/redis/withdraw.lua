@@ -8,4 +8,5 @@ if r and owned(r) and r.owner == token then
   pass_on(r, r.attempt, window)
   return reply(1)
 end
-return reply(waited)
+-- A line without its record is nobody's.
+return reply(r and waited or 0)

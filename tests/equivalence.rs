@@ -1,0 +1,272 @@
+//! The scripts against the memory store: the same random operations on both, every answer compared.
+//!
+//! `PROPTEST_CASES` sets the number of cases, 1,000 by default.
+
+mod common;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use redis_locking_worker::Key;
+use redis_locking_worker::internals::{Failure, Op, Outcome, Reply, Token};
+use tokio::runtime::Runtime;
+
+use common::bench::{Bench, MemoryBench, RedisBench};
+
+const OPERATIONS: usize = 60;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Claim { who: u8, lease: u64, max_attempts: u32, retention: u64 },
+    Settle { grant: Grant, outcome: Outcome, window: u64 },
+    Renew { grant: Grant, lease: u64, checkpoint: Option<Vec<u8>> },
+    Withdraw { who: u8, window: u64 },
+    Inspect,
+    Pass(u64),
+    Lose,
+}
+
+/// Which fencing token an operation names.
+#[derive(Clone, Debug)]
+enum Grant {
+    /// The last one granted.
+    Latest,
+    /// Any that was granted in this case.
+    Some(Index),
+    Number(u64),
+}
+
+/// Times are multiples of 5 s, so that the real time that a case takes cannot decide what the
+/// server has forgotten.
+fn span() -> impl Strategy<Value = u64> {
+    (1..6u64).prop_map(|n| n * 5_000)
+}
+
+fn grant() -> impl Strategy<Value = Grant> {
+    prop_oneof![
+        6 => Just(Grant::Latest),
+        2 => any::<Index>().prop_map(Grant::Some),
+        1 => any::<u32>().prop_map(|number| Grant::Number(number.into())),
+    ]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        2 => vec(any::<u8>(), 0..40).prop_map(|result| Outcome::Done(result.into())),
+        3 => Just(Outcome::Fail(Failure::Dropped)),
+        2 => Just(Outcome::Fail(Failure::Panicked)),
+        3 => any::<String>().prop_map(|reason| Outcome::Fail(Failure::Reason(reason))),
+        1 => any::<String>().prop_map(Outcome::FailPermanently),
+        3 => Just(Outcome::HandOff),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..5u8;
+    prop_oneof![
+        12 => (who.clone(), span(), 1..5u32, span()).prop_map(|(who, lease, max_attempts, retention)| {
+            Step::Claim { who, lease, max_attempts, retention }
+        }),
+        6 => (grant(), outcome(), span()).prop_map(|(grant, outcome, window)| {
+            Step::Settle { grant, outcome, window }
+        }),
+        3 => (grant(), span(), proptest::option::of(vec(any::<u8>(), 0..40))).prop_map(
+            |(grant, lease, checkpoint)| Step::Renew { grant, lease, checkpoint }
+        ),
+        3 => (who, span()).prop_map(|(who, window)| Step::Withdraw { who, window }),
+        1 => Just(Step::Inspect),
+        5 => select(vec![5_000, 10_000, 20_000]).prop_map(Step::Pass),
+        1 => Just(Step::Lose),
+    ]
+}
+
+/// Any bytes, and any text, that can be a key.
+fn key() -> impl Strategy<Value = Key> {
+    let bytes = prop_oneof![
+        vec(any::<u8>(), 1..20),
+        any::<String>().prop_map(String::into_bytes),
+        vec(select(b"ab{}\n\r \0".to_vec()), 1..8),
+    ];
+    bytes.prop_filter_map("no key", |bytes| Key::new(bytes).ok())
+}
+
+/// What a case is: two keys, five workers' labels, and what happens.
+fn case() -> impl Strategy<Value = (Vec<Key>, Vec<String>, Vec<(bool, Step)>)> {
+    (
+        vec(key(), 2),
+        vec(".{0,12}", 5),
+        vec((any::<bool>(), step()), OPERATIONS),
+    )
+}
+
+struct Both {
+    /// Two runtimes: a paused clock would run ahead of a server's answers.
+    paused: Runtime,
+    real: Runtime,
+    memory: MemoryBench,
+    redis: RedisBench,
+}
+
+impl Both {
+    fn new(edit: impl Fn(String) -> String) -> Self {
+        let mut paused = tokio::runtime::Builder::new_current_thread();
+        let paused = paused.enable_time().start_paused(true).build().unwrap();
+        let mut real = tokio::runtime::Builder::new_multi_thread();
+        let real = real.worker_threads(1).enable_all().build().unwrap();
+        let memory = paused.block_on(async { MemoryBench::new() });
+        let now = paused.block_on(async { memory.now() });
+        let redis = real.block_on(RedisBench::with_scripts(now, edit));
+        Self { paused, real, memory, redis }
+    }
+
+    /// Begins with nothing, at the same time on both.
+    fn reset(&mut self, keys: &[Key]) {
+        self.real.block_on(self.redis.flush());
+        for key in keys {
+            self.paused.block_on(self.memory.lose(key));
+        }
+    }
+
+    fn apply(&mut self, key: &Key, op: &Op) -> Result<Reply, TestCaseError> {
+        let expected = self.paused.block_on(self.memory.apply(key, op));
+        let actual = self.real.block_on(self.redis.apply(key, op));
+        prop_assert_eq!(&actual, &expected, "scripts against memory, {:?}", op);
+        Ok(expected)
+    }
+
+    /// What is kept beside the record: how long it lives, and who waits.
+    fn compare_lives(&mut self, key: &Key) -> Result<(), TestCaseError> {
+        let expected = self.paused.block_on(self.memory.life(key));
+        let actual = self.real.block_on(self.redis.life(key));
+        match (actual, expected) {
+            (Some((actual, line)), Some((expected, expected_line))) => {
+                prop_assert_eq!(line, expected_line);
+                prop_assert!(actual.abs_diff(expected) < 4_000, "{} against {}", actual, expected);
+            }
+            (actual, expected) => prop_assert_eq!(actual.map(|_| ()), expected.map(|_| ())),
+        }
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        keys: &[Key],
+        labels: &[String],
+        steps: &[(bool, Step)],
+    ) -> Result<(), TestCaseError> {
+        self.reset(keys);
+        let labels: Vec<Arc<str>> = labels.iter().map(|label| label.as_str().into()).collect();
+        // A worker that has had a grant draws a new token, as a stream does; now and then the old
+        // one comes again, as a late duplicate does.
+        let mut tokens: Vec<u128> = (0..5).collect();
+        let mut fences = vec![0];
+        for (nth, (first, step)) in steps.iter().enumerate() {
+            let key = &keys[usize::from(!*first)];
+            let op = match step {
+                Step::Claim { who, lease, max_attempts, retention } => Op::Claim {
+                    token: Token::from_number(tokens[usize::from(*who)]),
+                    label: labels[usize::from(*who)].clone(),
+                    lease: *lease,
+                    max_attempts: *max_attempts,
+                    retention: *retention,
+                },
+                Step::Settle { grant, outcome, window } => Op::Settle {
+                    fence: grant.fence(&fences),
+                    outcome: outcome.clone(),
+                    window: *window,
+                },
+                Step::Renew { grant, lease, checkpoint } => Op::Renew {
+                    fence: grant.fence(&fences),
+                    lease: *lease,
+                    checkpoint: checkpoint.clone().map(Bytes::from),
+                },
+                Step::Withdraw { who, window } => Op::Withdraw {
+                    token: Token::from_number(tokens[usize::from(*who)]),
+                    label: labels[usize::from(*who)].clone(),
+                    window: *window,
+                },
+                Step::Inspect => Op::Inspect,
+                Step::Pass(ms) => {
+                    self.paused.block_on(self.memory.pass(*ms));
+                    self.real.block_on(self.redis.pass(*ms));
+                    continue;
+                }
+                Step::Lose => {
+                    self.paused.block_on(self.memory.lose(key));
+                    self.real.block_on(self.redis.lose(key));
+                    continue;
+                }
+            };
+            let reply = self.apply(key, &op)?;
+            self.compare_lives(key)?;
+            if let Some(record) = reply.record() {
+                fences.push(record.fence);
+                if let (Step::Claim { who, .. }, true, true) = (step, reply.ok, nth % 3 > 0) {
+                    tokens[usize::from(*who)] += 5;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Grant {
+    fn fence(&self, fences: &[u64]) -> u64 {
+        match self {
+            Grant::Latest => fences[fences.len() - 1],
+            Grant::Some(index) => *index.get(fences),
+            Grant::Number(number) => *number,
+        }
+    }
+}
+
+fn search(cases: u32, shrink: u32, edit: impl Fn(String) -> String) -> Result<(), String> {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: shrink,
+        ..Config::default()
+    };
+    let both = RefCell::new(Both::new(edit));
+    let found = TestRunner::new(config).run(&case(), |(keys, labels, steps)| {
+        both.borrow_mut().run(&keys, &labels, &steps)
+    });
+    found.map_err(|found| found.to_string())
+}
+
+#[test]
+fn the_scripts_answer_as_the_memory_store_does() {
+    let cases = std::env::var("PROPTEST_CASES").map_or(1_000, |cases| cases.parse().unwrap());
+    search(cases, 2_000, |script| script).unwrap();
+    println!("{cases} cases × {OPERATIONS} operations without a difference");
+}
+
+/// A search that finds nothing proves little unless it finds what is there.
+#[test]
+fn a_mistake_in_a_script_is_found() {
+    let mistakes = [
+        ("an attempt too many", "r.attempt >= r.max", "r.attempt > r.max"),
+        ("a lease a ms too long", "now_ms >= r.ends", "now_ms > r.ends"),
+        ("a fencing token that stands still", "math.max(r.fence + 1, now)", "now"),
+        ("a settlement by anybody", "or int(r.fence) ~= fence then", "then"),
+        ("a line that is never left", "redis.call('ZREM', KEYS[2], member)", ""),
+        ("a hand-off that counts", "pass_on(r, r.attempt, window)", "pass_on(r, r.attempt + 1, window)"),
+        ("a late duplicate that is granted", "r.last == token or", ""),
+        ("a replay that restarts the lease", "if r.state == 'granted' then", "if true then"),
+        ("an outcome remembered for ever", "redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))",
+            "redis.call('SET', KEYS[1], record_text)"),
+        ("a line served from its end", "ZPOPMIN", "ZPOPMAX"),
+        ("a lapsed grant that counts", "return take(r.attempt)\n", "return take(r.attempt + 1)\n"),
+        ("a payload cut at a line feed", "return string.sub(text, from, at - 2)",
+            "return (string.match(string.sub(text, from, at - 2), '^[^\\n]*'))"),
+    ];
+    for (name, correct, wrong) in mistakes {
+        let found = search(200, 0, |script| script.replace(correct, wrong));
+        assert!(found.is_err(), "not found: {name}");
+    }
+}
