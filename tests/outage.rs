@@ -1,0 +1,236 @@
+//! A server that goes away and comes back, forgets, fills up or cuts connections.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Server, acquired, command, end, locked, next};
+use fred::interfaces::ClientLike;
+use futures::FutureExt;
+use futures::StreamExt;
+use nix::sys::signal::Signal;
+use redis_locking_worker::{Acquire, Error, LockEvent, SettleError};
+
+/// Reads on to an event of this kind, counting the outages told of on the way.
+async fn until_acquired(stream: &mut Acquire) -> (redis_locking_worker::WorkGuard, usize) {
+    let mut outages = 0;
+    loop {
+        match next(stream).await {
+            LockEvent::Acquired(guard) => return (guard, outages),
+            LockEvent::Error(error) => {
+                assert!(error.is_retryable(), "{error:?}");
+                outages += 1;
+            }
+            event if event.is_terminal() => panic!("{event:?}"),
+            _ => {}
+        }
+    }
+}
+
+async fn outage(stream: &mut Acquire) {
+    match next(stream).await {
+        LockEvent::Error(Error::Unavailable { key, .. }) => assert_eq!(key.to_string(), "job"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
+    let mut server = Server::start();
+    let (a, b) = (
+        server.builder("job").label("a").build().await.unwrap(),
+        server.builder("job").label("b").build().await.unwrap(),
+    );
+    let (mut first, mut second) = (a.acquire(), b.acquire());
+    let guard = acquired(&mut first).await;
+    let fence = guard.fencing_token();
+    locked(&mut second).await;
+
+    server.kill();
+    outage(&mut second).await;
+    // The outage lasts while the hub tries again and again: still only one event.
+    let quiet = tokio::time::timeout(Duration::from_secs(2), second.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    server.restart();
+
+    let (taken, outages) = until_acquired(&mut second).await;
+    assert_eq!((taken.attempt(), outages), (1, 0), "the record was lost: a new run");
+    assert!(taken.fencing_token() > fence, "the fence does not restart");
+    assert!(matches!(guard.done().await, Err(SettleError::Lost { .. })));
+    taken.done().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_with_a_log_keeps_the_lease_and_the_run() {
+    let mut server = Server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let (a, b) = (
+        server.builder("job").label("a").build().await.unwrap(),
+        server.builder("job").label("b").build().await.unwrap(),
+    );
+    let (mut first, mut second) = (a.acquire(), b.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    server.kill();
+    outage(&mut second).await;
+    server.restart();
+    guard.done_with("kept").await.unwrap();
+    match end(&mut second).await {
+        LockEvent::Completed(completed) => assert_eq!(completed.result, "kept"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_claim_made_during_an_outage_is_one_error_and_then_succeeds() {
+    let mut server = Server::start();
+    let worker = server.builder("job").build().await.unwrap();
+    server.kill();
+    let mut stream = worker.acquire();
+    outage(&mut stream).await;
+    server.restart();
+    let (guard, outages) = until_acquired(&mut stream).await;
+    assert_eq!(outages, 0);
+    guard.done().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stopped_server_is_noticed_and_gone_on_with() {
+    let server = Server::start();
+    let (a, b) = (
+        server.builder("job").label("a").build().await.unwrap(),
+        server.builder("job").label("b").build().await.unwrap(),
+    );
+    let (mut first, mut second) = (a.acquire(), b.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    server.signal(Signal::SIGSTOP);
+    outage(&mut second).await;
+    assert!(second.next().now_or_never().is_none(), "nobody is granted locally");
+    server.signal(Signal::SIGCONT);
+    // Its lease was 5 s: whether it was over by then decides who goes on.
+    let settled = guard.done().await;
+    if settled.is_ok() {
+        assert!(matches!(end(&mut second).await, LockEvent::Completed(_)));
+    } else {
+        assert_eq!(until_acquired(&mut second).await.0.attempt(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_guard_outside_the_servers_reach_says_so_and_is_not_valid_past_its_lease() {
+    let server = Server::start();
+    let worker = server.builder("job").lock_timeout(Duration::from_millis(500)).build();
+    let worker = worker.await.unwrap();
+    let mut stream = worker.acquire();
+    let guard = acquired(&mut stream).await;
+    let lease_ends = Instant::now() + Duration::from_millis(500);
+    server.signal(Signal::SIGSTOP);
+    while guard.is_valid() {
+        assert!(Instant::now() < lease_ends);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let settled = tokio::time::timeout(PATIENCE, guard.done()).await.expect("no hang");
+    assert!(matches!(settled, Err(SettleError::Unknown { .. })), "{settled:?}");
+    server.signal(Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn forgotten_scripts_are_invisible() {
+    let server = Server::start();
+    let worker = server.builder("job").build().await.unwrap();
+    let client = server.client().await;
+    let (mut first, mut second) = (worker.acquire(), worker.acquire());
+    let guard = acquired(&mut first).await;
+    command(&client, [b"SCRIPT", b"FLUSH"]).await;
+    locked(&mut second).await;
+    command(&client, [b"SCRIPT", b"FLUSH"]).await;
+    drop(guard);
+    let (guard, outages) = until_acquired(&mut second).await;
+    assert_eq!((guard.attempt(), outages), (2, 0));
+    command(&client, [b"SCRIPT", b"FLUSH"]).await;
+    guard.done().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flushed_record_costs_its_holder_the_lease_and_the_waiter_takes_over() {
+    let server = Server::start();
+    let lease = Duration::from_millis(400);
+    let worker = server.builder("job").lock_timeout(lease).build().await.unwrap();
+    let (mut first, mut second) = (worker.acquire(), worker.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    command(&server.client().await, [b"FLUSHALL"]).await;
+    let fence = guard.fencing_token();
+    match guard.done().await {
+        Err(SettleError::Lost { attempt, holder, successor, .. }) => {
+            assert_eq!((attempt, holder, successor), (1, None, None));
+        }
+        other => panic!("{other:?}"),
+    }
+    let (guard, outages) = until_acquired(&mut second).await;
+    assert_eq!((guard.attempt(), outages), (1, 0));
+    assert!(guard.fencing_token() > fence);
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
+    let server = Server::start();
+    let (a, b) = (
+        server.builder("job").label("a").build().await.unwrap(),
+        server.builder("job").label("b").build().await.unwrap(),
+    );
+    let client = server.client().await;
+    let (mut first, mut second) = (a.acquire(), b.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    command(&client, [b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
+
+    let mut third = a.acquire();
+    outage(&mut third).await;
+    drop(third);
+    guard.hand_off().await.unwrap();
+    let (guard, _) = until_acquired(&mut second).await;
+    guard.done().await.unwrap();
+    let mut other = a.with_key("other").unwrap().acquire();
+    assert!(matches!(next(&mut other).await, LockEvent::Error(Error::Unavailable { .. })));
+    command(&client, [b"CONFIG", b"SET", b"maxmemory", b"0"]).await;
+    assert_eq!(until_acquired(&mut other).await.0.attempt(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_subscriber_is_made_up_for() {
+    let server = Server::start();
+    let (a, b) = (
+        server.builder("job").label("a").build().await.unwrap(),
+        server.builder("job").label("b").build().await.unwrap(),
+    );
+    let client = server.client().await;
+    let (mut first, mut second) = (a.acquire(), b.acquire());
+    let mut guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    for attempt in 2..5 {
+        // While it is cut off the settlement goes unheard.
+        command(&client, [b"CLIENT", b"KILL", b"TYPE", b"pubsub"]).await;
+        drop(guard);
+        let (next, outages) = until_acquired(&mut second).await;
+        assert_eq!((next.attempt(), outages), (attempt, 0), "commands still worked");
+        guard = next;
+        second = b.acquire();
+        locked(&mut second).await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_is_an_outage_until_it_is_promoted() {
+    let server = Server::start();
+    let client = server.client().await;
+    let worker = server.builder("job").build().await.unwrap();
+    command(&client, [b"REPLICAOF", b"127.0.0.1", b"1"]).await;
+    let mut stream = worker.acquire();
+    outage(&mut stream).await;
+    command(&client, [b"REPLICAOF", b"NO", b"ONE"]).await;
+    let (guard, outages) = until_acquired(&mut stream).await;
+    assert_eq!(outages, 0);
+    guard.done().await.unwrap();
+    client.quit().await.unwrap();
+}
