@@ -1,0 +1,221 @@
+//! Streams, guards and futures dropped where they may be: nothing is left behind.
+
+mod common;
+
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use common::{PATIENCE, Server, acquired, command, end, locked, next};
+use fred::types::Value;
+use futures::future::poll_fn;
+use futures::{FutureExt, Stream, StreamExt};
+use redis_locking_worker::{
+    Acquire, Builder, Error, LockEvent, LockingWorker, Memory, SettleError, WorkGuard,
+};
+use static_assertions::assert_impl_all;
+use tokio::runtime::Runtime;
+
+assert_impl_all!(Acquire: Stream<Item = LockEvent>, Send, Sync, Unpin);
+assert_impl_all!(WorkGuard: Send, Sync, Unpin);
+assert_impl_all!(LockingWorker: Clone, Send, Sync, Unpin);
+assert_impl_all!(Builder: Clone, Send, Sync, Unpin);
+assert_impl_all!(Memory: Clone, Send, Sync, Unpin);
+assert_impl_all!(LockEvent: Send, Sync, Unpin);
+assert_impl_all!(SettleError: std::error::Error, Send, Sync);
+
+/// A lease that no test outlives: what is left behind would stay.
+const LONG: Duration = Duration::from_secs(3_600);
+
+/// The record's first words and the length of the line.
+async fn left(server: &Server) -> (Option<String>, Value) {
+    let client = server.client().await;
+    let record = command(&client, [b"GET", b"job"]).await.into_string();
+    let state = record.map(|record| record.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    (state, command(&client, [b"ZCARD", b"{job}:line"]).await)
+}
+
+/// Polls this often, letting everything else run between, and says whether that was all.
+async fn poll_times(stream: &mut Acquire, times: usize) -> bool {
+    for _ in 0..times {
+        let mut ended = false;
+        poll_fn(|cx| {
+            ended = matches!(stream.poll_next_unpin(cx), Poll::Ready(None));
+            Poll::Ready(())
+        })
+        .await;
+        if ended {
+            return true;
+        }
+        tokio::task::yield_now().await;
+    }
+    false
+}
+
+#[tokio::test]
+async fn a_stream_dropped_after_any_poll_leaves_no_lease() {
+    let server = Server::start();
+    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    for polls in 0..40 {
+        let mut stream = worker.acquire();
+        poll_times(&mut stream, polls).await;
+        drop(stream);
+        worker.clone().close().await;
+        let (record, line) = left(&server).await;
+        let free = record.as_deref().is_none_or(|record| record == "lw1 open attempt=0/5");
+        // From some poll on the guard was yielded, and dropped with the event it came in.
+        let failed = record.as_deref() == Some("lw1 open attempt=1/5");
+        assert!(free || failed, "after {polls} polls: {record:?}");
+        assert_eq!(line, Value::from(0));
+        command(&server.client().await, [b"DEL", b"job"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_waiter_dropped_after_any_poll_leaves_the_line() {
+    let server = Server::start();
+    let holder = server.builder("job").label("a").lock_timeout(LONG).build().await.unwrap();
+    let guard = acquired(&mut holder.acquire()).await;
+    for polls in 0..40 {
+        // A worker of its own, so that it subscribes anew each time.
+        let worker = server.builder("job").label("b").lock_timeout(LONG).build().await.unwrap();
+        let mut stream = worker.acquire();
+        poll_times(&mut stream, polls).await;
+        drop(stream);
+        worker.close().await;
+        let left = left(&server).await;
+        let expected = (Some("lw1 held attempt=1/5".to_owned()), Value::from(0));
+        assert_eq!(left, expected, "after {polls} polls");
+    }
+    guard.done().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_claim_in_flight_is_given_back() {
+    let server = Server::start();
+    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    // The server answers nothing for a while: the claim is on its way when its stream is dropped.
+    let client = server.client().await;
+    command(&client, [b"CLIENT", b"PAUSE", b"300", b"ALL"]).await;
+    let mut stream = worker.acquire();
+    assert!(stream.next().now_or_never().is_none());
+    tokio::task::yield_now().await;
+    drop(stream);
+    worker.close().await;
+    assert_eq!(left(&server).await, (Some("lw1 open attempt=0/5".to_owned()), Value::from(0)));
+}
+
+#[tokio::test]
+async fn a_settling_future_dropped_before_its_first_poll_drops_the_guard() {
+    let server = Server::start();
+    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let mut stream = worker.acquire();
+    let guard = acquired(&mut stream).await;
+    drop(guard.done());
+    match end(&mut stream).await {
+        LockEvent::Failed(failed) => assert_eq!(failed.attempt, 1),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_settling_future_dropped_after_its_first_poll_settles_all_the_same() {
+    let server = Server::start();
+    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let mut stream = worker.acquire();
+    let guard = acquired(&mut stream).await;
+    {
+        let mut done = pin!(guard.done_with("kept"));
+        assert!(done.as_mut().now_or_never().is_none());
+    }
+    match end(&mut stream).await {
+        LockEvent::Completed(completed) => assert_eq!(completed.result, "kept"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_runtime_that_dies_first_is_survived() {
+    let server = Server::start();
+    let first = Runtime::new().unwrap();
+    let (worker, mut stream, guards) = first.block_on(async {
+        let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+        let mut guards = Vec::new();
+        for key in ["job", "dropped", "failed"] {
+            guards.push(acquired(&mut worker.with_key(key).unwrap().acquire()).await);
+        }
+        let mut stream = worker.acquire();
+        locked(&mut stream).await;
+        (worker, stream, guards)
+    });
+    drop(first);
+
+    let mut guards = guards.into_iter();
+    drop(guards.next());
+    let second = Runtime::new().unwrap();
+    let settled = second.block_on(guards.next().unwrap().fail("late"));
+    assert!(matches!(settled, Err(SettleError::Stopped)), "{settled:?}");
+    let event = second.block_on(end(&mut stream));
+    assert!(matches!(event, LockEvent::Error(Error::Stopped)), "{event:?}");
+    let event = second.block_on(end(&mut worker.acquire()));
+    assert!(matches!(event, LockEvent::Error(Error::Stopped)), "{event:?}");
+    second.block_on(worker.close());
+    std::thread::spawn(move || drop(guards)).join().unwrap();
+}
+
+#[tokio::test]
+async fn close_is_bounded_when_the_server_is_gone() {
+    let mut server = Server::start();
+    let lease = Duration::from_millis(300);
+    let worker = server.builder("job").lock_timeout(lease).build().await.unwrap();
+    let (mut first, mut second) = (worker.acquire(), worker.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    server.kill();
+    drop((guard, first, second));
+    tokio::time::timeout(PATIENCE, worker.close()).await.expect("bounded");
+}
+
+#[tokio::test]
+async fn the_connections_end_with_the_last_handle() {
+    let server = Server::start();
+    let client = server.client().await;
+    let connections = async || {
+        let list = command(&client, [b"CLIENT", b"LIST"]).await.into_string().unwrap();
+        list.lines().count()
+    };
+    let before = connections().await;
+    let worker = server.builder("job").build().await.unwrap();
+    let others: Vec<_> =
+        (0..50).map(|n| worker.with_key(format!("job-{n}")).unwrap()).collect();
+    let mut streams: Vec<_> = others.iter().map(LockingWorker::acquire).collect();
+    let mut guards = Vec::new();
+    for stream in &mut streams {
+        guards.push(acquired(stream).await);
+    }
+    let mut waiting = others[0].acquire();
+    locked(&mut waiting).await;
+    assert_eq!(connections().await, before + 2, "two, however many keys and streams");
+
+    drop((worker, others, streams, waiting));
+    guards.truncate(1);
+    assert_eq!(connections().await, before + 2, "a guard keeps them");
+    drop(guards);
+    let until = std::time::Instant::now() + PATIENCE;
+    while connections().await > before {
+        assert!(std::time::Instant::now() < until, "connections stay");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_dropped_with_its_guard_fails_the_attempt() {
+    let server = Server::start();
+    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let mut stream = worker.acquire();
+    assert!(matches!(next(&mut stream).await, LockEvent::Acquired(_)));
+    match end(&mut stream).await {
+        LockEvent::Failed(failed) => assert_eq!(failed.attempt, 1),
+        other => panic!("{other:?}"),
+    }
+}
