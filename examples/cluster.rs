@@ -104,7 +104,11 @@ enum Report {
 }
 
 /// The race itself, as one worker sees it.
-async fn work(worker: LockingWorker, args: &Args, report: impl Fn(Report)) -> Result<(), Box<dyn Error>> {
+async fn work(
+    worker: LockingWorker,
+    args: &Args,
+    report: impl Fn(Report),
+) -> Result<(), Box<dyn Error>> {
     let name = worker.label().to_owned();
     let says = |what: String| report(Report::Says(format!("{name} {what}")));
     let mut waits = false;
@@ -172,10 +176,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 start_processes(&args, workers, &started.url, &key, &reports)?;
             }
             None => {
-                println!("No redis-server on PATH and no REDIS_URL: {workers} tasks on the memory store");
+                println!(
+                    "No redis-server on PATH and no REDIS_URL: {workers} tasks on the memory store"
+                );
                 let memory = Memory::new();
                 for number in 1..=workers {
-                    let worker = args.builder(&key, number).in_memory(&memory).build().await?;
+                    let worker = args
+                        .builder(&key, number)
+                        .in_memory(&memory)
+                        .build()
+                        .await?;
                     let (args, reports) = (args.clone(), reports.clone());
                     tokio::spawn(async move {
                         let heard = |report| drop(reports.send(report));
@@ -205,7 +215,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let outcome = outcome.ok_or("no worker saw the end of the run")?;
     println!("\n{outcome} (seed {})", args.seed.unwrap_or_default());
     for (attempt, micros) in takeovers {
-        println!("Attempt #{attempt} began {:.2} ms after the failure before it", micros as f64 / 1e3);
+        println!(
+            "Attempt #{attempt} began {:.2} ms after the failure before it",
+            micros as f64 / 1e3
+        );
     }
     Ok(())
 }
@@ -245,7 +258,9 @@ fn start_processes(
             }
             let ended = child.wait().await;
             if !ended.as_ref().is_ok_and(|status| status.success()) {
-                let _ = reports.send(Report::Says(format!("Worker {number} ended with {ended:?}")));
+                let _ = reports.send(Report::Says(format!(
+                    "Worker {number} ended with {ended:?}"
+                )));
             }
         });
     }
@@ -281,7 +296,9 @@ fn find_server() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let names = ["redis-server", "valkey-server"];
     let mut found = names.iter().flat_map(|name| {
-        std::env::split_paths(&path).map(move |folder| folder.join(name)).filter(|p| p.is_file())
+        std::env::split_paths(&path)
+            .map(move |folder| folder.join(name))
+            .filter(|p| p.is_file())
     });
     found.next()
 }
@@ -295,16 +312,31 @@ struct Server {
 
 impl Server {
     fn start(program: &PathBuf) -> Result<Self, Box<dyn Error>> {
-        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         // A port found free may be gone by the time it is used: then the server exits at once.
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             let child = Command::new(program)
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                ])
                 .stdout(Stdio::null())
                 .spawn()?;
             let url = format!("redis://127.0.0.1:{port}");
-            let mut server = Self { name: name.clone(), url, child };
+            let mut server = Self {
+                name: name.clone(),
+                url,
+                child,
+            };
             for _ in 0..500 {
                 if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
                     return Ok(server);
@@ -328,6 +360,8 @@ impl Drop for Server {
 
 /// The wall clock in µs, which all processes of a machine share.
 fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     now.as_micros() as u64
 }

@@ -91,9 +91,8 @@ impl Acquire {
                 self.locked(locked);
                 State::Watching
             }
-            (State::Watching, Update::Granted(grant)) | (State::Confirming(grant), Update::Confirmed) => {
-                self.granted(grant)
-            }
+            (State::Watching, Update::Granted(grant))
+            | (State::Confirming(grant), Update::Confirmed) => self.granted(grant),
             (State::Confirming(_), Update::Lost) => State::Idle,
             (State::Working { attempt, .. }, Update::Lapsed) => State::Working {
                 attempt,
@@ -139,7 +138,9 @@ impl Acquire {
                 self.status(Status::CheckingWork { attempt: seen });
                 self.status(Status::NotCompleted { attempt: seen });
                 self.status(Status::Reacquiring);
-                self.status(Status::AttemptCount { attempts: attempt - 1 });
+                self.status(Status::AttemptCount {
+                    attempts: attempt - 1,
+                });
             }
             Some(_) => self.status(Status::KeyGone),
             None => {}
@@ -147,7 +148,8 @@ impl Acquire {
         if self.seen.is_some() || attempt > 1 {
             self.status(Status::ThisIsAttempt { attempt });
         }
-        self.events.push_back(LockEvent::Acquired(WorkGuard::new(grant)));
+        self.events
+            .push_back(LockEvent::Acquired(WorkGuard::new(grant)));
         State::Working {
             attempt,
             lapsed: false,
@@ -215,19 +217,29 @@ impl Stream for Acquire {
             let next = match this.state {
                 State::Finished => return Poll::Ready(None),
                 State::Idle => {
-                    this.seat.set(Some(this.entry.hub.join(&this.entry.key, &this.entry.terms)));
+                    this.seat.set(Some(
+                        this.entry.hub.join(&this.entry.key, &this.entry.terms),
+                    ));
                     *this.state = State::Watching;
                     continue;
                 }
-                _ => this.seat.as_mut().as_pin_mut().map(|seat| seat.poll_next(cx)),
+                _ => this
+                    .seat
+                    .as_mut()
+                    .as_pin_mut()
+                    .map(|seat| seat.poll_next(cx)),
             };
             let this = &mut *self;
             let state = std::mem::replace(&mut this.state, State::Finished);
             this.state = match (state, next) {
                 // Only now, so that a settlement that made it in time is what counts.
-                (State::Working { attempt, lapsed: true }, Some(Poll::Pending)) => {
-                    this.expired(attempt)
-                }
+                (
+                    State::Working {
+                        attempt,
+                        lapsed: true,
+                    },
+                    Some(Poll::Pending),
+                ) => this.expired(attempt),
                 (state, Some(Poll::Pending)) => {
                     this.state = state;
                     return Poll::Pending;

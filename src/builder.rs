@@ -266,7 +266,11 @@ async fn with_url(url: &str) -> Result<RedisStore, BuildError> {
 
 async fn with_address(host: String, port: u16) -> Result<RedisStore, BuildError> {
     let server = ServerConfig::new_centralized(host.clone(), port);
-    let connected = RedisStore::connect(Config { server, ..Config::default() }).await;
+    let connected = RedisStore::connect(Config {
+        server,
+        ..Config::default()
+    })
+    .await;
     connected.map_err(|source| BuildError::Connect {
         server: format!("{host}:{port}"),
         source,
@@ -278,7 +282,11 @@ async fn with_client(client: Client) -> Result<RedisStore, BuildError> {
         return Err(BuildError::NoReconnectPolicy);
     }
     let hosts = client.client_config().server.hosts();
-    let server = hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let server = hosts
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
     let connected = RedisStore::with_client(client).await;
     connected.map_err(|source| BuildError::Connect { server, source })
 }
@@ -312,7 +320,9 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
         return Err(invalid(FredError::new(ErrorKind::Url, known)));
     }
     if tls && !TLS {
-        return Err(missing("enable-rustls, enable-rustls-ring, enable-native-tls"));
+        return Err(missing(
+            "enable-rustls, enable-rustls-ring, enable-native-tls",
+        ));
     }
     if suffix == "+unix" && !cfg!(feature = "unix-sockets") {
         return Err(missing("unix-sockets"));
@@ -322,10 +332,14 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
 
 /// The URL less what may be secret: its user, password and query.
 fn redact(url: &str) -> String {
-    let (plain, query) = url.split_once('?').map_or((url, ""), |(plain, _)| (plain, "?…"));
+    let (plain, query) = url
+        .split_once('?')
+        .map_or((url, ""), |(plain, _)| (plain, "?…"));
     let (scheme, rest) = plain.split_once("://").unwrap_or(("", plain));
     let separator = if plain.contains("://") { "://" } else { "" };
-    let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
+    let (user, rest) = rest
+        .rsplit_once('@')
+        .map_or(("", rest), |(_, rest)| ("…@", rest));
     [scheme, separator, user, rest, query].concat()
 }
 
@@ -350,7 +364,10 @@ mod tests {
             ("redis://h:1/3", "redis://h:1/3"),
             ("redis://:pw@h:1/3", "redis://…@h:1/3"),
             ("redis://u:p@w@h", "redis://…@h"),
-            ("redis-sentinel://h?sentinelPassword=pw", "redis-sentinel://h?…"),
+            (
+                "redis-sentinel://h?sentinelPassword=pw",
+                "redis-sentinel://h?…",
+            ),
             ("u:pw@h", "…@h"),
         ] {
             assert_eq!(redact(url), shown);

@@ -21,7 +21,9 @@ pub enum KeyError {
         max: usize,
     },
     /// It contains `}` but no hash tag, so that nothing beside it could share its cluster slot.
-    #[error("the key {key:?} contains `}}` without a hash tag like `{{tag}}` of its own, so its side keys could not share its cluster slot")]
+    #[error(
+        "the key {key:?} contains `}}` without a hash tag like `{{tag}}` of its own, so its side keys could not share its cluster slot"
+    )]
     NotColocatable {
         /// The key.
         key: String,

@@ -207,7 +207,9 @@ impl fmt::Debug for WorkGuard {
 }
 
 fn shorten(mut reason: String) -> String {
-    let end = (0..=WorkGuard::MAX_REASON).rev().find(|at| reason.is_char_boundary(*at));
+    let end = (0..=WorkGuard::MAX_REASON)
+        .rev()
+        .find(|at| reason.is_char_boundary(*at));
     if reason.len() > WorkGuard::MAX_REASON {
         reason.truncate(end.unwrap_or(0));
     }

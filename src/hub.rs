@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::SettleError;
-use crate::store::{Outcome, Store};
 use crate::store::key::Key;
 use crate::store::record::Token;
+use crate::store::{Outcome, Store};
 pub(crate) use message::{Ended, Update};
 use message::{Id, Message, Settlement};
 
@@ -237,7 +237,9 @@ impl Lease {
         let ends = u64::try_from(ends).unwrap_or(u64::MAX).max(Self::LOST + 1);
         let alive = |now| (now != Self::LOST).then_some(ends);
         // Relaxed: the number is all that is shared.
-        let _ = self.ends.fetch_update(Ordering::Relaxed, Ordering::Relaxed, alive);
+        let _ = self
+            .ends
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, alive);
     }
 
     fn lose(&self) {

@@ -14,9 +14,7 @@ mod worker;
 pub use acquire::Acquire;
 pub use builder::Builder;
 pub use error::{BuildError, Error, KeyError, SettleError};
-pub use event::{
-    Completed, Failed, LockEvent, Locked, MaxAttempts, Reason, Status, StatusLevel,
-};
+pub use event::{Completed, Failed, LockEvent, Locked, MaxAttempts, Reason, Status, StatusLevel};
 pub use guard::WorkGuard;
 pub use store::key::Key;
 pub use store::memory::Memory;

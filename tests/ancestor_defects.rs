@@ -44,7 +44,10 @@ impl Work {
     }
 
     fn counts(&self) -> (u32, u32) {
-        (self.begun.load(Ordering::SeqCst), self.most.load(Ordering::SeqCst))
+        (
+            self.begun.load(Ordering::SeqCst),
+            self.most.load(Ordering::SeqCst),
+        )
     }
 }
 
@@ -76,13 +79,21 @@ async fn defect_01_two_waiters_take_over_from_one_failure() {
                             tokio::task::yield_now().await;
                         }
                         work.end();
-                        if crash { std::mem::forget(guard) } else { drop(guard) }
+                        if crash {
+                            std::mem::forget(guard)
+                        } else {
+                            drop(guard)
+                        }
                     }
                 }
             }
         });
         join_all(fleet.map(tokio::spawn)).await;
-        assert_eq!(work.counts(), (5, 1), "{key}: attempts, and holders at once");
+        assert_eq!(
+            work.counts(),
+            (5, 1),
+            "{key}: attempts, and holders at once"
+        );
     }
 }
 
@@ -153,7 +164,9 @@ async fn defect_04_a_stale_holder_ends_its_successors_work() {
     locked(&mut second).await;
     let guard = acquired(&mut second).await;
     match stale.done_with("stale").await {
-        Err(SettleError::Lost { holder, successor, .. }) => {
+        Err(SettleError::Lost {
+            holder, successor, ..
+        }) => {
             assert_eq!((holder.as_deref(), successor), (Some("b"), Some(2)));
         }
         other => panic!("{other:?}"),
@@ -226,7 +239,10 @@ async fn defect_08_an_odd_timeout_is_an_error_and_leaves_an_immortal_key() {
         let key = format!("job-{micros}");
         let timeout = Duration::from_micros(micros);
         let retention = Duration::from_millis(60_000);
-        let builder = server.builder(&key).lock_timeout(timeout).retention(retention);
+        let builder = server
+            .builder(&key)
+            .lock_timeout(timeout)
+            .retention(retention);
         let guard = acquired(&mut build(builder).await.acquire()).await;
         assert!(guard.remaining() <= Duration::from_millis(ms));
         let left = pttl(&server, &key).await;
@@ -243,14 +259,20 @@ async fn defect_09_an_error_is_swallowed_or_taken_for_completion() {
     let typed = worker.with_key("typed").unwrap();
     command(&server.client().await, [b"LPUSH", b"typed", b"x"]).await;
     let event = end(&mut typed.acquire()).await;
-    assert!(matches!(event, LockEvent::Error(Error::WrongType { .. })), "{event:?}");
+    assert!(
+        matches!(event, LockEvent::Error(Error::WrongType { .. })),
+        "{event:?}"
+    );
 
     let (mut first, mut second) = (worker.acquire(), worker.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     server.kill();
     let event = next(&mut second).await;
-    assert!(matches!(event, LockEvent::Error(Error::Unavailable { .. })), "{event:?}");
+    assert!(
+        matches!(event, LockEvent::Error(Error::Unavailable { .. })),
+        "{event:?}"
+    );
     drop(guard);
 }
 
@@ -293,14 +315,21 @@ async fn defect_11_a_late_joiner_takes_the_attempt_for_the_first() {
     std::mem::forget(guard);
     let guard = acquired(&mut stream).await;
     assert_eq!(guard.attempt(), 4);
-    assert!(ends.elapsed() < SHORT, "at the end of the lease, not a timeout later");
+    assert!(
+        ends.elapsed() < SHORT,
+        "at the end of the lease, not a timeout later"
+    );
 }
 
 #[tokio::test]
 async fn defect_12_the_last_failure_without_a_waiter_is_not_the_end() {
     let server = Server::start();
     let retention = Duration::from_millis(300);
-    let builder = server.builder("job").label("a").max_attempts(2).retention(retention);
+    let builder = server
+        .builder("job")
+        .label("a")
+        .max_attempts(2)
+        .retention(retention);
     let worker = build(builder.rejoin(true)).await;
     let mut stream = worker.acquire();
     for attempt in 1..=2 {
@@ -310,12 +339,25 @@ async fn defect_12_the_last_failure_without_a_waiter_is_not_the_end() {
     }
     match end(&mut stream).await {
         LockEvent::MaxAttempts(m) => {
-            assert_eq!((m.attempts, &m.holder[..], m.reason), (2, "a", Reason::Dropped));
+            assert_eq!(
+                (m.attempts, &m.holder[..], m.reason),
+                (2, "a", Reason::Dropped)
+            );
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(end(&mut worker.acquire()).await, LockEvent::MaxAttempts(_)), "it cools down");
+    assert!(
+        matches!(end(&mut worker.acquire()).await, LockEvent::MaxAttempts(_)),
+        "it cools down"
+    );
     tokio::time::sleep(retention).await;
-    assert_eq!(command(&server.client().await, [b"EXISTS", b"job"]).await, Value::from(0));
-    assert_eq!(acquired(&mut worker.acquire()).await.attempt(), 1, "no count leaks");
+    assert_eq!(
+        command(&server.client().await, [b"EXISTS", b"job"]).await,
+        Value::from(0)
+    );
+    assert_eq!(
+        acquired(&mut worker.acquire()).await.attempt(),
+        1,
+        "no count leaks"
+    );
 }

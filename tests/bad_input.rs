@@ -14,7 +14,9 @@ use redis_locking_worker::{
 
 /// The error of a build that must not take long.
 async fn refused(builder: Builder) -> BuildError {
-    let built = tokio::time::timeout(PATIENCE, builder.build()).await.expect("no hang");
+    let built = tokio::time::timeout(PATIENCE, builder.build())
+        .await
+        .expect("no hang");
     built.expect_err("a build that is refused")
 }
 
@@ -38,9 +40,18 @@ async fn keys_of(server: &Server) -> Value {
 async fn a_key_is_checked() {
     for (key, text) in [
         (&b""[..], "the key is empty; it needs at least 1 byte"),
-        (&[b'k'; 65_536], "the key has 65536 bytes; at most 65535 are allowed"),
-        (b"a}b", "the key \"a}b\" contains `}` without a hash tag like `{tag}` of its own, so its side keys could not share its cluster slot"),
-        (b"{}a", "the key \"{}a\" contains `}` without a hash tag like `{tag}` of its own, so its side keys could not share its cluster slot"),
+        (
+            &[b'k'; 65_536],
+            "the key has 65536 bytes; at most 65535 are allowed",
+        ),
+        (
+            b"a}b",
+            "the key \"a}b\" contains `}` without a hash tag like `{tag}` of its own, so its side keys could not share its cluster slot",
+        ),
+        (
+            b"{}a",
+            "the key \"{}a\" contains `}` without a hash tag like `{tag}` of its own, so its side keys could not share its cluster slot",
+        ),
     ] {
         let error = refused(in_memory(key)).await;
         assert!(matches!(error, BuildError::Key(_)));
@@ -77,8 +88,15 @@ async fn a_duration_is_bounded() {
 #[tokio::test]
 async fn the_bounds_themselves_are_allowed() {
     let server = Server::start();
-    for duration in [Builder::MIN_DURATION, Duration::from_micros(1_500), Builder::MAX_DURATION] {
-        let builder = server.builder("k").lock_timeout(duration).retention(Builder::MAX_DURATION);
+    for duration in [
+        Builder::MIN_DURATION,
+        Duration::from_micros(1_500),
+        Builder::MAX_DURATION,
+    ] {
+        let builder = server
+            .builder("k")
+            .lock_timeout(duration)
+            .retention(Builder::MAX_DURATION);
         let worker = builder.max_attempts(u32::MAX).build().await.unwrap();
         let guard = acquired(&mut worker.acquire()).await;
         assert_eq!(guard.attempt(), 1);
@@ -90,14 +108,23 @@ async fn the_bounds_themselves_are_allowed() {
 #[tokio::test]
 async fn attempts_and_label_are_checked() {
     let error = refused(in_memory("k").max_attempts(0)).await;
-    assert_eq!(error.to_string(), "max_attempts is 0; it must be at least 1");
+    assert_eq!(
+        error.to_string(),
+        "max_attempts is 0; it must be at least 1"
+    );
     for len in [0, 256] {
         let error = refused(in_memory("k").label("x".repeat(len))).await;
         let text = format!("the label has {len} bytes; it must have from 1 to 255");
         assert_eq!(error.to_string(), text);
     }
     let worker = in_memory("k").build().await.unwrap();
-    assert!(worker.label().ends_with(&format!(":{}", std::process::id())), "{}", worker.label());
+    assert!(
+        worker
+            .label()
+            .ends_with(&format!(":{}", std::process::id())),
+        "{}",
+        worker.label()
+    );
 }
 
 #[tokio::test]
@@ -113,9 +140,15 @@ async fn a_url_is_checked_and_its_secrets_are_not_shown() {
     ] {
         let error = refused(LockingWorker::builder("k").url(url)).await;
         assert!(matches!(error, BuildError::Url { .. }), "{url}: {error:?}");
-        assert_eq!(error.to_string(), format!("{shown:?} is not the URL of a server"));
+        assert_eq!(
+            error.to_string(),
+            format!("{shown:?} is not the URL of a server")
+        );
         assert!(error.source().is_some());
-        assert!(!format!("{error:?} {}", chain(&error)).contains("secret"), "{error:?}");
+        assert!(
+            !format!("{error:?} {}", chain(&error)).contains("secret"),
+            "{error:?}"
+        );
     }
     let builder = LockingWorker::builder("k").url("redis://:secret@h");
     assert!(!format!("{builder:?}").contains("secret"));
@@ -133,7 +166,8 @@ async fn tls_without_its_feature_is_refused() {
         let url = format!("{scheme}://127.0.0.1:{}", server.port);
         let error = refused(LockingWorker::builder("k").url(&url)).await;
         let features = "enable-rustls, enable-rustls-ring, enable-native-tls";
-        let text = format!("{url:?} needs one of the features {features}, none of which is enabled");
+        let text =
+            format!("{url:?} needs one of the features {features}, none of which is enabled");
         assert_eq!(error.to_string(), text);
     }
 }
@@ -142,7 +176,16 @@ async fn tls_without_its_feature_is_refused() {
 #[cfg(not(feature = "unix-sockets"))]
 async fn a_unix_socket_without_its_feature_is_refused() {
     let error = refused(LockingWorker::builder("k").url("redis+unix:///tmp/redis.sock")).await;
-    assert!(matches!(error, BuildError::Feature { features: "unix-sockets", .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            BuildError::Feature {
+                features: "unix-sockets",
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -150,8 +193,15 @@ async fn no_server_is_an_error_at_build() {
     let port = free_port();
     let error = refused(LockingWorker::builder("k").host("127.0.0.1").port(port)).await;
     assert!(matches!(error, BuildError::Connect { .. }), "{error:?}");
-    assert!(error.to_string().ends_with(&format!("127.0.0.1:{port}")), "{error}");
-    assert!(chain(&error).to_lowercase().contains("refused"), "{}", chain(&error));
+    assert!(
+        error.to_string().ends_with(&format!("127.0.0.1:{port}")),
+        "{error}"
+    );
+    assert!(
+        chain(&error).to_lowercase().contains("refused"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[tokio::test]
@@ -171,7 +221,10 @@ async fn a_wrong_password_is_an_error_at_build() {
     ] {
         let error = refused(LockingWorker::builder("k").url(url)).await;
         let said = chain(&error);
-        assert!(said.contains("WRONGPASS") || said.contains("NOAUTH"), "{said}");
+        assert!(
+            said.contains("WRONGPASS") || said.contains("NOAUTH"),
+            "{said}"
+        );
         assert!(!said.contains("wrong@"), "{said}");
     }
     let url = format!("redis://:right@127.0.0.1:{}", server.port);
@@ -194,7 +247,10 @@ async fn a_client_that_is_not_connected_is_an_error_at_build() {
     let server = Server::start();
     let client = fred::interfaces::ClientLike::client_config(&server.client().await);
     let policy = fred::types::config::ReconnectPolicy::new_constant(0, 20);
-    let client = FredBuilder::from_config(client).set_policy(policy).build().unwrap();
+    let client = FredBuilder::from_config(client)
+        .set_policy(policy)
+        .build()
+        .unwrap();
     let error = refused(LockingWorker::builder("k").client(client)).await;
     assert!(matches!(error, BuildError::Server(_)), "{error:?}");
 }
@@ -203,7 +259,11 @@ async fn a_client_that_is_not_connected_is_an_error_at_build() {
 async fn a_callers_client_stays_the_callers() {
     let server = Server::start();
     let client = server.client().await;
-    let worker = LockingWorker::builder("k").client(client.clone()).build().await.unwrap();
+    let worker = LockingWorker::builder("k")
+        .client(client.clone())
+        .build()
+        .await
+        .unwrap();
     acquired(&mut worker.acquire()).await.done().await.unwrap();
     worker.close().await;
     assert_eq!(command(&client, [b"EXISTS", b"k"]).await, Value::from(1));
@@ -212,9 +272,24 @@ async fn a_callers_client_stays_the_callers() {
 /// Values that no run may touch, and what is said of them.
 const FOREIGN: [(&[u8], &[u8], &[u8], &str); 4] = [
     (b"LPUSH", b"k", b"x", "k holds a value of another type"),
-    (b"SET", b"k", b"x", "k holds no record, which this version cannot read; it is left as it is"),
-    (b"SET", b"k", b"lw9 held", "k holds lw9, which this version cannot read; it is left as it is"),
-    (b"SET", b"k", b"lw1 held", "k holds lw1, which this version cannot read; it is left as it is"),
+    (
+        b"SET",
+        b"k",
+        b"x",
+        "k holds no record, which this version cannot read; it is left as it is",
+    ),
+    (
+        b"SET",
+        b"k",
+        b"lw9 held",
+        "k holds lw9, which this version cannot read; it is left as it is",
+    ),
+    (
+        b"SET",
+        b"k",
+        b"lw1 held",
+        "k holds lw1, which this version cannot read; it is left as it is",
+    ),
 ];
 
 #[tokio::test]
@@ -272,15 +347,33 @@ async fn a_missing_permission_is_a_fatal_error_and_nothing_is_written() {
     let client = server.client().await;
     let all = "~k ~{k}:* &{k}:* +hello +ping +client +evalsha +eval +ssubscribe +sunsubscribe \
                +get +set +del +time +pexpire +spublish +zadd +zrem +zrank +zrange +zcard +zpopmin";
-    for missing in ["&{k}:*", "~k", "+spublish", "+set", "+zrem", "+evalsha", "+get", "+time"] {
+    for missing in [
+        "&{k}:*",
+        "~k",
+        "+spublish",
+        "+set",
+        "+zrem",
+        "+evalsha",
+        "+get",
+        "+time",
+    ] {
         let mut rules: Vec<&[u8]> = vec![b"ACL", b"SETUSER", b"u", b"reset", b"on", b">p"];
-        rules.extend(all.split_whitespace().filter(|rule| *rule != missing).map(str::as_bytes));
+        rules.extend(
+            all.split_whitespace()
+                .filter(|rule| *rule != missing)
+                .map(str::as_bytes),
+        );
         let args: Vec<Value> = rules[1..].iter().map(|rule| (*rule).into()).collect();
         let setuser = fred::types::CustomCommand::new_static("ACL", None, false);
-        let _: Value = fred::interfaces::ClientLike::custom(&client, setuser, args).await.unwrap();
+        let _: Value = fred::interfaces::ClientLike::custom(&client, setuser, args)
+            .await
+            .unwrap();
         let url = format!("redis://u:p@127.0.0.1:{}", server.port);
         let builder = LockingWorker::builder("k").url(url);
-        let error = match tokio::time::timeout(PATIENCE, builder.build()).await.unwrap() {
+        let error = match tokio::time::timeout(PATIENCE, builder.build())
+            .await
+            .unwrap()
+        {
             Err(BuildError::Server(error)) => error,
             Err(other) => panic!("{missing}: {other:?}"),
             Ok(worker) => match next(&mut worker.acquire()).await {
@@ -288,7 +381,10 @@ async fn a_missing_permission_is_a_fatal_error_and_nothing_is_written() {
                 other => panic!("without {missing}: {other:?}"),
             },
         };
-        assert!(matches!(error, Error::Refused { .. }), "{missing}: {error:?}");
+        assert!(
+            matches!(error, Error::Refused { .. }),
+            "{missing}: {error:?}"
+        );
         assert_eq!(keys_of(&server).await, Value::Array(vec![]), "{missing}");
     }
 }

@@ -55,14 +55,21 @@ async fn poll_times(stream: &mut Acquire, times: usize) -> bool {
 #[tokio::test]
 async fn a_stream_dropped_after_any_poll_leaves_no_lease() {
     let server = Server::start();
-    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(LONG)
+        .build()
+        .await
+        .unwrap();
     for polls in 0..40 {
         let mut stream = worker.acquire();
         poll_times(&mut stream, polls).await;
         drop(stream);
         worker.clone().close().await;
         let (record, line) = left(&server).await;
-        let free = record.as_deref().is_none_or(|record| record == "lw1 open attempt=0/5");
+        let free = record
+            .as_deref()
+            .is_none_or(|record| record == "lw1 open attempt=0/5");
         // From some poll on the guard was yielded, and dropped with the event it came in.
         let failed = record.as_deref() == Some("lw1 open attempt=1/5");
         assert!(free || failed, "after {polls} polls: {record:?}");
@@ -74,11 +81,23 @@ async fn a_stream_dropped_after_any_poll_leaves_no_lease() {
 #[tokio::test]
 async fn a_waiter_dropped_after_any_poll_leaves_the_line() {
     let server = Server::start();
-    let holder = server.builder("job").label("a").lock_timeout(LONG).build().await.unwrap();
+    let holder = server
+        .builder("job")
+        .label("a")
+        .lock_timeout(LONG)
+        .build()
+        .await
+        .unwrap();
     let guard = acquired(&mut holder.acquire()).await;
     for polls in 0..40 {
         // A worker of its own, so that it subscribes anew each time.
-        let worker = server.builder("job").label("b").lock_timeout(LONG).build().await.unwrap();
+        let worker = server
+            .builder("job")
+            .label("b")
+            .lock_timeout(LONG)
+            .build()
+            .await
+            .unwrap();
         let mut stream = worker.acquire();
         poll_times(&mut stream, polls).await;
         drop(stream);
@@ -93,7 +112,12 @@ async fn a_waiter_dropped_after_any_poll_leaves_the_line() {
 #[tokio::test]
 async fn a_claim_in_flight_is_given_back() {
     let server = Server::start();
-    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(LONG)
+        .build()
+        .await
+        .unwrap();
     // The server answers nothing for a while: the claim is on its way when its stream is dropped.
     let client = server.client().await;
     command(&client, [b"CLIENT", b"PAUSE", b"300", b"ALL"]).await;
@@ -102,13 +126,21 @@ async fn a_claim_in_flight_is_given_back() {
     tokio::task::yield_now().await;
     drop(stream);
     worker.close().await;
-    assert_eq!(left(&server).await, (Some("lw1 open attempt=0/5".to_owned()), Value::from(0)));
+    assert_eq!(
+        left(&server).await,
+        (Some("lw1 open attempt=0/5".to_owned()), Value::from(0))
+    );
 }
 
 #[tokio::test]
 async fn a_settling_future_dropped_before_its_first_poll_drops_the_guard() {
     let server = Server::start();
-    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(LONG)
+        .build()
+        .await
+        .unwrap();
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
     drop(guard.done());
@@ -121,7 +153,12 @@ async fn a_settling_future_dropped_before_its_first_poll_drops_the_guard() {
 #[tokio::test]
 async fn a_settling_future_dropped_after_its_first_poll_settles_all_the_same() {
     let server = Server::start();
-    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(LONG)
+        .build()
+        .await
+        .unwrap();
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
     {
@@ -139,7 +176,12 @@ fn a_runtime_that_dies_first_is_survived() {
     let server = Server::start();
     let first = Runtime::new().unwrap();
     let (worker, mut stream, guards) = first.block_on(async {
-        let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+        let worker = server
+            .builder("job")
+            .lock_timeout(LONG)
+            .build()
+            .await
+            .unwrap();
         let mut guards = Vec::new();
         for key in ["job", "dropped", "failed"] {
             guards.push(acquired(&mut worker.with_key(key).unwrap().acquire()).await);
@@ -156,9 +198,15 @@ fn a_runtime_that_dies_first_is_survived() {
     let settled = second.block_on(guards.next().unwrap().fail("late"));
     assert!(matches!(settled, Err(SettleError::Stopped)), "{settled:?}");
     let event = second.block_on(end(&mut stream));
-    assert!(matches!(event, LockEvent::Error(Error::Stopped)), "{event:?}");
+    assert!(
+        matches!(event, LockEvent::Error(Error::Stopped)),
+        "{event:?}"
+    );
     let event = second.block_on(end(&mut worker.acquire()));
-    assert!(matches!(event, LockEvent::Error(Error::Stopped)), "{event:?}");
+    assert!(
+        matches!(event, LockEvent::Error(Error::Stopped)),
+        "{event:?}"
+    );
     second.block_on(worker.close());
     std::thread::spawn(move || drop(guards)).join().unwrap();
 }
@@ -167,13 +215,20 @@ fn a_runtime_that_dies_first_is_survived() {
 async fn close_is_bounded_when_the_server_is_gone() {
     let mut server = Server::start();
     let lease = Duration::from_millis(300);
-    let worker = server.builder("job").lock_timeout(lease).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(lease)
+        .build()
+        .await
+        .unwrap();
     let (mut first, mut second) = (worker.acquire(), worker.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     server.kill();
     drop((guard, first, second));
-    tokio::time::timeout(PATIENCE, worker.close()).await.expect("bounded");
+    tokio::time::timeout(PATIENCE, worker.close())
+        .await
+        .expect("bounded");
 }
 
 #[tokio::test]
@@ -181,13 +236,17 @@ async fn the_connections_end_with_the_last_handle() {
     let server = Server::start();
     let client = server.client().await;
     let connections = async || {
-        let list = command(&client, [b"CLIENT", b"LIST"]).await.into_string().unwrap();
+        let list = command(&client, [b"CLIENT", b"LIST"])
+            .await
+            .into_string()
+            .unwrap();
         list.lines().count()
     };
     let before = connections().await;
     let worker = server.builder("job").build().await.unwrap();
-    let others: Vec<_> =
-        (0..50).map(|n| worker.with_key(format!("job-{n}")).unwrap()).collect();
+    let others: Vec<_> = (0..50)
+        .map(|n| worker.with_key(format!("job-{n}")).unwrap())
+        .collect();
     let mut streams: Vec<_> = others.iter().map(LockingWorker::acquire).collect();
     let mut guards = Vec::new();
     for stream in &mut streams {
@@ -195,7 +254,11 @@ async fn the_connections_end_with_the_last_handle() {
     }
     let mut waiting = others[0].acquire();
     locked(&mut waiting).await;
-    assert_eq!(connections().await, before + 2, "two, however many keys and streams");
+    assert_eq!(
+        connections().await,
+        before + 2,
+        "two, however many keys and streams"
+    );
 
     drop((worker, others, streams, waiting));
     guards.truncate(1);
@@ -211,7 +274,12 @@ async fn the_connections_end_with_the_last_handle() {
 #[tokio::test]
 async fn an_event_dropped_with_its_guard_fails_the_attempt() {
     let server = Server::start();
-    let worker = server.builder("job").lock_timeout(LONG).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(LONG)
+        .build()
+        .await
+        .unwrap();
     let mut stream = worker.acquire();
     assert!(matches!(next(&mut stream).await, LockEvent::Acquired(_)));
     match end(&mut stream).await {

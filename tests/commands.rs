@@ -58,7 +58,11 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
     let mut monitor = server.monitor();
     let mut quiet = 0;
     while quiet < 3 {
-        quiet = if subscribed(&mut monitor).is_empty() { quiet + 1 } else { 0 };
+        quiet = if subscribed(&mut monitor).is_empty() {
+            quiet + 1
+        } else {
+            0
+        };
         tokio::task::yield_now().await;
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
@@ -76,7 +80,11 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     let failure = monitor.commands();
-    assert_eq!(failure, ["EVALSHA", "EVALSHA"], "fail, confirm; at most 4 are allowed");
+    assert_eq!(
+        failure,
+        ["EVALSHA", "EVALSHA"],
+        "fail, confirm; at most 4 are allowed"
+    );
 
     guard.done_with("result").await.unwrap();
     for stream in &mut waiting {
@@ -89,5 +97,8 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
     let (scripts, others): (Vec<_>, Vec<_>) = completion.iter().partition(|c| *c == "EVALSHA");
     assert_eq!(scripts.len(), 1, "{completion:?}");
     // Each of the 100 processes ends its subscription, after it has heard.
-    assert!(others.iter().all(|command| *command == "SUNSUBSCRIBE"), "{completion:?}");
+    assert!(
+        others.iter().all(|command| *command == "SUNSUBSCRIBE"),
+        "{completion:?}"
+    );
 }

@@ -22,10 +22,26 @@ const OPERATIONS: usize = 60;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Claim { who: u8, lease: u64, max_attempts: u32, retention: u64 },
-    Settle { grant: Grant, outcome: Outcome, window: u64 },
-    Renew { grant: Grant, lease: u64, checkpoint: Option<Vec<u8>> },
-    Withdraw { who: u8, window: u64 },
+    Claim {
+        who: u8,
+        lease: u64,
+        max_attempts: u32,
+        retention: u64,
+    },
+    Settle {
+        grant: Grant,
+        outcome: Outcome,
+        window: u64,
+    },
+    Renew {
+        grant: Grant,
+        lease: u64,
+        checkpoint: Option<Vec<u8>>,
+    },
+    Withdraw {
+        who: u8,
+        window: u64,
+    },
     Inspect,
     Pass(u64),
     Lose,
@@ -121,7 +137,12 @@ impl Both {
         let memory = paused.block_on(async { MemoryBench::new() });
         let now = paused.block_on(async { memory.now() });
         let redis = real.block_on(RedisBench::with_scripts(now, edit));
-        Self { paused, real, memory, redis }
+        Self {
+            paused,
+            real,
+            memory,
+            redis,
+        }
     }
 
     /// Begins with nothing, at the same time on both.
@@ -146,7 +167,12 @@ impl Both {
         match (actual, expected) {
             (Some((actual, line)), Some((expected, expected_line))) => {
                 prop_assert_eq!(line, expected_line);
-                prop_assert!(actual.abs_diff(expected) < 4_000, "{} against {}", actual, expected);
+                prop_assert!(
+                    actual.abs_diff(expected) < 4_000,
+                    "{} against {}",
+                    actual,
+                    expected
+                );
             }
             (actual, expected) => prop_assert_eq!(actual.map(|_| ()), expected.map(|_| ())),
         }
@@ -168,19 +194,32 @@ impl Both {
         for (nth, (first, step)) in steps.iter().enumerate() {
             let key = &keys[usize::from(!*first)];
             let op = match step {
-                Step::Claim { who, lease, max_attempts, retention } => Op::Claim {
+                Step::Claim {
+                    who,
+                    lease,
+                    max_attempts,
+                    retention,
+                } => Op::Claim {
                     token: Token::from_number(tokens[usize::from(*who)]),
                     label: labels[usize::from(*who)].clone(),
                     lease: *lease,
                     max_attempts: *max_attempts,
                     retention: *retention,
                 },
-                Step::Settle { grant, outcome, window } => Op::Settle {
+                Step::Settle {
+                    grant,
+                    outcome,
+                    window,
+                } => Op::Settle {
                     fence: grant.fence(&fences),
                     outcome: outcome.clone(),
                     window: *window,
                 },
-                Step::Renew { grant, lease, checkpoint } => Op::Renew {
+                Step::Renew {
+                    grant,
+                    lease,
+                    checkpoint,
+                } => Op::Renew {
                     fence: grant.fence(&fences),
                     lease: *lease,
                     checkpoint: checkpoint.clone().map(Bytes::from),
@@ -250,20 +289,58 @@ fn the_scripts_answer_as_the_memory_store_does() {
 #[test]
 fn a_mistake_in_a_script_is_found() {
     let mistakes = [
-        ("an attempt too many", "r.attempt >= r.max", "r.attempt > r.max"),
-        ("a lease a ms too long", "now_ms >= r.ends", "now_ms > r.ends"),
-        ("a fencing token that stands still", "math.max(r.fence + 1, now)", "now"),
-        ("a settlement by anybody", "or int(r.fence) ~= fence then", "then"),
-        ("a line that is never left", "redis.call('ZREM', KEYS[2], member)", ""),
-        ("a hand-off that counts", "pass_on(r, r.attempt, window)", "pass_on(r, r.attempt + 1, window)"),
+        (
+            "an attempt too many",
+            "r.attempt >= r.max",
+            "r.attempt > r.max",
+        ),
+        (
+            "a lease a ms too long",
+            "now_ms >= r.ends",
+            "now_ms > r.ends",
+        ),
+        (
+            "a fencing token that stands still",
+            "math.max(r.fence + 1, now)",
+            "now",
+        ),
+        (
+            "a settlement by anybody",
+            "or int(r.fence) ~= fence then",
+            "then",
+        ),
+        (
+            "a line that is never left",
+            "redis.call('ZREM', KEYS[2], member)",
+            "",
+        ),
+        (
+            "a hand-off that counts",
+            "pass_on(r, r.attempt, window)",
+            "pass_on(r, r.attempt + 1, window)",
+        ),
         ("a late duplicate that is granted", "r.last == token or", ""),
-        ("a replay that restarts the lease", "if r.state == 'granted' then", "if true then"),
-        ("an outcome remembered for ever", "redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))",
-            "redis.call('SET', KEYS[1], record_text)"),
+        (
+            "a replay that restarts the lease",
+            "if r.state == 'granted' then",
+            "if true then",
+        ),
+        (
+            "an outcome remembered for ever",
+            "redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))",
+            "redis.call('SET', KEYS[1], record_text)",
+        ),
         ("a line served from its end", "ZPOPMIN", "ZPOPMAX"),
-        ("a lapsed grant that counts", "return take(r.attempt)\n", "return take(r.attempt + 1)\n"),
-        ("a payload cut at a line feed", "return string.sub(text, from, at - 2)",
-            "return (string.match(string.sub(text, from, at - 2), '^[^\\n]*'))"),
+        (
+            "a lapsed grant that counts",
+            "return take(r.attempt)\n",
+            "return take(r.attempt + 1)\n",
+        ),
+        (
+            "a payload cut at a line feed",
+            "return string.sub(text, from, at - 2)",
+            "return (string.match(string.sub(text, from, at - 2), '^[^\\n]*'))",
+        ),
     ];
     for (name, correct, wrong) in mistakes {
         let found = search(200, 0, |script| script.replace(correct, wrong));

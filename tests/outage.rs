@@ -54,7 +54,11 @@ async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
     server.restart();
 
     let (taken, outages) = until_acquired(&mut second).await;
-    assert_eq!((taken.attempt(), outages), (1, 0), "the record was lost: a new run");
+    assert_eq!(
+        (taken.attempt(), outages),
+        (1, 0),
+        "the record was lost: a new run"
+    );
     assert!(taken.fencing_token() > fence, "the fence does not restart");
     assert!(matches!(guard.done().await, Err(SettleError::Lost { .. })));
     taken.done().await.unwrap();
@@ -105,7 +109,10 @@ async fn a_stopped_server_is_noticed_and_gone_on_with() {
     locked(&mut second).await;
     server.signal(Signal::SIGSTOP);
     outage(&mut second).await;
-    assert!(second.next().now_or_never().is_none(), "nobody is granted locally");
+    assert!(
+        second.next().now_or_never().is_none(),
+        "nobody is granted locally"
+    );
     server.signal(Signal::SIGCONT);
     // Its lease was 5 s: whether it was over by then decides who goes on.
     let settled = guard.done().await;
@@ -119,7 +126,10 @@ async fn a_stopped_server_is_noticed_and_gone_on_with() {
 #[tokio::test]
 async fn a_guard_outside_the_servers_reach_says_so_and_is_not_valid_past_its_lease() {
     let server = Server::start();
-    let worker = server.builder("job").lock_timeout(Duration::from_millis(500)).build();
+    let worker = server
+        .builder("job")
+        .lock_timeout(Duration::from_millis(500))
+        .build();
     let worker = worker.await.unwrap();
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
@@ -129,8 +139,13 @@ async fn a_guard_outside_the_servers_reach_says_so_and_is_not_valid_past_its_lea
         assert!(Instant::now() < lease_ends);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let settled = tokio::time::timeout(PATIENCE, guard.done()).await.expect("no hang");
-    assert!(matches!(settled, Err(SettleError::Unknown { .. })), "{settled:?}");
+    let settled = tokio::time::timeout(PATIENCE, guard.done())
+        .await
+        .expect("no hang");
+    assert!(
+        matches!(settled, Err(SettleError::Unknown { .. })),
+        "{settled:?}"
+    );
     server.signal(Signal::SIGCONT);
 }
 
@@ -155,14 +170,24 @@ async fn forgotten_scripts_are_invisible() {
 async fn a_flushed_record_costs_its_holder_the_lease_and_the_waiter_takes_over() {
     let server = Server::start();
     let lease = Duration::from_millis(400);
-    let worker = server.builder("job").lock_timeout(lease).build().await.unwrap();
+    let worker = server
+        .builder("job")
+        .lock_timeout(lease)
+        .build()
+        .await
+        .unwrap();
     let (mut first, mut second) = (worker.acquire(), worker.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     command(&server.client().await, [b"FLUSHALL"]).await;
     let fence = guard.fencing_token();
     match guard.done().await {
-        Err(SettleError::Lost { attempt, holder, successor, .. }) => {
+        Err(SettleError::Lost {
+            attempt,
+            holder,
+            successor,
+            ..
+        }) => {
             assert_eq!((attempt, holder, successor), (1, None, None));
         }
         other => panic!("{other:?}"),
@@ -192,7 +217,10 @@ async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
     let (guard, _) = until_acquired(&mut second).await;
     guard.done().await.unwrap();
     let mut other = a.with_key("other").unwrap().acquire();
-    assert!(matches!(next(&mut other).await, LockEvent::Error(Error::Unavailable { .. })));
+    assert!(matches!(
+        next(&mut other).await,
+        LockEvent::Error(Error::Unavailable { .. })
+    ));
     command(&client, [b"CONFIG", b"SET", b"maxmemory", b"0"]).await;
     assert_eq!(until_acquired(&mut other).await.0.attempt(), 1);
 }
@@ -213,7 +241,11 @@ async fn a_lost_subscriber_is_made_up_for() {
         command(&client, [b"CLIENT", b"KILL", b"TYPE", b"pubsub"]).await;
         drop(guard);
         let (next, outages) = until_acquired(&mut second).await;
-        assert_eq!((next.attempt(), outages), (attempt, 0), "commands still worked");
+        assert_eq!(
+            (next.attempt(), outages),
+            (attempt, 0),
+            "commands still worked"
+        );
         guard = next;
         second = b.acquire();
         locked(&mut second).await;

@@ -29,17 +29,23 @@ fn main() -> ExitCode {
     }
     let test = |name: &str, run: fn() -> Result<(), Failed>| Trial::test(name, run);
     let tests = vec![
-        test("a_killed_holder_is_followed_at_the_end_of_its_lease", || {
-            holder_dies(|worker| worker.signal(Signal::SIGKILL))
-        }),
-        test("an_aborted_holder_is_followed_at_the_end_of_its_lease", || {
-            holder_dies(|worker| worker.say("abort"))
-        }),
+        test(
+            "a_killed_holder_is_followed_at_the_end_of_its_lease",
+            || holder_dies(|worker| worker.signal(Signal::SIGKILL)),
+        ),
+        test(
+            "an_aborted_holder_is_followed_at_the_end_of_its_lease",
+            || holder_dies(|worker| worker.say("abort")),
+        ),
         test("a_stopped_holder_that_goes_on_is_told_who_followed", || {
             block_on(stopped_holder())
         }),
-        test("a_failure_in_one_process_wakes_another", || block_on(failure())),
-        test("a_stopped_waiter_costs_the_confirm_window_at_most", || block_on(stopped_waiter())),
+        test("a_failure_in_one_process_wakes_another", || {
+            block_on(failure())
+        }),
+        test("a_stopped_waiter_costs_the_confirm_window_at_most", || {
+            block_on(stopped_waiter())
+        }),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -51,12 +57,18 @@ fn block_on(test: impl Future<Output = ()>) -> Result<(), Failed> {
 
 /// The wall clock in µs, which all processes of a machine share.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_micros() as u64
 }
 
 async fn worker(url: &str, key: &str, label: &str, lease: u64) {
     let lease = Duration::from_millis(lease);
-    let builder = LockingWorker::builder(key).url(url).label(label).lock_timeout(lease);
+    let builder = LockingWorker::builder(key)
+        .url(url)
+        .label(label)
+        .lock_timeout(lease);
     let mut events = builder.build().await.unwrap().acquire();
     while let Some(event) = events.next().await {
         match event {
@@ -73,7 +85,9 @@ async fn worker(url: &str, key: &str, label: &str, lease: u64) {
                     }
                     "done" => match guard.done().await {
                         Ok(()) => println!("done"),
-                        Err(SettleError::Lost { holder, successor, .. }) => {
+                        Err(SettleError::Lost {
+                            holder, successor, ..
+                        }) => {
                             println!("lost to {holder:?} at attempt {successor:?}");
                         }
                         Err(error) => println!("{error}"),
@@ -96,14 +110,24 @@ struct Worker {
 impl Worker {
     fn start(server: &Server, label: &str, lease: Duration) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--worker", &server.url(), "job", label, &lease.as_millis().to_string()])
+            .args([
+                "--worker",
+                &server.url(),
+                "job",
+                label,
+                &lease.as_millis().to_string(),
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let orders = child.stdin.take().unwrap();
         let news = BufReader::new(child.stdout.take().unwrap());
-        Self { child, orders, news }
+        Self {
+            child,
+            orders,
+            news,
+        }
     }
 
     fn say(&mut self, order: &str) {
@@ -130,7 +154,10 @@ impl Drop for Worker {
 
 /// When the record's lease ends by the server's clock, in ms.
 async fn lease_end(server: &Server) -> u64 {
-    let record = command(&server.client().await, [b"GET", b"job"]).await.into_string().unwrap();
+    let record = command(&server.client().await, [b"GET", b"job"])
+        .await
+        .into_string()
+        .unwrap();
     let (_, until) = record.split_once("until=").unwrap();
     until.split(' ').next().unwrap().parse().unwrap()
 }
@@ -180,7 +207,10 @@ async fn failure() {
     worker.say("drop");
     let dropped: u64 = worker.hear().parse().unwrap();
     let guard = acquired(&mut stream).await;
-    println!("acquired {:.2} ms after the drop", now().saturating_sub(dropped) as f64 / 1e3);
+    println!(
+        "acquired {:.2} ms after the drop",
+        now().saturating_sub(dropped) as f64 / 1e3
+    );
     assert_eq!(guard.attempt(), 2);
 }
 
@@ -200,7 +230,10 @@ async fn stopped_waiter() {
     assert_eq!(locked(&mut stream).await.holder, "head");
     let ends = lease_end(&server).await;
     let guard = acquired(&mut stream).await;
-    println!("acquired {:.2} ms after the confirm window", now() as f64 / 1e3 - ends as f64);
+    println!(
+        "acquired {:.2} ms after the confirm window",
+        now() as f64 / 1e3 - ends as f64
+    );
     assert_eq!(guard.attempt(), 2, "the number that nobody confirmed");
     head.signal(Signal::SIGCONT);
     // It has a look at what it was granted, finds it lost, and waits in line again.

@@ -49,10 +49,19 @@ pub(super) struct Call {
 }
 
 enum Purpose {
-    Claim { id: Id, token: Token, terms: Arc<Terms> },
-    Confirm { lease: Arc<Lease>, give_up: Instant },
+    Claim {
+        id: Id,
+        token: Token,
+        terms: Arc<Terms>,
+    },
+    Confirm {
+        lease: Arc<Lease>,
+        give_up: Instant,
+    },
     Settle(Settling),
-    Withdraw { give_up: Instant },
+    Withdraw {
+        give_up: Instant,
+    },
 }
 
 struct Settling {
@@ -171,7 +180,10 @@ impl Run {
     }
 
     pub(super) fn is_watched(&self) -> bool {
-        matches!(self.subscription, Subscription::Watching | Subscription::Active)
+        matches!(
+            self.subscription,
+            Subscription::Watching | Subscription::Active
+        )
     }
 
     // What participants ask.
@@ -213,12 +225,7 @@ impl Run {
         self.unwatch_if_idle(effects);
     }
 
-    pub(super) fn confirm(
-        &mut self,
-        lease: Arc<Lease>,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn confirm(&mut self, lease: Arc<Lease>, now: Instant, effects: &mut Vec<Effect>) {
         let op = Op::Renew {
             fence: lease.fence,
             lease: lease.terms.lease,
@@ -226,7 +233,14 @@ impl Run {
         };
         let give_up = lease.deadline().max(now + PATIENCE);
         let purpose = Purpose::Confirm { lease, give_up };
-        self.send(Call { ticket: None, op, purpose }, effects);
+        self.send(
+            Call {
+                ticket: None,
+                op,
+                purpose,
+            },
+            effects,
+        );
     }
 
     /// A grant that nobody began to work on.
@@ -243,8 +257,16 @@ impl Run {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        let Settlement { lease, outcome, reply } = settlement;
-        for live in self.grants.iter_mut().filter(|live| live.lease.fence == lease.fence) {
+        let Settlement {
+            lease,
+            outcome,
+            reply,
+        } = settlement;
+        for live in self
+            .grants
+            .iter_mut()
+            .filter(|live| live.lease.fence == lease.fence)
+        {
             live.settling = true;
         }
         let op = Op::Settle {
@@ -259,7 +281,14 @@ impl Run {
             reply,
         };
         let purpose = Purpose::Settle(settling);
-        self.send(Call { ticket: None, op, purpose }, effects);
+        self.send(
+            Call {
+                ticket: None,
+                op,
+                purpose,
+            },
+            effects,
+        );
     }
 
     // What the store says.
@@ -281,7 +310,11 @@ impl Run {
         };
         self.clock = Some((sent, reply.frame.at));
         let newer = self.merge(&reply.frame, Some(sent), now);
-        let Call { ticket, op, purpose } = call;
+        let Call {
+            ticket,
+            op,
+            purpose,
+        } = call;
         let is_claim = matches!(purpose, Purpose::Claim { .. });
         // Before the news spreads, so that no holder takes its own end for a loss.
         match purpose {
@@ -341,7 +374,9 @@ impl Run {
             Err(error) => {
                 self.subscription = Subscription::None;
                 // No event: until it succeeds the timers do.
-                let delay = self.rewatch.map_or(RETRY_FIRST, |(_, delay)| next_delay(delay));
+                let delay = self
+                    .rewatch
+                    .map_or(RETRY_FIRST, |(_, delay)| next_delay(delay));
                 self.rewatch = Some((now + jittered(delay), delay));
                 if error.is_fatal() {
                     self.end_all(&error);
@@ -376,10 +411,18 @@ impl Run {
 
     /// When [`Run::fire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let lapses = self.grants.iter().filter(|live| !live.settling).map(Live::deadline);
+        let lapses = self
+            .grants
+            .iter()
+            .filter(|live| !live.settling)
+            .map(Live::deadline);
         let retry = self.trouble.as_ref().and_then(|trouble| trouble.retry_at);
         let rewatch = self.rewatch.map(|(at, _)| at);
-        lapses.chain(retry).chain(rewatch).chain(self.claim_at()).min()
+        lapses
+            .chain(retry)
+            .chain(rewatch)
+            .chain(self.claim_at())
+            .min()
     }
 
     pub(super) fn fire(&mut self, now: Instant, effects: &mut Vec<Effect>) {
@@ -427,7 +470,11 @@ impl Run {
             if live.settling || live.deadline() > now {
                 return true;
             }
-            let update = if live.lapsed { Update::Lost } else { Update::Lapsed };
+            let update = if live.lapsed {
+                Update::Lost
+            } else {
+                Update::Lapsed
+            };
             if let Some(member) = members.get(&live.lease.id) {
                 member.tell(update);
             }
@@ -454,11 +501,20 @@ impl Run {
             token: member.token,
             terms: member.terms.clone(),
         };
-        self.send(Call { ticket: None, op, purpose }, effects);
+        self.send(
+            Call {
+                ticket: None,
+                op,
+                purpose,
+            },
+            effects,
+        );
     }
 
     fn is_wanted(&self, id: Id, token: Token) -> bool {
-        self.members.get(&id).is_some_and(|member| member.token == token)
+        self.members
+            .get(&id)
+            .is_some_and(|member| member.token == token)
     }
 
     fn claimed(
@@ -487,7 +543,11 @@ impl Run {
         if member.stage == Stage::Waiting {
             // A token gets one grant: when that was lost before anybody worked on it, a new one is
             // drawn.
-            if reply.ok || reply.record().is_some_and(|record| record.last == Some(token)) {
+            if reply.ok
+                || reply
+                    .record()
+                    .is_some_and(|record| record.last == Some(token))
+            {
                 member.token = Token::random();
                 self.claim(id, effects);
             }
@@ -497,7 +557,9 @@ impl Run {
 
     /// One claim for all that wait: its answer is news for every one of them.
     fn refresh(&mut self, effects: &mut Vec<Effect>) {
-        if self.refreshing.is_none() && let Some((id, _)) = self.front() {
+        if self.refreshing.is_none()
+            && let Some((id, _)) = self.front()
+        {
             self.refreshing = Some(id);
             self.refresh_again = false;
             self.claim(id, effects);
@@ -573,7 +635,10 @@ impl Run {
         });
         // The next holder before the others: it has work to do.
         let owner = view.record.owner;
-        let owner = self.members.iter().find(|(_, member)| Some(member.token) == owner);
+        let owner = self
+            .members
+            .iter()
+            .find(|(_, member)| Some(member.token) == owner);
         if let Some(id) = owner.map(|(id, _)| *id) {
             self.bring_up_to_date(id, None, now, hub);
         }
@@ -643,7 +708,11 @@ impl Run {
         let stands = reply.record().filter(|_| reply.ok);
         if let Some(record) = stands {
             lease.restart(local_end(record, (sent, reply.frame.at)));
-            for live in self.grants.iter_mut().filter(|live| live.lease.fence == lease.fence) {
+            for live in self
+                .grants
+                .iter_mut()
+                .filter(|live| live.lease.fence == lease.fence)
+            {
                 live.lapsed = false;
             }
             if let Some(member) = self.members.get(&lease.id) {
@@ -678,7 +747,9 @@ impl Run {
             record => {
                 let lost = SettleError::Lost {
                     attempt: lease.attempt,
-                    holder: record.map(|record| record.holder.clone()).filter(|h| !h.is_empty()),
+                    holder: record
+                        .map(|record| record.holder.clone())
+                        .filter(|h| !h.is_empty()),
                     successor: record.map(|record| record.attempt),
                 };
                 let reason = match record {
@@ -740,7 +811,11 @@ impl Run {
     fn failed(&mut self, call: Call, error: Error, now: Instant, effects: &mut Vec<Effect>) {
         let is_claim = matches!(call.purpose, Purpose::Claim { .. });
         let fatal = error.is_fatal();
-        let Call { ticket, op, purpose } = call;
+        let Call {
+            ticket,
+            op,
+            purpose,
+        } = call;
         let parked = match purpose {
             Purpose::Claim { id, token, terms } => {
                 if self.refreshing == Some(id) {
@@ -774,7 +849,11 @@ impl Run {
                 None
             }
             Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
-            purpose => Some(Call { ticket, op, purpose }),
+            purpose => Some(Call {
+                ticket,
+                op,
+                purpose,
+            }),
         };
         self.trouble_with(error, is_claim, now);
         if let (Some(trouble), Some(parked)) = (&mut self.trouble, parked) {
@@ -843,12 +922,19 @@ impl Run {
 
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
     fn recover(&mut self, is_claim: bool, effects: &mut Vec<Effect>) {
-        if self.trouble.as_ref().is_none_or(|trouble| trouble.claims && !is_claim) {
+        if self
+            .trouble
+            .as_ref()
+            .is_none_or(|trouble| trouble.claims && !is_claim)
+        {
             return;
         }
         self.send_parked(effects);
         self.trouble = None;
-        let joining = self.members.iter().filter(|(_, member)| !member.is_served());
+        let joining = self
+            .members
+            .iter()
+            .filter(|(_, member)| !member.is_served());
         for id in joining.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.claim(id, effects);
         }
@@ -857,7 +943,10 @@ impl Run {
     }
 
     fn send_parked(&mut self, effects: &mut Vec<Effect>) {
-        let parked = self.trouble.as_mut().map(|trouble| std::mem::take(&mut trouble.parked));
+        let parked = self
+            .trouble
+            .as_mut()
+            .map(|trouble| std::mem::take(&mut trouble.parked));
         for call in parked.into_iter().flatten() {
             self.send(call, effects);
         }
@@ -945,7 +1034,11 @@ fn withdrawal(token: Token, terms: &Terms, ticket: Option<TaskTrackerToken>, now
     // Later than that its grant has ended anyway.
     let give_up = now + Duration::from_millis(terms.lease);
     let purpose = Purpose::Withdraw { give_up };
-    Call { ticket, op, purpose }
+    Call {
+        ticket,
+        op,
+        purpose,
+    }
 }
 
 /// Whether a settlement that is refused now took place before, its answer being lost.

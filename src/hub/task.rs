@@ -114,8 +114,15 @@ impl<S: Store> Hub<S> {
     fn asked(&mut self, message: Message) {
         let now = Instant::now();
         match message {
-            Message::Join { key, id, terms, mailbox } => {
-                self.with(&key, |run, _, effects| run.join(id, terms, mailbox, effects));
+            Message::Join {
+                key,
+                id,
+                terms,
+                mailbox,
+            } => {
+                self.with(&key, |run, _, effects| {
+                    run.join(id, terms, mailbox, effects)
+                });
             }
             Message::Leave { key, id } => {
                 self.with_known(&key, |run, _, effects| run.leave(id, now, effects));
@@ -125,7 +132,9 @@ impl<S: Store> Hub<S> {
                 self.with(&key, |run, _, effects| run.confirm(lease, now, effects));
             }
             Message::Return(lease) => {
-                self.with(&lease.key, |run, _, effects| run.give_back(&lease, now, effects));
+                self.with(&lease.key, |run, _, effects| {
+                    run.give_back(&lease, now, effects)
+                });
             }
             Message::Settle(settlement) => {
                 let key = settlement.lease.key.clone();
@@ -167,7 +176,9 @@ impl<S: Store> Hub<S> {
             Heard::Message { channel, frame } => {
                 if let Some(entry) = self.runs.get(&channel) {
                     let (key, now) = (entry.key.clone(), Instant::now());
-                    self.with_known(&key, |run, hub, effects| run.heard(frame, now, hub, effects));
+                    self.with_known(&key, |run, hub, effects| {
+                        run.heard(frame, now, hub, effects)
+                    });
                 }
             }
             Heard::Gap => self.missed(self.hearing),
@@ -200,7 +211,8 @@ impl<S: Store> Hub<S> {
     fn ping(&mut self) {
         self.pinging = true;
         let store = self.store.clone();
-        self.in_flight.push(async move { Done::Ping(store.ping().await) }.boxed());
+        self.in_flight
+            .push(async move { Done::Ping(store.ping().await) }.boxed());
     }
 
     fn with_all(&mut self, act: impl Fn(&mut Run, &mut Vec<Effect>)) {
@@ -213,20 +225,18 @@ impl<S: Store> Hub<S> {
     /// Acts on a key's run, beginning one if there is none.
     fn with(&mut self, key: &Key, act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>)) {
         let hearing = self.hearing;
-        self.runs.entry(key.channel().clone()).or_insert_with(|| Entry {
-            key: key.clone(),
-            run: Run::new(key.clone(), hearing),
-            timer: None,
-        });
+        self.runs
+            .entry(key.channel().clone())
+            .or_insert_with(|| Entry {
+                key: key.clone(),
+                run: Run::new(key.clone(), hearing),
+                timer: None,
+            });
         self.with_known(key, act);
     }
 
     /// Acts on a key's run if there is one, does what follows, and sets its timer.
-    fn with_known(
-        &mut self,
-        key: &Key,
-        act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>),
-    ) {
+    fn with_known(&mut self, key: &Key, act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>)) {
         let Some(entry) = self.runs.get_mut(key.channel()) else {
             return;
         };

@@ -116,7 +116,9 @@ fn has_hash_tag(key: &[u8]) -> bool {
         return false;
     };
     let rest = &key[open + 1..];
-    rest.iter().position(|b| *b == b'}').is_some_and(|close| close > 0)
+    rest.iter()
+        .position(|b| *b == b'}')
+        .is_some_and(|close| close > 0)
 }
 
 /// A short text in the given slot: the first decimal number that hashes there. About 16,384 tries

@@ -58,13 +58,17 @@ impl Memory {
 
     fn lock(&self) -> MutexGuard<'_, Server> {
         // Every transition writes its changes in one go at its end: a panic leaves none half done.
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").field("keys", &self.lock().entries.len()).finish()
+        f.debug_struct("Memory")
+            .field("keys", &self.lock().entries.len())
+            .finish()
     }
 }
 
@@ -98,7 +102,10 @@ impl MemoryStore {
     pub fn life(&self, key: &Key) -> Option<(u64, usize)> {
         let server = self.memory.lock();
         let now = server.now() / 1_000;
-        let entry = server.entries.get(key).filter(|entry| entry.expires > now)?;
+        let entry = server
+            .entries
+            .get(key)
+            .filter(|entry| entry.expires > now)?;
         Some((entry.expires - now, entry.line.len()))
     }
 
@@ -145,7 +152,10 @@ impl Store for MemoryStore {
     }
 
     fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
-        let mut hearer = self.hearer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut hearer = self
+            .hearer
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         hearer.take().expect("a store has one hearer")
     }
 
@@ -191,7 +201,9 @@ impl Default for Clock {
     fn default() -> Self {
         Self {
             started: Instant::now(),
-            epoch: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            epoch: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
         }
     }
 }
@@ -214,7 +226,10 @@ impl Line {
             self.queue.push_back(member);
             return self.queue.len() - 1;
         }
-        self.queue.iter().position(|other| *other == member).unwrap_or(0)
+        self.queue
+            .iter()
+            .position(|other| *other == member)
+            .unwrap_or(0)
     }
 
     fn leave(&mut self, member: &(Token, Arc<str>)) -> bool {
@@ -248,11 +263,25 @@ impl Server {
         let entry = self.entries.remove(key).filter(|entry| entry.expires > now);
         let (entry, ok, position, changed) = match (entry, op) {
             (Some(entry), op) => {
-                let mut run = Run { entry, at, now, changed: false };
+                let mut run = Run {
+                    entry,
+                    at,
+                    now,
+                    changed: false,
+                };
                 let (ok, position) = run.apply(op);
                 (Some(run.entry), ok, position, run.changed)
             }
-            (None, Op::Claim { token, label, lease, max_attempts, retention }) => {
+            (
+                None,
+                Op::Claim {
+                    token,
+                    label,
+                    lease,
+                    max_attempts,
+                    retention,
+                },
+            ) => {
                 let mut run = Run::begin(*max_attempts, *retention, at, now);
                 run.grant(State::Held, 1, (*token, label.clone()), *lease);
                 (Some(run.entry), true, None, true)
@@ -272,7 +301,11 @@ impl Server {
         if changed {
             self.publish(key, &frame);
         }
-        Reply { ok, frame, position }
+        Reply {
+            ok,
+            frame,
+            position,
+        }
     }
 
     fn sweep(&mut self, now: u64) {
@@ -332,14 +365,32 @@ impl Run {
             line: Line::default(),
             expires: now,
         };
-        Self { entry, at, now, changed: true }
+        Self {
+            entry,
+            at,
+            now,
+            changed: true,
+        }
     }
 
     fn apply(&mut self, op: &Op) -> (bool, Option<u64>) {
         match op {
-            Op::Claim { token, label, lease, .. } => self.claim((*token, label.clone()), *lease),
-            Op::Settle { fence, outcome, window } => (self.settle(*fence, outcome, *window), None),
-            Op::Renew { fence, lease, checkpoint } => {
+            Op::Claim {
+                token,
+                label,
+                lease,
+                ..
+            } => self.claim((*token, label.clone()), *lease),
+            Op::Settle {
+                fence,
+                outcome,
+                window,
+            } => (self.settle(*fence, outcome, *window), None),
+            Op::Renew {
+                fence,
+                lease,
+                checkpoint,
+            } => {
                 let stands = self.is_owned_by(*fence);
                 if stands {
                     self.hold(*lease);
@@ -349,7 +400,11 @@ impl Run {
                 }
                 (stands, None)
             }
-            Op::Withdraw { token, label, window } => {
+            Op::Withdraw {
+                token,
+                label,
+                window,
+            } => {
                 let waited = self.entry.line.leave(&(*token, label.clone()));
                 let owned = self.is_owned() && self.entry.record.owner == Some(*token);
                 if owned {

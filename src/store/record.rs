@@ -219,7 +219,10 @@ impl Frame {
     ///
     /// [`Malformed`] unless the whole text is one frame.
     pub fn decode(text: &Bytes) -> Result<Self, Malformed> {
-        let space = text.iter().position(|b| *b == b' ').ok_or(Malformed("time"))?;
+        let space = text
+            .iter()
+            .position(|b| *b == b' ')
+            .ok_or(Malformed("time"))?;
         let at = number(ascii(&text[..space], "time")?, "time")?;
         let text = text.slice(space + 1..);
         let record = match text.is_empty() {
@@ -232,7 +235,10 @@ impl Frame {
 
 impl Record {
     fn decode(text: &Bytes) -> Result<Self, Malformed> {
-        let end = text.iter().position(|b| *b == b'\n').ok_or(Malformed("header"))?;
+        let end = text
+            .iter()
+            .position(|b| *b == b'\n')
+            .ok_or(Malformed("header"))?;
         let mut words = ascii(&text[..end], "header")?.split(' ');
         let mut word = |what| words.next().ok_or(Malformed(what));
 
@@ -332,7 +338,9 @@ fn ascii<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> 
 }
 
 fn field<'a>(word: &'a str, name: &'static str) -> Result<&'a str, Malformed> {
-    let value = word.strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
+    let value = word
+        .strip_prefix(name)
+        .and_then(|rest| rest.strip_prefix('='));
     value.ok_or(Malformed(name))
 }
 
@@ -368,7 +376,10 @@ mod tests {
         let frame = decode(TEXT).unwrap();
         let record = frame.record.unwrap();
         assert_eq!(frame.at, 1_763_900_000_000_009);
-        assert_eq!((record.state, record.attempt, record.max_attempts), (State::Held, 2, 5));
+        assert_eq!(
+            (record.state, record.attempt, record.max_attempts),
+            (State::Held, 2, 5)
+        );
         assert_eq!((record.renewal, record.retention), (3, 10_000));
         assert_eq!(record.owner, Some(Token::from_number(42)));
         assert_eq!(record.last, None);
@@ -379,7 +390,13 @@ mod tests {
 
     #[test]
     fn an_absent_key_is_a_time_alone() {
-        assert_eq!(decode("17 ").unwrap(), Frame { at: 17, record: None });
+        assert_eq!(
+            decode("17 ").unwrap(),
+            Frame {
+                at: 17,
+                record: None
+            }
+        );
     }
 
     #[test]
@@ -400,7 +417,10 @@ mod tests {
             ("\n\n\n", "\n\n\n\n"),
         ] {
             assert!(TEXT.contains(change), "{change:?}");
-            assert!(decode(&TEXT.replacen(change, to, 1)).is_err(), "{change:?} → {to:?}");
+            assert!(
+                decode(&TEXT.replacen(change, to, 1)).is_err(),
+                "{change:?} → {to:?}"
+            );
         }
         for cut in 0..TEXT.len() {
             assert!(decode(&TEXT[..cut]).is_err() || &TEXT[..cut] == "1763900000000009 ");

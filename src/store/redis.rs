@@ -116,8 +116,7 @@ impl RedisStore {
         script: Bytes,
         args: Vec<Value>,
     ) -> Result<(i64, Bytes, i64), FredError> {
-        let command =
-            CustomCommand::new_static(command, ClusterHash::Custom(key.slot()), false);
+        let command = CustomCommand::new_static(command, ClusterHash::Custom(key.slot()), false);
         let head = [
             Value::Bytes(script),
             Value::Integer(3),
@@ -126,7 +125,10 @@ impl RedisStore {
             Value::String(key.channel().as_ref().into()),
         ];
         let args = head.into_iter().chain(args).collect();
-        self.commands.with_options(&once()).custom(command, args).await
+        self.commands
+            .with_options(&once())
+            .custom(command, args)
+            .await
     }
 }
 
@@ -145,7 +147,13 @@ impl Store for RedisStore {
         let text = |text: &str| Value::String(text.into());
         let number = |number: u64| Value::String(number.to_string().into());
         let (script, args) = match op {
-            Op::Claim { token, label, lease, max_attempts, retention } => (
+            Op::Claim {
+                token,
+                label,
+                lease,
+                max_attempts,
+                retention,
+            } => (
                 &scripts.claim,
                 vec![
                     text(&token.to_string()),
@@ -155,7 +163,11 @@ impl Store for RedisStore {
                     number(*retention),
                 ],
             ),
-            Op::Settle { fence, outcome, window } => {
+            Op::Settle {
+                fence,
+                outcome,
+                window,
+            } => {
                 let (outcome, payload) = match outcome {
                     Outcome::Done(result) => ("done", Value::Bytes(result.clone())),
                     Outcome::HandOff => ("hand_off", text("")),
@@ -167,18 +179,30 @@ impl Store for RedisStore {
                 let args = vec![number(*fence), text(outcome), payload, number(*window)];
                 (&scripts.settle, args)
             }
-            Op::Renew { fence, lease, checkpoint } => {
+            Op::Renew {
+                fence,
+                lease,
+                checkpoint,
+            } => {
                 let checkpoint = checkpoint.iter().cloned().map(Value::Bytes);
-                let args = [number(*fence), number(*lease)].into_iter().chain(checkpoint);
+                let args = [number(*fence), number(*lease)]
+                    .into_iter()
+                    .chain(checkpoint);
                 (&scripts.renew, args.collect())
             }
-            Op::Withdraw { token, label, window } => (
+            Op::Withdraw {
+                token,
+                label,
+                window,
+            } => (
                 &scripts.withdraw,
                 vec![text(&token.to_string()), text(label), number(*window)],
             ),
             Op::Inspect => (&scripts.inspect, Vec::new()),
         };
-        self.run(key, script, args).await.map_err(|error| explain(key, error))
+        self.run(key, script, args)
+            .await
+            .map_err(|error| explain(key, error))
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
@@ -196,11 +220,19 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), Error> {
         let ping = async |options| {
-            self.subscriber.with_options(&options).ping::<Value>(None).await
+            self.subscriber
+                .with_options(&options)
+                .ping::<Value>(None)
+                .await
         };
         let pinged = if self.subscriber.is_clustered() {
             let nodes = self.subscriber.active_connections().into_iter();
-            let pings = nodes.map(|node| ping(Options { cluster_node: Some(node), ..once() }));
+            let pings = nodes.map(|node| {
+                ping(Options {
+                    cluster_node: Some(node),
+                    ..once()
+                })
+            });
             try_join_all(pings).await.map(drop)
         } else {
             ping(once()).await.map(drop)
@@ -330,8 +362,18 @@ impl Scripts {
 
 /// Errors of a server that will serve again, by the word they begin with.
 const PASSING: [&str; 12] = [
-    "ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOREPLICAS", "OOM",
-    "READONLY", "TRYAGAIN", "UNKILLABLE",
+    "ASK",
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNKILLABLE",
 ];
 
 /// Says which step failed, and so whether it is worth another try.

@@ -92,11 +92,19 @@ impl RedisBench {
         let client = server.client().await;
         let store = RedisStore::with_client(client.clone()).await.unwrap();
         let store = store.edit_scripts(|script| {
-            let (clock, still) = ("redis.call('TIME')", "{ 0, redis.call('GET', 'bench:now') }");
+            let (clock, still) = (
+                "redis.call('TIME')",
+                "{ 0, redis.call('GET', 'bench:now') }",
+            );
             assert!(script.contains(clock));
             edit(script.replace(clock, still))
         });
-        let mut bench = Self { store, client, now, _server: server };
+        let mut bench = Self {
+            store,
+            client,
+            now,
+            _server: server,
+        };
         bench.pass(0).await;
         bench
     }
@@ -109,7 +117,10 @@ impl RedisBench {
     pub async fn eval(&self, script: &str, args: Vec<Value>) -> Value {
         let eval = CustomCommand::new_static("EVAL", ClusterHash::FirstKey, false);
         let head = [Value::from(script), Value::from(0)];
-        self.client.custom(eval, head.into_iter().chain(args).collect()).await.unwrap()
+        self.client
+            .custom(eval, head.into_iter().chain(args).collect())
+            .await
+            .unwrap()
     }
 }
 

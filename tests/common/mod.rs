@@ -61,7 +61,14 @@ impl Server {
 
     fn launch(&mut self) -> bool {
         let child = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
             .arg("--dir")
             .arg(self.dir.path())
             .args(&self.args)
@@ -89,7 +96,9 @@ impl Server {
 
     /// A worker on this server, by its address.
     pub fn builder(&self, key: &str) -> Builder {
-        LockingWorker::builder(key).host("127.0.0.1").port(self.port)
+        LockingWorker::builder(key)
+            .host("127.0.0.1")
+            .port(self.port)
     }
 
     /// A connected client that behaves as the crate asks of a caller's.
@@ -99,7 +108,10 @@ impl Server {
             ..Config::default()
         };
         let policy = ReconnectPolicy::new_constant(0, 20);
-        let client = FredBuilder::from_config(config).set_policy(policy).build().unwrap();
+        let client = FredBuilder::from_config(config)
+            .set_policy(policy)
+            .build()
+            .unwrap();
         client.init().await.unwrap();
         client
     }
@@ -126,7 +138,10 @@ impl Server {
         let mut ok = String::new();
         lines.read_line(&mut ok).unwrap();
         assert_eq!(ok, "+OK\r\n");
-        Monitor { lines, port: self.port }
+        Monitor {
+            lines,
+            port: self.port,
+        }
     }
 }
 
@@ -166,7 +181,10 @@ impl Monitor {
 }
 
 fn rand_number() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos()
 }
 
 pub fn free_port() -> u16 {
@@ -178,7 +196,9 @@ fn answers(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
         return false;
     };
-    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
     let mut answer = String::new();
     stream.write_all(b"PING\r\n").is_ok()
         && BufReader::new(stream).read_line(&mut answer).is_ok()
@@ -233,5 +253,74 @@ pub async fn end(stream: &mut Acquire) -> LockEvent {
             assert!(stream.next().await.is_none(), "None for ever");
             return event;
         }
+    }
+}
+
+/// Three masters that share the slots.
+pub struct Cluster {
+    nodes: Vec<Server>,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let mut nodes = Vec::new();
+        let mut clients = Vec::new();
+        let mut buses = Vec::new();
+        for (first, last) in [("0", "5460"), ("5461", "10922"), ("10923", "16383")] {
+            let bus = free_port().to_string();
+            let node = Server::start_with(&[
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                &bus,
+                "--cluster-node-timeout",
+                "2000",
+            ]);
+            let client = node.client().await;
+            let slots: [&[u8]; 4] = [
+                b"CLUSTER",
+                b"ADDSLOTSRANGE",
+                first.as_bytes(),
+                last.as_bytes(),
+            ];
+            command(&client, slots).await;
+            nodes.push(node);
+            clients.push(client);
+            buses.push(bus);
+        }
+        for (node, bus) in nodes.iter().zip(&buses).skip(1) {
+            let port = node.port.to_string();
+            let meet: [&[u8]; 5] = [
+                b"CLUSTER",
+                b"MEET",
+                b"127.0.0.1",
+                port.as_bytes(),
+                bus.as_bytes(),
+            ];
+            command(&clients[0], meet).await;
+        }
+        let until = Instant::now() + PATIENCE;
+        for client in &clients {
+            loop {
+                let info = command(client, [b"CLUSTER", b"INFO"])
+                    .await
+                    .into_string()
+                    .unwrap();
+                if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3") {
+                    break;
+                }
+                assert!(Instant::now() < until, "no cluster: {info}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Self { nodes }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port)
+    }
+
+    pub fn node(&self, nth: usize) -> &Server {
+        &self.nodes[nth]
     }
 }

@@ -68,12 +68,18 @@ enum Place {
 impl Fleet {
     fn in_memory() -> Self {
         let place = Place::Memory(Memory::new());
-        Self { place, short: Duration::from_secs(5) }
+        Self {
+            place,
+            short: Duration::from_secs(5),
+        }
     }
 
     fn on_a_server() -> Self {
         let place = Place::Server(Server::start());
-        Self { place, short: Duration::from_millis(400) }
+        Self {
+            place,
+            short: Duration::from_millis(400),
+        }
     }
 
     fn builder(&self, key: impl AsRef<[u8]>, label: &str) -> Builder {
@@ -93,7 +99,12 @@ impl Fleet {
 
 fn lost(result: Result<(), SettleError>) -> (u32, Option<String>, Option<u32>) {
     match result {
-        Err(SettleError::Lost { attempt, holder, successor, .. }) => (attempt, holder, successor),
+        Err(SettleError::Lost {
+            attempt,
+            holder,
+            successor,
+            ..
+        }) => (attempt, holder, successor),
         other => panic!("{other:?}"),
     }
 }
@@ -125,11 +136,22 @@ async fn the_first_wins_and_the_others_are_told_who(fleet: Fleet) {
     let guard = acquired(&mut first).await;
     assert_eq!((guard.key().as_bytes(), guard.attempt()), (&b"job"[..], 1));
     assert!(!guard.is_last_attempt() && guard.is_valid());
-    assert!(guard.remaining() > Duration::from_secs(15), "{:?}", guard.remaining());
-    assert!(guard.remaining() < Duration::from_secs(20), "{:?}", guard.remaining());
+    assert!(
+        guard.remaining() > Duration::from_secs(15),
+        "{:?}",
+        guard.remaining()
+    );
+    assert!(
+        guard.remaining() < Duration::from_secs(20),
+        "{:?}",
+        guard.remaining()
+    );
 
     let told = locked(&mut second).await;
-    assert_eq!((told.attempt, told.max_attempts, told.holder.as_str()), (1, 5, "a"));
+    assert_eq!(
+        (told.attempt, told.max_attempts, told.holder.as_str()),
+        (1, 5, "a")
+    );
     assert_eq!(told.position, Some(0));
     assert!(told.remaining <= Duration::from_secs(20));
     guard.done().await.unwrap();
@@ -143,7 +165,10 @@ async fn a_stream_is_lazy_and_fused(fleet: Fleet) {
     let guard = acquired(&mut stream).await;
     assert_eq!(guard.attempt(), 1, "the unpolled stream has not claimed");
     guard.done().await.unwrap();
-    assert_eq!(completed(end(&mut stream).await), ("a".to_owned(), 1, vec![]));
+    assert_eq!(
+        completed(end(&mut stream).await),
+        ("a".to_owned(), 1, vec![])
+    );
     assert!(stream.is_terminated());
     assert_eq!(completed(end(&mut unpolled).await).1, 1);
 }
@@ -166,7 +191,11 @@ async fn a_late_joiner_gets_the_outcome_until_it_is_forgotten(fleet: Fleet) {
     let retention = fleet.short;
     let build = |label| fleet.builder("job", label).retention(retention).build();
     let (a, b) = (build("a").await.unwrap(), build("b").await.unwrap());
-    acquired(&mut a.acquire()).await.done_with("1st").await.unwrap();
+    acquired(&mut a.acquire())
+        .await
+        .done_with("1st")
+        .await
+        .unwrap();
     assert_eq!(completed(end(&mut b.acquire()).await).2, b"1st");
 
     // No event tells of forgetting: time has to pass.
@@ -178,7 +207,11 @@ async fn a_late_joiner_gets_the_outcome_until_it_is_forgotten(fleet: Fleet) {
 }
 
 async fn a_dropped_guard_wakes_the_next_in_line(fleet: Fleet) {
-    let (a, b, c) = (fleet.worker("a").await, fleet.worker("b").await, fleet.worker("c").await);
+    let (a, b, c) = (
+        fleet.worker("a").await,
+        fleet.worker("b").await,
+        fleet.worker("c").await,
+    );
     let (mut first, mut second, mut third) = (a.acquire(), b.acquire(), c.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
@@ -191,9 +224,15 @@ async fn a_dropped_guard_wakes_the_next_in_line(fleet: Fleet) {
     assert_eq!(guard.attempt(), 2);
     assert!(guard.fencing_token() > fence);
     let told = locked(&mut third).await;
-    assert_eq!((told.attempt, told.holder.as_str(), told.position), (2, "b", None));
+    assert_eq!(
+        (told.attempt, told.holder.as_str(), told.position),
+        (2, "b", None)
+    );
     guard.done().await.unwrap();
-    assert_eq!(completed(end(&mut third).await), ("b".to_owned(), 2, vec![]));
+    assert_eq!(
+        completed(end(&mut third).await),
+        ("b".to_owned(), 2, vec![])
+    );
 }
 
 async fn a_panic_is_a_failure_of_its_own_kind(fleet: Fleet) {
@@ -210,7 +249,11 @@ async fn a_panic_is_a_failure_of_its_own_kind(fleet: Fleet) {
 
 async fn a_reason_reaches_those_who_give_up(fleet: Fleet) {
     let build = |label| fleet.builder("job", label).max_attempts(2).build();
-    let (a, b, c) = (build("a").await.unwrap(), build("b").await.unwrap(), build("c").await.unwrap());
+    let (a, b, c) = (
+        build("a").await.unwrap(),
+        build("b").await.unwrap(),
+        build("c").await.unwrap(),
+    );
     let (mut first, mut second, mut third) = (a.acquire(), b.acquire(), c.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
@@ -226,21 +269,38 @@ async fn a_reason_reaches_those_who_give_up(fleet: Fleet) {
     let expected = (2, "b".to_owned(), reason);
     assert_eq!(given_up(end(&mut third).await), expected);
     assert_eq!(given_up(end(&mut second).await), expected);
-    assert_eq!(given_up(end(&mut a.acquire()).await), expected, "it cools down");
+    assert_eq!(
+        given_up(end(&mut a.acquire()).await),
+        expected,
+        "it cools down"
+    );
 }
 
 async fn the_only_attempt_is_the_last(fleet: Fleet) {
-    let worker = fleet.builder("job", "a").max_attempts(1).build().await.unwrap();
+    let worker = fleet
+        .builder("job", "a")
+        .max_attempts(1)
+        .build()
+        .await
+        .unwrap();
     let guard = acquired(&mut worker.acquire()).await;
     assert!(guard.is_last_attempt());
     guard.done().await.unwrap();
 }
 
 async fn the_last_failure_ends_the_run_for_the_one_who_failed_too(fleet: Fleet) {
-    let worker = fleet.builder("job", "a").max_attempts(1).build().await.unwrap();
+    let worker = fleet
+        .builder("job", "a")
+        .max_attempts(1)
+        .build()
+        .await
+        .unwrap();
     let mut stream = worker.acquire();
     drop(acquired(&mut stream).await);
-    assert_eq!(given_up(end(&mut stream).await), (1, "a".to_owned(), Reason::Dropped));
+    assert_eq!(
+        given_up(end(&mut stream).await),
+        (1, "a".to_owned(), Reason::Dropped)
+    );
 }
 
 async fn a_permanent_failure_ends_the_run_at_once(fleet: Fleet) {
@@ -264,11 +324,20 @@ async fn a_hand_off_costs_no_attempt(fleet: Fleet) {
     let guard = acquired(&mut second).await;
     assert_eq!(guard.attempt(), 1);
     guard.hand_off().await.unwrap();
-    assert_eq!(acquired(&mut a.acquire()).await.attempt(), 1, "with nobody waiting, too");
+    assert_eq!(
+        acquired(&mut a.acquire()).await.attempt(),
+        1,
+        "with nobody waiting, too"
+    );
 }
 
 async fn an_expired_lease_passes_to_the_waiter(fleet: Fleet) {
-    let a = fleet.builder("job", "a").lock_timeout(fleet.short).build().await.unwrap();
+    let a = fleet
+        .builder("job", "a")
+        .lock_timeout(fleet.short)
+        .build()
+        .await
+        .unwrap();
     let b = fleet.worker("b").await;
     let (mut first, mut second) = (a.acquire(), b.acquire());
     let guard = acquired(&mut first).await;
@@ -284,13 +353,22 @@ async fn an_expired_lease_passes_to_the_waiter(fleet: Fleet) {
 }
 
 async fn an_expired_lease_may_still_complete_if_nobody_took_over(fleet: Fleet) {
-    let worker = fleet.builder("job", "a").lock_timeout(fleet.short).build().await.unwrap();
+    let worker = fleet
+        .builder("job", "a")
+        .lock_timeout(fleet.short)
+        .build()
+        .await
+        .unwrap();
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
     tokio::time::sleep(fleet.short).await;
     assert!(!guard.is_valid());
     guard.done().await.unwrap();
-    assert_eq!(completed(end(&mut stream).await).1, 1, "the settlement counts, not the clock");
+    assert_eq!(
+        completed(end(&mut stream).await).1,
+        1,
+        "the settlement counts, not the clock"
+    );
 
     // Nobody settles it: the stream does not wait for ever.
     let other = worker.with_key("other").unwrap();
@@ -301,8 +379,19 @@ async fn an_expired_lease_may_still_complete_if_nobody_took_over(fleet: Fleet) {
 }
 
 async fn a_stream_that_rejoins_waits_in_line_again(fleet: Fleet) {
-    let a = fleet.builder("job", "a").rejoin(true).max_attempts(4).build().await.unwrap();
-    let b = fleet.builder("job", "b").rejoin(true).build().await.unwrap();
+    let a = fleet
+        .builder("job", "a")
+        .rejoin(true)
+        .max_attempts(4)
+        .build()
+        .await
+        .unwrap();
+    let b = fleet
+        .builder("job", "b")
+        .rejoin(true)
+        .build()
+        .await
+        .unwrap();
     let (mut first, mut second) = (a.acquire(), b.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
@@ -327,8 +416,18 @@ async fn a_stream_that_rejoins_waits_in_line_again(fleet: Fleet) {
 }
 
 async fn the_run_follows_its_first_claim(fleet: Fleet) {
-    let a = fleet.builder("job", "a").max_attempts(2).build().await.unwrap();
-    let b = fleet.builder("job", "b").max_attempts(9).build().await.unwrap();
+    let a = fleet
+        .builder("job", "a")
+        .max_attempts(2)
+        .build()
+        .await
+        .unwrap();
+    let b = fleet
+        .builder("job", "b")
+        .max_attempts(9)
+        .build()
+        .await
+        .unwrap();
     let (mut first, mut second) = (a.acquire(), b.acquire());
     let guard = acquired(&mut first).await;
     assert_eq!(locked(&mut second).await.max_attempts, 2);
@@ -336,11 +435,19 @@ async fn the_run_follows_its_first_claim(fleet: Fleet) {
     let guard = acquired(&mut second).await;
     assert!(guard.is_last_attempt());
     drop(guard);
-    assert_eq!(given_up(end(&mut second).await), (2, "b".to_owned(), Reason::Dropped));
+    assert_eq!(
+        given_up(end(&mut second).await),
+        (2, "b".to_owned(), Reason::Dropped)
+    );
 }
 
 async fn statuses_are_levelled_and_in_the_words_of_the_ancestor(fleet: Fleet) {
-    let verbose = |label| fleet.builder("job", label).status_level(StatusLevel::Verbose).build();
+    let verbose = |label| {
+        fleet
+            .builder("job", label)
+            .status_level(StatusLevel::Verbose)
+            .build()
+    };
     let a = fleet.worker("a").await;
     let (b, c) = (verbose("b").await.unwrap(), verbose("c").await.unwrap());
     let d = fleet.worker("d").await;
@@ -361,7 +468,10 @@ async fn statuses_are_levelled_and_in_the_words_of_the_ancestor(fleet: Fleet) {
             "This is attempt #2",
         ]
     );
-    let (third, last) = (statuses(&mut streams[2]).await, statuses(&mut streams[3]).await);
+    let (third, last) = (
+        statuses(&mut streams[2]).await,
+        statuses(&mut streams[3]).await,
+    );
     assert_eq!(
         third,
         [
@@ -372,14 +482,23 @@ async fn statuses_are_levelled_and_in_the_words_of_the_ancestor(fleet: Fleet) {
     assert!(last.is_empty(), "{last:?}");
 
     second.0.done().await.unwrap();
-    let (third, last) = (statuses(&mut streams[2]).await, statuses(&mut streams[3]).await);
+    let (third, last) = (
+        statuses(&mut streams[2]).await,
+        statuses(&mut streams[3]).await,
+    );
     assert_eq!(
         third,
-        ["Checking status of work from attempt #2", "Work completed successfully by b"]
+        [
+            "Checking status of work from attempt #2",
+            "Work completed successfully by b"
+        ]
     );
     assert_eq!(last, ["Work completed successfully by b"]);
 
-    assert_eq!(Status::GaveUp.to_string(), "Exceeded maximum attempts, giving up!");
+    assert_eq!(
+        Status::GaveUp.to_string(),
+        "Exceeded maximum attempts, giving up!"
+    );
     let gone = "Lock key is gone, someone else completed the work and deleted the lock";
     assert_eq!(Status::KeyGone.to_string(), gone);
 }
@@ -407,7 +526,11 @@ async fn statuses(stream: &mut redis_locking_worker::Acquire) -> Vec<String> {
 }
 
 async fn a_dropped_waiter_is_passed_over(fleet: Fleet) {
-    let (a, b, c) = (fleet.worker("a").await, fleet.worker("b").await, fleet.worker("c").await);
+    let (a, b, c) = (
+        fleet.worker("a").await,
+        fleet.worker("b").await,
+        fleet.worker("c").await,
+    );
     let (mut first, mut second, mut third) = (a.acquire(), b.acquire(), c.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
@@ -420,7 +543,11 @@ async fn a_dropped_waiter_is_passed_over(fleet: Fleet) {
 }
 
 async fn a_grant_that_was_not_yielded_is_not_counted(fleet: Fleet) {
-    let (a, b, c) = (fleet.worker("a").await, fleet.worker("b").await, fleet.worker("c").await);
+    let (a, b, c) = (
+        fleet.worker("a").await,
+        fleet.worker("b").await,
+        fleet.worker("c").await,
+    );
     let (mut first, mut second, mut third) = (a.acquire(), b.acquire(), c.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
@@ -434,7 +561,11 @@ async fn a_grant_that_was_not_yielded_is_not_counted(fleet: Fleet) {
 }
 
 async fn a_stream_that_is_not_polled_loses_its_grant_and_waits_again(fleet: Fleet) {
-    let (a, b, c) = (fleet.worker("a").await, fleet.worker("b").await, fleet.worker("c").await);
+    let (a, b, c) = (
+        fleet.worker("a").await,
+        fleet.worker("b").await,
+        fleet.worker("c").await,
+    );
     let (mut first, mut second, mut third) = (a.acquire(), b.acquire(), c.acquire());
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
@@ -465,26 +596,53 @@ async fn a_result_too_large_gives_the_guard_back(fleet: Fleet) {
     let worker = fleet.worker("a").await;
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
-    let error = guard.done_with(vec![7; WorkGuard::MAX_RESULT + 1]).await.unwrap_err();
-    assert_eq!(error.to_string(), "the result has 1048577 bytes; at most 1048576 are allowed");
+    let error = guard
+        .done_with(vec![7; WorkGuard::MAX_RESULT + 1])
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the result has 1048577 bytes; at most 1048576 are allowed"
+    );
     let SettleError::ResultTooLarge { guard, .. } = error else {
         panic!("{error:?}");
     };
-    guard.done_with(vec![7; WorkGuard::MAX_RESULT]).await.unwrap();
-    assert_eq!(completed(end(&mut stream).await).2.len(), WorkGuard::MAX_RESULT);
+    guard
+        .done_with(vec![7; WorkGuard::MAX_RESULT])
+        .await
+        .unwrap();
+    assert_eq!(
+        completed(end(&mut stream).await).2.len(),
+        WorkGuard::MAX_RESULT
+    );
 }
 
 async fn a_long_reason_is_cut_at_a_character(fleet: Fleet) {
-    let worker = fleet.builder("job", "a").max_attempts(1).build().await.unwrap();
+    let worker = fleet
+        .builder("job", "a")
+        .max_attempts(1)
+        .build()
+        .await
+        .unwrap();
     let mut stream = worker.acquire();
     let reason = format!("x{}", "ü".repeat(WorkGuard::MAX_REASON));
-    acquired(&mut stream).await.fail(reason.clone()).await.unwrap();
+    acquired(&mut stream)
+        .await
+        .fail(reason.clone())
+        .await
+        .unwrap();
     let kept = Reason::Failed(reason[..WorkGuard::MAX_REASON - 1].to_owned());
     assert_eq!(given_up(end(&mut stream).await).2, kept);
 }
 
 async fn keys_are_bytes(fleet: Fleet) {
-    for key in [&b"\xff\xfe\0 key"[..], "Schlüssel".as_bytes(), b"jobs:{7}", b"a{b", b"\r\n"] {
+    for key in [
+        &b"\xff\xfe\0 key"[..],
+        "Schlüssel".as_bytes(),
+        b"jobs:{7}",
+        b"a{b",
+        b"\r\n",
+    ] {
         let a = fleet.builder(key, "a").build().await.unwrap();
         let b = fleet.builder(key, "b").build().await.unwrap();
         let (mut first, mut second) = (a.acquire(), b.acquire());

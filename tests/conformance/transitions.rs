@@ -103,10 +103,16 @@ async fn a_claim_on_an_absent_key_holds_attempt_1(mut bench: impl Bench) {
     let record = record(&reply);
     assert_eq!(record.until, reply.frame.at / 1_000 + LEASE);
     assert_eq!((record.max_attempts, record.retention), (3, RETENTION));
-    assert_eq!((record.holder.as_str(), &record.previous), ("worker-1", &None));
+    assert_eq!(
+        (record.holder.as_str(), &record.previous),
+        ("worker-1", &None)
+    );
     assert!(record.fence >= reply.frame.at);
     let (life, line) = bench.life(&key()).await.unwrap();
-    assert!(life <= LEASE + RETENTION && life > LEASE + RETENTION - 1_000, "{life}");
+    assert!(
+        life <= LEASE + RETENTION && life > LEASE + RETENTION - 1_000,
+        "{life}"
+    );
     assert_eq!(line, 0);
 }
 
@@ -155,7 +161,11 @@ async fn a_claim_after_the_last_lease_gives_up(mut bench: impl Bench) {
     assert_eq!(state(&reply), (State::Exhausted, 1, None));
     assert_eq!(record(&reply).previous, previous(1, Cause::Expired, 1, ""));
     assert_eq!(record(&reply).until, reply.frame.at / 1_000 + RETENTION);
-    assert_eq!(bench.life(&key()).await.unwrap().1, 0, "nobody waits for it");
+    assert_eq!(
+        bench.life(&key()).await.unwrap().1,
+        0,
+        "nobody waits for it"
+    );
 }
 
 async fn a_claim_on_an_open_key_is_the_next_attempt(mut bench: impl Bench) {
@@ -164,7 +174,10 @@ async fn a_claim_on_an_open_key_is_the_next_attempt(mut bench: impl Bench) {
     let reply = bench.apply(&key(), &claim(2)).await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Held, 2, Some(2)));
-    assert_eq!(record(&reply).previous, previous(1, Cause::Failed, 1, "no luck"));
+    assert_eq!(
+        record(&reply).previous,
+        previous(1, Cause::Failed, 1, "no luck")
+    );
 }
 
 async fn a_claim_by_the_grantee_confirms_and_restarts_the_lease(mut bench: impl Bench) {
@@ -189,15 +202,23 @@ async fn a_claim_after_the_confirm_window_reuses_the_number(mut bench: impl Benc
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Held, 2, Some(3)));
     assert!(record(&reply).fence > record(&granted).fence);
-    assert_eq!(record(&reply).previous, previous(1, Cause::Failed, 1, "no luck"));
+    assert_eq!(
+        record(&reply).previous,
+        previous(1, Cause::Failed, 1, "no luck")
+    );
 }
 
 async fn a_claim_on_an_outcome_changes_nothing(mut bench: impl Bench) {
     let fence = held(&mut bench, &[]).await;
-    let done = bench.apply(&key(), &settle(fence, Outcome::Done(Bytes::new()))).await;
+    let done = bench
+        .apply(&key(), &settle(fence, Outcome::Done(Bytes::new())))
+        .await;
     let reply = bench.apply(&key(), &claim(2)).await;
     assert!(!reply.ok);
-    assert_eq!((reply.frame.record, reply.position), (done.frame.record, None));
+    assert_eq!(
+        (reply.frame.record, reply.position),
+        (done.frame.record, None)
+    );
 
     bench.pass(RETENTION).await;
     let fence = held(&mut bench, &[]).await;
@@ -205,7 +226,10 @@ async fn a_claim_on_an_outcome_changes_nothing(mut bench: impl Bench) {
     let exhausted = bench.apply(&key(), &settle(fence, outcome)).await;
     let reply = bench.apply(&key(), &claim(2)).await;
     assert!(!reply.ok);
-    assert_eq!((reply.frame.record, reply.position), (exhausted.frame.record, None));
+    assert_eq!(
+        (reply.frame.record, reply.position),
+        (exhausted.frame.record, None)
+    );
 }
 
 async fn a_claim_by_the_owner_before_is_refused(mut bench: impl Bench) {
@@ -213,9 +237,14 @@ async fn a_claim_by_the_owner_before_is_refused(mut bench: impl Bench) {
     let granted = bench.apply(&key(), &settle(fence, fail())).await;
     let late = bench.apply(&key(), &claim(1)).await;
     assert!(!late.ok);
-    assert_eq!((late.frame.record, late.position), (granted.frame.record.clone(), None));
+    assert_eq!(
+        (late.frame.record, late.position),
+        (granted.frame.record.clone(), None)
+    );
     // Not even once the key is free for anybody else.
-    bench.apply(&key(), &settle(record(&granted).fence, fail())).await;
+    bench
+        .apply(&key(), &settle(record(&granted).fence, fail()))
+        .await;
     let late = bench.apply(&key(), &claim(2)).await;
     assert!(!late.ok);
     assert_eq!(state(&late), (State::Open, 2, None));
@@ -226,8 +255,14 @@ async fn an_acquirer_leaves_the_line(mut bench: impl Bench) {
     bench.pass(LEASE).await;
     let taken = bench.apply(&key(), &claim(2)).await;
     assert_eq!(bench.life(&key()).await.unwrap().1, 0);
-    let failed = bench.apply(&key(), &settle(record(&taken).fence, fail())).await;
-    assert_eq!(state(&failed), (State::Open, 2, None), "not granted to itself");
+    let failed = bench
+        .apply(&key(), &settle(record(&taken).fence, fail()))
+        .await;
+    assert_eq!(
+        state(&failed),
+        (State::Open, 2, None),
+        "not granted to itself"
+    );
 }
 
 async fn done_ends_the_run_and_is_remembered_for_the_retention(mut bench: impl Bench) {
@@ -245,7 +280,10 @@ async fn done_ends_the_run_and_is_remembered_for_the_retention(mut bench: impl B
     let again = bench.apply(&key(), &done).await;
     assert!(again.ok, "done by this grant");
     assert_eq!(again.frame.record, reply.frame.record);
-    assert!(!bench.apply(&key(), &settle(fence, fail())).await.ok, "done stays done");
+    assert!(
+        !bench.apply(&key(), &settle(fence, fail())).await.ok,
+        "done stays done"
+    );
 
     bench.pass(RETENTION).await;
     let reply = bench.apply(&key(), &claim(2)).await;
@@ -255,7 +293,12 @@ async fn done_ends_the_run_and_is_remembered_for_the_retention(mut bench: impl B
 async fn done_counts_past_the_lease_if_nobody_took_over(mut bench: impl Bench) {
     let fence = held(&mut bench, &[]).await;
     bench.pass(LEASE + 1_000).await;
-    assert!(bench.apply(&key(), &settle(fence, Outcome::Done(Bytes::new()))).await.ok);
+    assert!(
+        bench
+            .apply(&key(), &settle(fence, Outcome::Done(Bytes::new())))
+            .await
+            .ok
+    );
 }
 
 async fn done_counts_before_the_grant_was_confirmed(mut bench: impl Bench) {
@@ -269,7 +312,9 @@ async fn done_counts_before_the_grant_was_confirmed(mut bench: impl Bench) {
 
 async fn a_failure_is_handed_to_the_head_of_the_line(mut bench: impl Bench) {
     let fence = held(&mut bench, &[2, 3]).await;
-    let reply = bench.apply(&key(), &settle(fence, Outcome::Fail(Failure::Dropped))).await;
+    let reply = bench
+        .apply(&key(), &settle(fence, Outcome::Fail(Failure::Dropped)))
+        .await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Granted, 2, Some(2)));
     assert_eq!(record(&reply).until, reply.frame.at / 1_000 + WINDOW);
@@ -278,7 +323,9 @@ async fn a_failure_is_handed_to_the_head_of_the_line(mut bench: impl Bench) {
     assert!(record(&reply).fence > fence);
 
     let fence = record(&reply).fence;
-    let reply = bench.apply(&key(), &settle(fence, Outcome::Fail(Failure::Panicked))).await;
+    let reply = bench
+        .apply(&key(), &settle(fence, Outcome::Fail(Failure::Panicked)))
+        .await;
     assert_eq!(state(&reply), (State::Granted, 3, Some(3)));
     assert_eq!(record(&reply).previous, previous(2, Cause::Panicked, 2, ""));
 }
@@ -288,7 +335,10 @@ async fn a_failure_without_waiters_leaves_the_key_open(mut bench: impl Bench) {
     let reply = bench.apply(&key(), &settle(fence, fail())).await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Open, 1, None));
-    assert_eq!(record(&reply).previous, previous(1, Cause::Failed, 1, "no luck"));
+    assert_eq!(
+        record(&reply).previous,
+        previous(1, Cause::Failed, 1, "no luck")
+    );
     let (life, _) = bench.life(&key()).await.unwrap();
     assert!(life <= RETENTION && life > RETENTION - 1_000, "{life}");
 }
@@ -296,10 +346,15 @@ async fn a_failure_without_waiters_leaves_the_key_open(mut bench: impl Bench) {
 async fn the_last_failure_exhausts_the_run(mut bench: impl Bench) {
     let first = bench.apply(&key(), &claim_with(1, 1, RETENTION)).await;
     bench.apply(&key(), &claim(2)).await;
-    let reply = bench.apply(&key(), &settle(record(&first).fence, fail())).await;
+    let reply = bench
+        .apply(&key(), &settle(record(&first).fence, fail()))
+        .await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Exhausted, 1, None));
-    assert_eq!(record(&reply).previous, previous(1, Cause::Failed, 1, "no luck"));
+    assert_eq!(
+        record(&reply).previous,
+        previous(1, Cause::Failed, 1, "no luck")
+    );
     assert_eq!(bench.life(&key()).await.unwrap().1, 0);
     bench.pass(RETENTION).await;
     let reply = bench.apply(&key(), &claim(2)).await;
@@ -312,7 +367,10 @@ async fn a_permanent_failure_exhausts_the_run_at_any_attempt(mut bench: impl Ben
     let reply = bench.apply(&key(), &settle(fence, outcome)).await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Exhausted, 1, None));
-    assert_eq!(record(&reply).previous, previous(1, Cause::Failed, 1, "never"));
+    assert_eq!(
+        record(&reply).previous,
+        previous(1, Cause::Failed, 1, "never")
+    );
 }
 
 async fn a_hand_off_is_not_counted_and_keeps_the_checkpoint(mut bench: impl Bench) {
@@ -322,7 +380,10 @@ async fn a_hand_off_is_not_counted_and_keeps_the_checkpoint(mut bench: impl Benc
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Granted, 1, Some(2)));
     assert_eq!(record(&reply).checkpoint, "half");
-    assert_eq!(record(&reply).previous, previous(1, Cause::HandedOver, 1, ""));
+    assert_eq!(
+        record(&reply).previous,
+        previous(1, Cause::HandedOver, 1, "")
+    );
 }
 
 async fn a_hand_off_without_waiters_opens_the_attempt_again(mut bench: impl Bench) {
@@ -341,11 +402,20 @@ async fn a_renewal_restarts_the_lease_and_keeps_what_it_is_given(mut bench: impl
     assert_eq!(record(&reply).until, reply.frame.at / 1_000 + LEASE);
     assert_eq!((record(&reply).renewal, record(&reply).fence), (1, fence));
     let reply = bench.apply(&key(), &renew(fence, None)).await;
-    assert_eq!((record(&reply).renewal, &record(&reply).checkpoint[..]), (2, &b"a"[..]));
-    assert_eq!(bench.life(&key()).await.unwrap().1, 2, "the line lives as long");
+    assert_eq!(
+        (record(&reply).renewal, &record(&reply).checkpoint[..]),
+        (2, &b"a"[..])
+    );
+    assert_eq!(
+        bench.life(&key()).await.unwrap().1,
+        2,
+        "the line lives as long"
+    );
 
     let granted = bench.apply(&key(), &settle(fence, fail())).await;
-    let reply = bench.apply(&key(), &renew(record(&granted).fence, None)).await;
+    let reply = bench
+        .apply(&key(), &renew(record(&granted).fence, None))
+        .await;
     assert_eq!(state(&reply), (State::Held, 2, Some(2)), "confirmed");
     assert_eq!(record(&reply).checkpoint, "a", "for the successor");
 }
@@ -365,10 +435,16 @@ async fn a_withdrawal_passes_an_unused_grant_on(mut bench: impl Bench) {
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Granted, 2, Some(3)));
     assert!(record(&reply).fence > record(&granted).fence);
-    assert_eq!(record(&reply).previous, record(&granted).previous, "nobody worked on it");
+    assert_eq!(
+        record(&reply).previous,
+        record(&granted).previous,
+        "nobody worked on it"
+    );
 
     // A claim's answer that nobody wants: held, and yet nobody began.
-    let held = bench.apply(&key(), &renew(record(&reply).fence, None)).await;
+    let held = bench
+        .apply(&key(), &renew(record(&reply).fence, None))
+        .await;
     assert_eq!(state(&held), (State::Held, 2, Some(3)));
     let reply = bench.apply(&key(), &withdraw(3)).await;
     assert_eq!(state(&reply), (State::Open, 1, None));
@@ -398,7 +474,11 @@ async fn what_is_not_this_grant_is_lost_and_unchanged(mut bench: impl Bench) {
 async fn what_is_absent_is_lost(mut bench: impl Bench) {
     let fence = held(&mut bench, &[]).await;
     bench.lose(&key()).await;
-    for op in [settle(fence, Outcome::Done(Bytes::new())), renew(fence, None), withdraw(1)] {
+    for op in [
+        settle(fence, Outcome::Done(Bytes::new())),
+        renew(fence, None),
+        withdraw(1),
+    ] {
         let reply = bench.apply(&key(), &op).await;
         assert!(!reply.ok, "{op:?}");
         assert_eq!(reply.frame.record, None, "{op:?}");
@@ -408,9 +488,16 @@ async fn what_is_absent_is_lost(mut bench: impl Bench) {
 async fn the_run_follows_its_first_claim(mut bench: impl Bench) {
     let first = bench.apply(&key(), &claim_with(1, 2, RETENTION)).await;
     bench.apply(&key(), &claim_with(2, 9, 9 * RETENTION)).await;
-    let reply = bench.apply(&key(), &settle(record(&first).fence, fail())).await;
-    assert_eq!((record(&reply).max_attempts, record(&reply).retention), (2, RETENTION));
-    let reply = bench.apply(&key(), &settle(record(&reply).fence, fail())).await;
+    let reply = bench
+        .apply(&key(), &settle(record(&first).fence, fail()))
+        .await;
+    assert_eq!(
+        (record(&reply).max_attempts, record(&reply).retention),
+        (2, RETENTION)
+    );
+    let reply = bench
+        .apply(&key(), &settle(record(&reply).fence, fail()))
+        .await;
     assert_eq!(state(&reply), (State::Exhausted, 2, None));
     assert!(bench.life(&key()).await.unwrap().0 <= RETENTION);
 }
@@ -450,7 +537,11 @@ async fn every_change_is_heard_and_nothing_else(mut bench: impl Bench) {
     changes.push(bench.apply(&key(), &settle(fence, Outcome::HandOff)).await);
     changes.push(bench.apply(&key(), &claim(4)).await);
     let fence = record(changes.last().unwrap()).fence;
-    changes.push(bench.apply(&key(), &settle(fence, Outcome::Done(Bytes::new()))).await);
+    changes.push(
+        bench
+            .apply(&key(), &settle(fence, Outcome::Done(Bytes::new())))
+            .await,
+    );
 
     let states = changes.iter().map(|reply| state(reply).0);
     use State::*;
@@ -459,7 +550,11 @@ async fn every_change_is_heard_and_nothing_else(mut bench: impl Bench) {
         match heard.next().await {
             Some(Heard::Message { channel, frame }) => {
                 assert_eq!(channel.as_bytes(), key().server_names()[2]);
-                assert_eq!(frame, Some(change.frame), "what is heard is what was answered");
+                assert_eq!(
+                    frame,
+                    Some(change.frame),
+                    "what is heard is what was answered"
+                );
             }
             other => panic!("{other:?}"),
         }
