@@ -91,6 +91,11 @@ impl Acquire {
                 self.locked(locked);
                 State::Watching
             }
+            (State::Watching, Update::Granted(mut grant)) if grant.is_stale() => {
+                grant.confirm();
+                State::Confirming(grant)
+            }
+            // Renewed once: whoever looks later than that sees it in the guard.
             (State::Watching, Update::Granted(grant))
             | (State::Confirming(grant), Update::Confirmed) => self.granted(grant),
             (State::Confirming(_), Update::Lost) => State::Idle,
@@ -127,11 +132,7 @@ impl Acquire {
         self.events.push_back(LockEvent::Locked(locked));
     }
 
-    fn granted(&mut self, mut grant: Grant) -> State {
-        if grant.is_stale() {
-            grant.confirm();
-            return State::Confirming(grant);
-        }
+    fn granted(&mut self, grant: Grant) -> State {
         let attempt = grant.lease.attempt;
         match self.seen {
             Some(seen) if attempt >= seen => {

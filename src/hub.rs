@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::error::SettleError;
 use crate::store::key::Key;
-use crate::store::record::Token;
+use crate::store::record::{Record, Token};
 use crate::store::{Outcome, Store};
 pub(crate) use message::{Ended, Update};
 use message::{Id, Message, Settlement};
@@ -120,6 +120,7 @@ impl fmt::Debug for Handle {
 }
 
 /// The hub's own handle, which does not keep it alive.
+#[derive(Clone)]
 struct WeakHandle {
     messages: mpsc::WeakUnboundedSender<Message>,
     ids: Arc<AtomicU64>,
@@ -230,6 +231,29 @@ pub(crate) struct Lease {
 
 impl Lease {
     const LOST: u64 = 0;
+
+    fn new(
+        key: &Key,
+        record: &Record,
+        id: Id,
+        token: Token,
+        terms: Arc<Terms>,
+        deadline: Instant,
+    ) -> Self {
+        let lease = Self {
+            key: key.clone(),
+            attempt: record.attempt,
+            max_attempts: record.max_attempts,
+            fence: record.fence,
+            token,
+            terms,
+            id,
+            began: Instant::now(),
+            ends: AtomicU64::new(Self::LOST + 1),
+        };
+        lease.restart(deadline);
+        lease
+    }
 
     /// Moves the end, unless the lease was lost meanwhile.
     fn restart(&self, deadline: Instant) {

@@ -146,6 +146,6 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
 impl Reply {
     /// The record the operation left, if the key has one.
     pub fn record(&self) -> Option<&Record> {
-        self.frame.record.as_ref()
+        self.frame.record.as_deref()
     }
 }

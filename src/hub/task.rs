@@ -44,7 +44,7 @@ pub(super) async fn run<S: Store>(
         timers: DelayQueue::new(),
         in_flight: FuturesUnordered::new(),
         watched: 0,
-        hearing: true,
+        connected: true,
         pinging: false,
         tracker: TaskTracker::new(),
     };
@@ -85,8 +85,8 @@ struct Hub<S> {
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     /// How many keys are subscribed to.
     watched: usize,
-    /// Whether the subscriber answered its last ping.
-    hearing: bool,
+    /// Whether the subscriber is connected, and answered its last ping.
+    connected: bool,
     pinging: bool,
     /// Every call holds a token of it until it is answered; what follows from it takes that over.
     tracker: TaskTracker,
@@ -120,25 +120,21 @@ impl<S: Store> Hub<S> {
                 terms,
                 mailbox,
             } => {
-                self.with(&key, |run, _, effects| {
-                    run.join(id, terms, mailbox, effects)
-                });
+                self.with(&key, |run| run.join(id, terms, mailbox));
             }
             Message::Leave { key, id } => {
-                self.with_known(&key, |run, _, effects| run.leave(id, now, effects));
+                self.with_known(&key, |run| run.leave(id, now));
             }
             Message::Confirm(lease) => {
                 let key = lease.key.clone();
-                self.with(&key, |run, _, effects| run.confirm(lease, now, effects));
+                self.with(&key, |run| run.confirm(lease, now));
             }
             Message::Return(lease) => {
-                self.with(&lease.key, |run, _, effects| {
-                    run.give_back(&lease, now, effects)
-                });
+                self.with(&lease.key, |run| run.give_back(&lease, now));
             }
             Message::Settle(settlement) => {
                 let key = settlement.lease.key.clone();
-                self.with(&key, |run, _, effects| run.settle(settlement, now, effects));
+                self.with(&key, |run| run.settle(settlement, now));
             }
             Message::Drain(drained) => {
                 let tracker = std::mem::take(&mut self.tracker);
@@ -153,19 +149,19 @@ impl<S: Store> Hub<S> {
         let now = Instant::now();
         match done {
             Done::Call(key, call, sent, result) => {
-                self.with_known(&key, |run, hub, effects| {
-                    run.answered(call, result, sent, now, hub, effects);
+                self.with_known(&key, |run| {
+                    run.answered(call, result, sent, now);
                 });
             }
             Done::Watch(key, result) => {
-                self.with_known(&key, |run, _, effects| run.watched(result, now, effects));
+                self.with_known(&key, |run| run.watched(result, now));
             }
-            Done::Unwatch(key) => self.with_known(&key, |run, _, effects| run.unwatched(effects)),
+            Done::Unwatch(key) => self.with_known(&key, |run| run.unwatched()),
             Done::Ping(result) => {
                 self.pinging = false;
-                let hearing = result.is_ok();
-                if hearing != self.hearing {
-                    self.missed(hearing);
+                let connected = result.is_ok();
+                if connected != self.connected {
+                    self.missed(connected);
                 }
             }
         }
@@ -176,23 +172,23 @@ impl<S: Store> Hub<S> {
             Heard::Message { channel, frame } => {
                 if let Some(entry) = self.runs.get(&channel) {
                     let (key, now) = (entry.key.clone(), Instant::now());
-                    self.with_known(&key, |run, hub, effects| {
-                        run.heard(frame, now, hub, effects)
-                    });
+                    self.with_known(&key, |run| run.heard(frame, now));
                 }
             }
-            Heard::Gap => self.missed(self.hearing),
+            Heard::Gap => self.missed(self.connected),
+            // Said again and again while it lasts.
+            Heard::Disconnected if !self.connected => {}
             Heard::Disconnected => self.missed(false),
             Heard::Reconnected => {
-                self.hearing = true;
+                self.connected = true;
                 self.with_all(Run::resubscribe);
             }
         }
     }
 
-    fn missed(&mut self, hearing: bool) {
-        self.hearing = hearing;
-        self.with_all(|run, effects| run.missed(hearing, effects));
+    fn missed(&mut self, connected: bool) {
+        self.connected = connected;
+        self.with_all(|run| run.missed(connected));
     }
 
     fn fire(&mut self, channel: &Arc<str>) {
@@ -201,7 +197,7 @@ impl<S: Store> Hub<S> {
         };
         entry.timer = None;
         let (key, now) = (entry.key.clone(), Instant::now());
-        self.with_known(&key, |run, _, effects| run.fire(now, effects));
+        self.with_known(&key, |run| run.fire(now));
     }
 
     fn wants_ping(&self) -> bool {
@@ -215,34 +211,34 @@ impl<S: Store> Hub<S> {
             .push(async move { Done::Ping(store.ping().await) }.boxed());
     }
 
-    fn with_all(&mut self, act: impl Fn(&mut Run, &mut Vec<Effect>)) {
+    fn with_all(&mut self, act: impl Fn(&mut Run)) {
         let keys: Vec<Key> = self.runs.values().map(|entry| entry.key.clone()).collect();
         for key in keys {
-            self.with_known(&key, |run, _, effects| act(run, effects));
+            self.with_known(&key, &act);
         }
     }
 
     /// Acts on a key's run, beginning one if there is none.
-    fn with(&mut self, key: &Key, act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>)) {
-        let hearing = self.hearing;
+    fn with(&mut self, key: &Key, act: impl FnOnce(&mut Run)) {
+        let connected = self.connected;
         self.runs
             .entry(key.channel().clone())
             .or_insert_with(|| Entry {
                 key: key.clone(),
-                run: Run::new(key.clone(), hearing),
+                run: Run::new(key.clone(), self.handle.clone(), connected),
                 timer: None,
             });
         self.with_known(key, act);
     }
 
     /// Acts on a key's run if there is one, does what follows, and sets its timer.
-    fn with_known(&mut self, key: &Key, act: impl FnOnce(&mut Run, &WeakHandle, &mut Vec<Effect>)) {
+    fn with_known(&mut self, key: &Key, act: impl FnOnce(&mut Run)) {
         let Some(entry) = self.runs.get_mut(key.channel()) else {
             return;
         };
-        let mut effects = Vec::new();
         self.watched -= usize::from(entry.run.is_watched());
-        act(&mut entry.run, &self.handle, &mut effects);
+        act(&mut entry.run);
+        let effects = entry.run.take_effects();
         self.watched += usize::from(entry.run.is_watched());
 
         let deadline = entry.run.deadline();

@@ -289,7 +289,7 @@ impl Server {
             (None, Op::Inspect) => (None, true, Some(0), false),
             (None, _) => (None, false, None, false),
         };
-        let record = entry.as_ref().map(|entry| entry.record.clone());
+        let record = entry.as_ref().map(|entry| Arc::new(entry.record.clone()));
         if let Some(mut entry) = entry {
             if changed {
                 entry.expires = now + life(&entry.record, now);
@@ -315,14 +315,18 @@ impl Server {
         }
     }
 
-    fn publish(&self, key: &Key, frame: &Frame) {
-        for watcher in self.watchers.get(key).into_iter().flatten() {
-            // A hub that has gone hears nothing.
-            let _ = watcher.tell.unbounded_send(Heard::Message {
+    fn publish(&mut self, key: &Key, frame: &Frame) {
+        let Some(watchers) = self.watchers.get_mut(key) else {
+            return;
+        };
+        // A hub whose runtime has shut down has not said so.
+        watchers.retain(|watcher| {
+            let message = Heard::Message {
                 channel: key.channel().clone(),
                 frame: Some(frame.clone()),
-            });
-        }
+            };
+            watcher.tell.unbounded_send(message).is_ok()
+        });
     }
 }
 

@@ -17,6 +17,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -204,7 +205,7 @@ pub struct Frame {
     /// The server's time, in µs since the Unix epoch.
     pub at: u64,
     /// What it remembered.
-    pub record: Option<Record>,
+    pub record: Option<Arc<Record>>,
 }
 
 /// A text that is no record of this format; names the field that is wrong.
@@ -227,7 +228,7 @@ impl Frame {
         let text = text.slice(space + 1..);
         let record = match text.is_empty() {
             true => None,
-            false => Some(Record::decode(&text)?),
+            false => Some(Arc::new(Record::decode(&text)?)),
         };
         Ok(Self { at, record })
     }
@@ -384,7 +385,7 @@ mod tests {
         assert_eq!(record.owner, Some(Token::from_number(42)));
         assert_eq!(record.last, None);
         assert_eq!(record.holder, "billing-7");
-        assert_eq!(record.previous.unwrap().holder, "billing-6");
+        assert_eq!(record.previous.as_ref().unwrap().holder, "billing-6");
         assert_eq!(record.checkpoint, "a\n");
     }
 

@@ -1,0 +1,155 @@
+//! What the newest record means, and to whom.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::grants::{completed, given_up};
+use super::{Id, Live, Run, Stage, Update};
+use crate::event::Locked;
+use crate::hub::message::Ended;
+use crate::hub::{Grant, Lease};
+use crate::store::record::{Frame, Record, State};
+
+/// The newest record known.
+pub(super) struct View {
+    pub(super) record: Arc<Record>,
+    pub(super) heard: Instant,
+    /// When its `until` has surely come on our clock.
+    pub(super) ends: Instant,
+    /// What was left of it when it was sent.
+    pub(super) remaining: Duration,
+}
+
+impl Run {
+    /// Takes the frame for the newest if it is. Answers and messages come on two connections: only
+    /// the record's own order tells which is newer.
+    pub(super) fn merge(&mut self, frame: &Frame, asked: Option<Instant>, now: Instant) -> bool {
+        let Some(record) = &frame.record else {
+            // Absence has no order. It only means that there is something to claim.
+            return false;
+        };
+        let order = self.view.as_ref().map_or(Ordering::Greater, |view| {
+            record.order().cmp(&view.record.order())
+        });
+        // Asked for after we heard what we know, and yet older: the server has lost data.
+        let lost = order.is_lt()
+            && self
+                .view
+                .as_ref()
+                .is_some_and(|view| asked.is_some_and(|asked| asked > view.heard));
+        // What is the same tells at least that it still stands, and for how long.
+        if order.is_ge() || lost {
+            let remaining = Duration::from_micros((record.until * 1_000).saturating_sub(frame.at));
+            self.view = Some(View {
+                record: record.clone(),
+                heard: now,
+                ends: now + remaining,
+                remaining,
+            });
+        }
+        order.is_gt() || lost
+    }
+
+    /// Tells everybody who waits, and the one whose turn it is, what the newest record means.
+    pub(super) fn spread(&mut self, now: Instant) {
+        let Some(view) = &self.view else {
+            return;
+        };
+        let fence = view.record.fence;
+        self.grants.retain(|live| {
+            let lost = live.lease.fence < fence && !live.settling;
+            if lost {
+                live.lease.lose();
+                if let Some(member) = self.members.get(&live.lease.id) {
+                    member.tell(Update::Lost);
+                }
+            }
+            !lost
+        });
+        // The next holder before the others: it has work to do.
+        let owner = view.record.owner;
+        let owner = self
+            .members
+            .iter()
+            .find(|(_, member)| Some(member.token) == owner);
+        if let Some(id) = owner.map(|(id, _)| *id) {
+            self.bring_up_to_date(id, None, now);
+        }
+        let others: Vec<Id> = self.members.keys().copied().collect();
+        for id in others {
+            self.bring_up_to_date(id, None, now);
+        }
+    }
+
+    pub(super) fn bring_up_to_date(&mut self, id: Id, position: Option<u64>, now: Instant) {
+        let (Some(view), Some(member)) = (&self.view, self.members.get_mut(&id)) else {
+            return;
+        };
+        if member.stage != Stage::Waiting {
+            return;
+        }
+        let record = &view.record;
+        match record.state {
+            State::Held | State::Granted if record.owner == Some(member.token) => {
+                // Without a handle there is no stream: its leaving is on its way.
+                let Some(hub) = self.hub.upgrade() else {
+                    return;
+                };
+                member.stage = Stage::Holding;
+                // A message may have been late: what it says is left was left when it was sent.
+                let end = self.clock.map_or(now, |clock| local_end(record, clock));
+                let (token, terms) = (member.token, member.terms.clone());
+                let lease = Lease::new(&self.key, record, id, token, terms, end.min(view.ends));
+                let lease = Arc::new(lease);
+                self.grants.push(Live {
+                    lease: lease.clone(),
+                    lapsed: false,
+                    settling: false,
+                });
+                member.tell(Update::Granted(Grant {
+                    lease,
+                    handed_over: record.state == State::Granted,
+                    given: false,
+                    hub,
+                }));
+            }
+            State::Held | State::Granted => {
+                if member.told != record.fence {
+                    if member.told != 0 {
+                        member.place = member.place.saturating_sub(1);
+                    }
+                    member.told = record.fence;
+                    member.tell(Update::Locked(Locked {
+                        attempt: record.attempt,
+                        max_attempts: record.max_attempts,
+                        holder: record.holder.clone(),
+                        remaining: view.remaining,
+                        position,
+                    }));
+                }
+            }
+            State::Open => {}
+            State::Done | State::Exhausted => {
+                member.tell(Update::Ended(match record.state {
+                    State::Done => Ended::Completed(completed(record)),
+                    _ => Ended::MaxAttempts(given_up(record)),
+                }));
+                self.members.remove(&id);
+            }
+        }
+    }
+}
+
+/// When the record's lease is over for its holder, by our clock: counted from before the answer
+/// that told us the server's time was asked for, less what two clocks may drift apart until then.
+///
+/// The margin is 2 ‰ and 1 ms: twice the 500 ppm by which NTP may slew each of two clocks, and the
+/// grain of the server's expiry.
+pub(super) fn local_end(record: &Record, (sent, at): (Instant, u64)) -> Instant {
+    let left = Duration::from_micros((record.until * 1_000).saturating_sub(at));
+    let margin = left / 500 + Duration::from_millis(1);
+    sent + left.saturating_sub(margin)
+}

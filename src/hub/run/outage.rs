@@ -1,0 +1,185 @@
+//! A server that does not serve: what is told, what is kept, and when it is tried again.
+
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::Instant;
+
+use super::grants::failed;
+use super::{Call, Purpose, Run, Stage, Update, withdrawal};
+use crate::error::{Error, SettleError};
+use crate::event::Reason;
+
+/// Waits between tries while the server does not serve: doubling, jittered.
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(1);
+
+/// An outage, as far as this key is concerned.
+pub(super) struct Outage {
+    pub(super) error: Error,
+    pub(super) delay: Duration,
+    /// `None` while a retry is on its way.
+    pub(super) retry_at: Option<Instant>,
+    /// Whether claims failed: then only a claim that succeeds ends it.
+    pub(super) claims: bool,
+    pub(super) parked: Vec<Call>,
+}
+
+impl Run {
+    pub(super) fn turned_away(&mut self, call: Call, error: Error, now: Instant) {
+        let is_claim = matches!(call.purpose, Purpose::Claim { .. });
+        let fatal = error.is_fatal();
+        let Call {
+            ticket,
+            op,
+            purpose,
+        } = call;
+        let parked = match purpose {
+            Purpose::Claim { id, token, terms } => {
+                if self.refreshing == Some(id) {
+                    self.refreshing = None;
+                }
+                match self.members.get_mut(&id) {
+                    Some(member) if member.token == token => {
+                        member.claiming = false;
+                        None
+                    }
+                    // Nobody wants the answer, and it may have been a grant.
+                    _ => Some(withdrawal(token, &terms, ticket, now)),
+                }
+            }
+            Purpose::Settle(settling) if fatal => {
+                let update = Update::Error(error.clone());
+                self.end(settling, Err(SettleError::Refused(error.clone())), update);
+                None
+            }
+            Purpose::Settle(settling) if now >= settling.give_up => {
+                let unknown = SettleError::Unknown {
+                    waited: now - settling.began,
+                    source: error.clone(),
+                };
+                let ended = failed(&settling.lease, Reason::Unknown);
+                self.end(settling, Err(unknown), Update::Settled(ended));
+                None
+            }
+            Purpose::Confirm { lease, give_up } if fatal || now >= give_up => {
+                self.lose(&lease);
+                None
+            }
+            Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
+            purpose => Some(Call {
+                ticket,
+                op,
+                purpose,
+            }),
+        };
+        self.out_of_service(error, is_claim, now);
+        if let (Some(outage), Some(parked)) = (&mut self.outage, parked) {
+            outage.parked.push(parked);
+        }
+        self.unwatch_if_idle();
+    }
+
+    pub(super) fn out_of_service(&mut self, error: Error, claims: bool, now: Instant) {
+        if error.is_fatal() {
+            if claims {
+                self.end_all(&error);
+            }
+            return;
+        }
+        match &mut self.outage {
+            Some(outage) => {
+                outage.claims |= claims;
+                if outage.retry_at.is_none() {
+                    outage.delay = next_delay(outage.delay);
+                    outage.retry_at = Some(now + jittered(outage.delay));
+                }
+            }
+            None => {
+                // One event an outage.
+                for member in self.members.values() {
+                    member.tell(Update::Error(error.clone()));
+                }
+                self.outage = Some(Outage {
+                    error,
+                    delay: RETRY_FIRST,
+                    retry_at: Some(now + jittered(RETRY_FIRST)),
+                    claims,
+                    parked: Vec::new(),
+                });
+            }
+        }
+    }
+
+    /// The server refuses this key to everybody who wants it.
+    pub(super) fn end_all(&mut self, error: &Error) {
+        self.members.retain(|_, member| {
+            let ends = member.stage != Stage::Holding;
+            if ends {
+                member.tell(Update::Error(error.clone()));
+            }
+            !ends
+        });
+    }
+
+    /// Sends again what has waited, and one claim to see whether the server serves.
+    pub(super) fn retry(&mut self, now: Instant) {
+        match &mut self.outage {
+            Some(outage) if outage.retry_at.is_some_and(|at| at <= now) => outage.retry_at = None,
+            _ => return,
+        }
+        self.send_parked();
+        let joining = self.members.iter().find(|(_, member)| !member.is_served());
+        if let Some(id) = joining.map(|(id, _)| *id) {
+            self.claim(id);
+        } else {
+            self.refresh();
+        }
+        let claims = self.members.values().any(|member| member.claiming);
+        match &mut self.outage {
+            Some(outage) if claims || !self.effects.is_empty() => outage.claims &= claims,
+            outage => *outage = None,
+        }
+    }
+
+    /// An answer came: if that ends the outage, everybody who was turned away asks again.
+    pub(super) fn recover(&mut self, is_claim: bool) {
+        if self
+            .outage
+            .as_ref()
+            .is_none_or(|outage| outage.claims && !is_claim)
+        {
+            return;
+        }
+        self.send_parked();
+        self.outage = None;
+        let joining = self
+            .members
+            .iter()
+            .filter(|(_, member)| !member.is_served());
+        for id in joining.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.claim(id);
+        }
+        self.watch();
+        self.refresh();
+    }
+
+    pub(super) fn send_parked(&mut self) {
+        let parked = self
+            .outage
+            .as_mut()
+            .map(|outage| std::mem::take(&mut outage.parked));
+        for call in parked.into_iter().flatten() {
+            self.send(call);
+        }
+    }
+}
+
+pub(super) fn next_delay(delay: Duration) -> Duration {
+    (2 * delay).min(RETRY_LAST)
+}
+
+/// From half the delay to all of it, so that a fleet does not come back in step.
+pub(super) fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(rand::thread_rng().gen_range(0.5..=1.0))
+}

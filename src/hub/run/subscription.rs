@@ -1,0 +1,136 @@
+//! Hearing of the key: when to subscribe, and what to do while that is in doubt.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::outage::{RETRY_FIRST, jittered, next_delay};
+use super::{Effect, Member, Run, Stage};
+use crate::error::Error;
+
+pub(super) struct Subscription {
+    phase: Phase,
+    /// How long to wait after the next failure.
+    delay: Duration,
+    /// Whether the subscriber's connection is known to stand.
+    connected: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    None,
+    Watching,
+    Active,
+    Unwatching,
+    /// It did not succeed; the next try is then.
+    Failed(Instant),
+}
+
+impl Subscription {
+    pub(super) fn new(connected: bool) -> Self {
+        Self {
+            phase: Phase::None,
+            delay: RETRY_FIRST,
+            connected,
+        }
+    }
+
+    /// Whether everything that is published reaches us, as far as is known.
+    pub(super) fn hears(&self) -> bool {
+        self.connected && self.phase == Phase::Active
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        self.phase == Phase::None
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Failed(retry_at) => Some(retry_at),
+            _ => None,
+        }
+    }
+}
+
+impl Run {
+    /// Whether messages of this key are wanted.
+    pub(in crate::hub) fn is_watched(&self) -> bool {
+        matches!(self.subscription.phase, Phase::Watching | Phase::Active)
+    }
+
+    /// Subscribes, if anybody waits and it has not been done.
+    pub(super) fn watch(&mut self) {
+        let waits = |member: &Member| member.stage == Stage::Waiting;
+        if self.subscription.is_none() && self.members.values().any(waits) {
+            self.subscription.phase = Phase::Watching;
+            self.calls += 1;
+            self.effects.push(Effect::Watch);
+        }
+    }
+
+    pub(super) fn watch_again(&mut self, now: Instant) {
+        if self.subscription.retry_at().is_some_and(|at| at <= now) {
+            self.subscription.phase = Phase::None;
+            self.watch();
+        }
+    }
+
+    pub(super) fn unwatch_if_idle(&mut self) {
+        if !self.members.is_empty() {
+            return;
+        }
+        match self.subscription.phase {
+            Phase::Failed(_) => self.subscription.phase = Phase::None,
+            Phase::Active => {
+                self.subscription.phase = Phase::Unwatching;
+                self.calls += 1;
+                self.effects.push(Effect::Unwatch);
+            }
+            Phase::None | Phase::Watching | Phase::Unwatching => {}
+        }
+    }
+
+    pub(in crate::hub) fn watched(&mut self, result: Result<(), Error>, now: Instant) {
+        self.calls -= 1;
+        match result {
+            Ok(()) => {
+                self.subscription.phase = Phase::Active;
+                self.subscription.delay = RETRY_FIRST;
+                // The classic missed wake-up: whatever happened between the answer that sent us
+                // here and the server's acknowledgement was not heard. So ask again.
+                self.refresh();
+            }
+            Err(error) => {
+                // No event: until it succeeds the timers do, and they tell if that fails too.
+                let delay = self.subscription.delay;
+                self.subscription.phase = Phase::Failed(now + jittered(delay));
+                self.subscription.delay = next_delay(delay);
+                if error.is_fatal() {
+                    self.end_all(&error);
+                }
+            }
+        }
+        self.unwatch_if_idle();
+    }
+
+    pub(in crate::hub) fn unwatched(&mut self) {
+        self.calls -= 1;
+        self.subscription.phase = Phase::None;
+        self.watch();
+    }
+
+    /// Messages may have been missed.
+    pub(in crate::hub) fn missed(&mut self, connected: bool) {
+        self.subscription.connected = connected;
+        self.refresh();
+    }
+
+    /// The connection is back: subscribe again, which asks again.
+    pub(in crate::hub) fn resubscribe(&mut self) {
+        self.subscription.connected = true;
+        if self.subscription.phase != Phase::Unwatching {
+            self.subscription.phase = Phase::None;
+        }
+        self.watch();
+    }
+}
