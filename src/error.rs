@@ -133,8 +133,9 @@ pub enum Error {
         /// The version found, or what was found instead.
         found: String,
     },
-    /// The runtime that the worker was built on has shut down.
-    #[error("the runtime that the worker was built on has shut down")]
+    /// The runtime that the worker was built on has shut down, or the client that it was given is
+    /// closed or was never connected.
+    #[error("the worker's runtime has shut down, or its client is not connected")]
     Stopped,
 }
 

@@ -269,8 +269,10 @@ async fn a_callers_client_stays_the_callers() {
     assert_eq!(command(&client, [b"EXISTS", b"k"]).await, Value::from(1));
 }
 
+type Foreign = (&'static [u8], &'static [u8], &'static [u8], &'static str);
+
 /// Values that no run may touch, and what is said of them.
-const FOREIGN: [(&[u8], &[u8], &[u8], &str); 4] = [
+const FOREIGN: [Foreign; 4] = [
     (b"LPUSH", b"k", b"x", "k holds a value of another type"),
     (
         b"SET",

@@ -376,6 +376,12 @@ const PASSING: [&str; 12] = [
     "UNKILLABLE",
 ];
 
+/// What fred says once its client has been closed, or before it was connected.
+const GONE: [&str; 2] = [
+    "Failed to send command to router.",
+    "Client is not initialized.",
+];
+
 /// Says which step failed, and so whether it is worth another try.
 fn explain(key: &Key, source: FredError) -> Error {
     let key = key.clone();
@@ -388,6 +394,9 @@ fn explain(key: &Key, source: FredError) -> Error {
     if word == "WRONGTYPE" {
         return Error::WrongType { key };
     }
+    if GONE.contains(&details) {
+        return Error::Stopped;
+    }
     let passing = match source.kind() {
         ErrorKind::IO
         | ErrorKind::Timeout
@@ -396,6 +405,8 @@ fn explain(key: &Key, source: FredError) -> Error {
         | ErrorKind::Cluster
         | ErrorKind::Sentinel
         | ErrorKind::Backpressure => true,
+        // A command whose answer got lost in a reconnect, or in a shutdown that the next one tells.
+        _ if details == "channel closed" => true,
         _ => PASSING.contains(&word) || details.contains("max number of clients reached"),
     };
     match passing {

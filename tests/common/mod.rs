@@ -60,7 +60,7 @@ impl Server {
     }
 
     fn launch(&mut self) -> bool {
-        let child = Command::new("redis-server")
+        let child = Command::new(program())
             .args([
                 "--port",
                 &self.port.to_string(),
@@ -75,7 +75,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("redis-server on PATH (scripts/test.sh installs it)");
+            .expect("a server to start");
         let child = self.child.insert(child);
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
@@ -185,6 +185,16 @@ fn rand_number() -> u128 {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_nanos()
+}
+
+/// Either of the two servers.
+fn program() -> &'static str {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<_> = std::env::split_paths(&path).collect();
+    ["redis-server", "valkey-server"]
+        .into_iter()
+        .find(|program| folders.iter().any(|folder| folder.join(program).is_file()))
+        .expect("redis-server or valkey-server on PATH (scripts/test.sh installs one)")
 }
 
 pub fn free_port() -> u16 {
