@@ -1,6 +1,75 @@
 //! One piece of work, a fleet of processes: each wants to do it, one does.
+//!
+//! A unit of work is named by a [`Key`]. [`LockingWorker::acquire`] takes part in its run and
+//! returns a stream of [`LockEvent`]s. One participant gets [`LockEvent::Acquired`] with a
+//! [`WorkGuard`]; the others are told who has it and wait in line. [`WorkGuard::done`] completes
+//! the work for all of them. Dropping the guard fails the attempt and the next in line takes over
+//! at once; when a process dies, it does so at the end of the lease. After `max_attempts` failures
+//! the run is given up. The outcome is remembered for the *retention*; after that the key is free
+//! for the next run.
+//!
+//! # Example
+//!
+//! ```
+//! use futures::StreamExt;
+//! use redis_locking_worker::{LockEvent, LockingWorker, Memory};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // On a server: `.url("redis://127.0.0.1:6379")`.
+//! let memory = Memory::new();
+//! let worker = LockingWorker::builder("report").in_memory(&memory).label("a").build().await?;
+//!
+//! let mut events = worker.acquire();
+//! while let Some(event) = events.next().await {
+//!     match event {
+//!         LockEvent::Acquired(guard) => guard.done_with("42").await?,
+//!         LockEvent::Completed(completed) => {
+//!             assert_eq!((&completed.holder[..], &completed.result[..]), ("a", &b"42"[..]));
+//!         }
+//!         other => panic!("{other:?}"),
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which call
+//!
+//! | to | call |
+//! |---|---|
+//! | take part in a run | [`LockingWorker::acquire`] |
+//! | the same for many keys, over the same connections | [`LockingWorker::with_key`] |
+//! | complete the work | [`WorkGuard::done`], [`WorkGuard::done_with`] |
+//! | let another participant try | [`WorkGuard::fail`], or drop the guard |
+//! | have nobody try again | [`WorkGuard::fail_permanently`] |
+//! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
+//! | test without a server | [`Builder::in_memory`] |
+//!
+//! # What is promised
+//!
+//! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
+//!   turns false on this process's clock before that, provided that the two clocks drift apart by
+//!   less than 2 ‰.
+//! * [`WorkGuard::fencing_token`] rises with every grant of a key.
+//! * `Ok` from [`WorkGuard::done`] means that the server's record says that this guard completed
+//!   the run. There is at most one such guard a run.
+//! * A waiter hears of a failure by one push, and takes over from a dead holder at the end of its
+//!   lease. If messages are lost it finds out by itself.
+//! * A stream yields exactly one terminal event. The server's absence is one
+//!   [`LockEvent::Error`] an outage, and the stream goes on afterwards.
+//! * What is dropped leaves nothing behind.
+//!
+//! # When not to use it
+//!
+//! * Where work must *never* be done twice, and its effects cannot be fenced: no lock with a lease
+//!   can promise that, because a process can be paused for longer than any lease.
+//! * Where the record must survive the failure of any one server: Redis replicates asynchronously,
+//!   and a failover may lose the last writes. Consensus systems (etcd, ZooKeeper) do better.
+//! * For queues of many different jobs: this is one piece of work and many hands.
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod acquire;
 mod builder;
@@ -19,6 +88,11 @@ pub use guard::WorkGuard;
 pub use store::key::Key;
 pub use store::memory::Memory;
 pub use worker::LockingWorker;
+
+/// The README's example compiles.
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
 
 /// The parts under the public ones, for this crate's own tests. No promise is made about them.
 #[doc(hidden)]

@@ -81,11 +81,12 @@ local function life(r)
   return owned(r) and r.ends - now_ms + r.retention or r.retention
 end
 
--- The only place that writes a record. It publishes last: whoever hears it can rely on it.
+-- The only place that writes a record. It publishes last: whoever hears it can rely on it. What a
+-- user may not be permitted to do comes before the record, so that a refusal leaves it as it was.
 local function save(r)
   record_text = encode(r)
-  redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))
   redis.call('PEXPIRE', KEYS[2], int(life(r)))
+  redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))
   redis.call('SPUBLISH', KEYS[3], frame())
 end
 
