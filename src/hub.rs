@@ -6,6 +6,8 @@
 mod message;
 mod run;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::pin::Pin;

@@ -1,0 +1,467 @@
+//! The hub against a store that answers late, loses what it says, or says it twice.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fred::error::{Error as FredError, ErrorKind};
+use futures::{FutureExt, Stream, StreamExt, future};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Handle, Terms};
+use crate::acquire::{Acquire, Entry};
+use crate::error::{Error, SettleError};
+use crate::event::{LockEvent, StatusLevel};
+use crate::guard::WorkGuard;
+use crate::store::key::Key;
+use crate::store::memory::{Memory, MemoryStore};
+use crate::store::record::Token;
+use crate::store::{Heard, Op, Reply, Store};
+
+/// A lease that no test waits for.
+const LONG: u64 = 3_600_000;
+
+/// What becomes of an operation.
+enum Fate {
+    /// It is carried out and answered.
+    Good,
+    /// It is carried out, and the answer is lost.
+    AnswerLost,
+    /// It is not carried out.
+    Refused,
+    /// It is carried out, and answered when this is told.
+    Held(Arc<Notify>),
+}
+
+/// Decides what becomes of an operation.
+type Judge = Box<dyn FnMut(&Op) -> Fate + Send>;
+
+/// The memory store behind a bad network.
+#[derive(Clone)]
+struct Bad {
+    store: MemoryStore,
+    judge: Arc<Mutex<Judge>>,
+    /// Subscriptions are acknowledged once this is told, if there is one.
+    gate: Option<Arc<Notify>>,
+    /// No message is heard.
+    deaf: bool,
+    calls: Arc<AtomicU32>,
+    closed: Arc<Notify>,
+}
+
+impl Bad {
+    fn new(memory: &Memory, judge: impl FnMut(&Op) -> Fate + Send + 'static) -> Self {
+        Self {
+            store: MemoryStore::new(memory),
+            judge: Arc::new(Mutex::new(Box::new(judge))),
+            gate: None,
+            deaf: false,
+            calls: Arc::default(),
+            closed: Arc::default(),
+        }
+    }
+
+    fn good(memory: &Memory) -> Self {
+        Self::new(memory, |_| Fate::Good)
+    }
+
+    fn calls(&self) -> u32 {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl std::fmt::Debug for Bad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.store.fmt(f)
+    }
+}
+
+impl Store for Bad {
+    async fn apply(&self, key: &Key, op: &Op) -> Result<Reply, Error> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let fate = (self.judge.lock().unwrap())(op);
+        let unavailable = || Error::Unavailable {
+            key: key.clone(),
+            source: FredError::new(ErrorKind::IO, "cut"),
+        };
+        match fate {
+            Fate::Good => self.store.apply(key, op).await,
+            Fate::AnswerLost => {
+                self.store.apply(key, op).await?;
+                Err(unavailable())
+            }
+            Fate::Refused => Err(unavailable()),
+            Fate::Held(until) => {
+                let reply = self.store.apply(key, op).await;
+                until.notified().await;
+                reply
+            }
+        }
+    }
+
+    async fn watch(&self, key: &Key) -> Result<(), Error> {
+        if let Some(gate) = &self.gate {
+            gate.notified().await;
+        }
+        self.store.watch(key).await
+    }
+
+    async fn unwatch(&self, key: &Key) {
+        self.store.unwatch(key).await;
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.store.ping().await
+    }
+
+    fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
+        let deaf = self.deaf;
+        self.store.hear().filter(move |_| future::ready(!deaf))
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+        self.closed.notify_one();
+    }
+}
+
+fn key() -> Key {
+    Key::new("job").unwrap()
+}
+
+/// A process of its own.
+fn process(store: &Bad, label: &str, lease: u64) -> Entry {
+    Entry {
+        hub: Handle::spawn(store.clone()),
+        key: key(),
+        terms: Arc::new(Terms {
+            lease,
+            max_attempts: 5,
+            retention: 2 * lease,
+            label: label.into(),
+        }),
+        status_level: StatusLevel::Normal,
+        rejoin: false,
+    }
+}
+
+fn stream(process: &Entry) -> Acquire {
+    Acquire::new(process.clone())
+}
+
+/// The next event that is no status; by the paused clock, so a failed test takes no time.
+async fn next(stream: &mut Acquire) -> LockEvent {
+    let mut events = stream.filter(|event| future::ready(!matches!(event, LockEvent::Status(_))));
+    let event = tokio::time::timeout(Duration::from_millis(LONG / 2), events.next()).await;
+    event.expect("an event").expect("another event")
+}
+
+async fn acquired(stream: &mut Acquire) -> WorkGuard {
+    match next(stream).await {
+        LockEvent::Acquired(guard) => guard,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn locked(stream: &mut Acquire) -> u32 {
+    match next(stream).await {
+        LockEvent::Locked(locked) => locked.attempt,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lets every task do what it can without time passing.
+async fn settle_down() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_between_the_claim_and_the_subscription_is_not_missed() {
+    let memory = Memory::new();
+    let mut late = Bad::good(&memory);
+    let gate = Arc::new(Notify::new());
+    late.gate = Some(gate.clone());
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&late, "b", LONG),
+    );
+    let (mut first, mut second) = (stream(&a), stream(&b));
+    let guard = acquired(&mut first).await;
+    assert_eq!(locked(&mut second).await, 1);
+    // The failing script grants it to b, and b's subscription does not stand yet.
+    guard.fail("early").await.unwrap();
+    assert!(second.next().now_or_never().is_none());
+    gate.notify_one();
+    assert_eq!(acquired(&mut second).await.attempt(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_message_the_timers_take_over() {
+    let memory = Memory::new();
+    let mut deaf = Bad::good(&memory);
+    deaf.deaf = true;
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", 1_000),
+        process(&deaf, "b", 1_000),
+    );
+    let (mut first, mut second) = (stream(&a), stream(&b));
+    let guard = acquired(&mut first).await;
+    assert_eq!(locked(&mut second).await, 1);
+    let began = Instant::now();
+    std::mem::forget(guard);
+    assert_eq!(acquired(&mut second).await.attempt(), 2);
+    let waited = began.elapsed();
+    assert!(
+        waited >= Duration::from_millis(1_000) && waited < Duration::from_millis(1_010),
+        "{waited:?}"
+    );
+    assert!(
+        deaf.calls() <= 5,
+        "{}: no claim but at the lease's end",
+        deaf.calls()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_heard_before_its_claim_is_answered_is_yielded_once() {
+    let memory = Memory::new();
+    let answer = Arc::new(Notify::new());
+    let held = answer.clone();
+    let mut claims = 0;
+    // b's second stream: its first claim is answered only after its grant was published.
+    let late = Bad::new(&memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        match op {
+            Op::Claim { .. } if claims == 3 => Fate::Held(held.clone()),
+            _ => Fate::Good,
+        }
+    });
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&late, "b", LONG),
+    );
+    let mut holder = stream(&a);
+    let guard = acquired(&mut holder).await;
+    let mut first = stream(&b);
+    locked(&mut first).await;
+    settle_down().await;
+    let mut second = stream(&b);
+    assert!(second.next().now_or_never().is_none());
+    settle_down().await;
+    // The subscription stays, and the line is the second's.
+    drop(first);
+    settle_down().await;
+    guard.fail("now").await.unwrap();
+    settle_down().await;
+    assert!(
+        second.next().now_or_never().is_none(),
+        "not before its claim is answered"
+    );
+    answer.notify_one();
+    let guard = acquired(&mut second).await;
+    assert_eq!(guard.attempt(), 2);
+    settle_down().await;
+    assert!(second.next().now_or_never().is_none(), "once");
+    guard.done().await.unwrap();
+    assert!(matches!(next(&mut second).await, LockEvent::Completed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_the_same_grant_the_second_time() {
+    let memory = Memory::new();
+    let mut claims = 0;
+    let bad = Bad::new(&memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        if claims == 1 {
+            Fate::AnswerLost
+        } else {
+            Fate::Good
+        }
+    });
+    let a = process(&bad, "a", LONG);
+    let mut first = stream(&a);
+    assert!(matches!(
+        next(&mut first).await,
+        LockEvent::Error(Error::Unavailable { .. })
+    ));
+    let guard = acquired(&mut first).await;
+    assert_eq!(guard.attempt(), 1);
+    guard.done().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_whose_answer_is_lost_is_ok_and_counts_once() {
+    for waits in [false, true] {
+        let memory = Memory::new();
+        let mut settled = 0;
+        let bad = Bad::new(&memory, move |op| {
+            settled += u32::from(matches!(op, Op::Settle { .. }));
+            match op {
+                Op::Settle { .. } if settled == 1 => Fate::AnswerLost,
+                _ => Fate::Good,
+            }
+        });
+        let (a, b) = (
+            process(&bad, "a", LONG),
+            process(&Bad::good(&memory), "b", LONG),
+        );
+        let (mut first, mut second) = (stream(&a), stream(&b));
+        let guard = acquired(&mut first).await;
+        if waits {
+            locked(&mut second).await;
+        }
+        guard
+            .fail("once")
+            .await
+            .expect("it did fail, at the first try");
+        assert_eq!(acquired(&mut second).await.attempt(), 2);
+    }
+    let memory = Memory::new();
+    let mut settled = 0;
+    let bad = Bad::new(&memory, move |op| {
+        settled += u32::from(matches!(op, Op::Settle { .. }));
+        if settled == 1 && matches!(op, Op::Settle { .. }) {
+            Fate::AnswerLost
+        } else {
+            Fate::Good
+        }
+    });
+    let a = process(&bad, "a", LONG);
+    acquired(&mut stream(&a))
+        .await
+        .done()
+        .await
+        .expect("it is done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_that_never_reaches_the_server_is_unknown() {
+    let memory = Memory::new();
+    let bad = Bad::new(&memory, |op| match op {
+        Op::Settle { .. } => Fate::Refused,
+        _ => Fate::Good,
+    });
+    let a = process(&bad, "a", 10_000);
+    let mut first = stream(&a);
+    let guard = acquired(&mut first).await;
+    match guard.done().await {
+        Err(SettleError::Unknown { waited, .. }) => {
+            assert!(
+                waited >= Duration::from_secs(9),
+                "the whole lease: {waited:?}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        matches!(next(&mut first).await, LockEvent::Error(_)),
+        "one an outage"
+    );
+    assert!(matches!(next(&mut first).await, LockEvent::Failed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_one_event_however_often_it_is_tried() {
+    let memory = Memory::new();
+    let began = Instant::now();
+    let bad = Bad::new(&memory, move |_| {
+        match began.elapsed() < Duration::from_secs(60) {
+            true => Fate::Refused,
+            false => Fate::Good,
+        }
+    });
+    let a = process(&bad, "a", LONG);
+    let (mut first, mut second) = (stream(&a), stream(&a));
+    for stream in [&mut first, &mut second] {
+        assert!(matches!(next(stream).await, LockEvent::Error(_)));
+    }
+    let (guard, waiting) = match next(&mut first).await {
+        LockEvent::Acquired(guard) => (guard, &mut second),
+        LockEvent::Locked(_) => (acquired(&mut second).await, &mut first),
+        other => panic!("{other:?}"),
+    };
+    assert!(began.elapsed() >= Duration::from_secs(60));
+    let tries = bad.calls();
+    assert!(
+        (60..200).contains(&tries),
+        "{tries} tries in 60 s, by backoff to 1 s"
+    );
+    drop(guard);
+    assert_eq!(acquired_past_locked(waiting).await.attempt(), 2);
+}
+
+async fn acquired_past_locked(stream: &mut Acquire) -> WorkGuard {
+    loop {
+        match next(stream).await {
+            LockEvent::Acquired(guard) => return guard,
+            LockEvent::Locked(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_duplicate_of_a_claim_takes_nothing() {
+    let memory = Memory::new();
+    let claims = Arc::new(Mutex::new(Vec::new()));
+    let seen = claims.clone();
+    let bad = Bad::new(&memory, move |op| {
+        if matches!(op, Op::Claim { .. }) {
+            seen.lock().unwrap().push(op.clone());
+        }
+        Fate::Good
+    });
+    let a = process(&bad, "a", LONG);
+    let mut first = stream(&a);
+    acquired(&mut first).await.fail("once").await.unwrap();
+    let duplicate = claims.lock().unwrap()[0].clone();
+    let reply = bad.store.apply(&key(), &duplicate).await.unwrap();
+    assert!(!reply.ok, "the attempt that failed does not come back");
+    assert_eq!(acquired(&mut stream(&a)).await.attempt(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_is_invalid_before_the_server_lets_anybody_in() {
+    for lease in [10, 100, 1_000, 60_000] {
+        let memory = Memory::new();
+        let good = Bad::good(&memory);
+        let a = process(&good, "a", lease);
+        let mut first = stream(&a);
+        let guard = acquired(&mut first).await;
+        let claim = Op::Claim {
+            token: Token::random(),
+            label: "thief".into(),
+            lease: 1,
+            max_attempts: 5,
+            retention: 1,
+        };
+        while !good.store.apply(&key(), &claim).await.unwrap().ok {
+            tokio::time::advance(Duration::from_micros(lease)).await;
+            settle_down().await;
+        }
+        assert!(!guard.is_valid());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_ends_the_hub_and_its_connections() {
+    let memory = Memory::new();
+    let good = Bad::good(&memory);
+    let a = process(&good, "a", LONG);
+    let (mut first, mut second) = (stream(&a), stream(&a));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    drop((a, first, second));
+    settle_down().await;
+    assert!(
+        good.closed.notified().now_or_never().is_none(),
+        "the guard is out"
+    );
+    drop(guard);
+    tokio::time::timeout(Duration::from_secs(1), good.closed.notified())
+        .await
+        .expect("closed");
+}
