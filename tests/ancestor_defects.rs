@@ -350,6 +350,12 @@ async fn defect_12_the_last_failure_without_a_waiter_is_not_the_end() {
         matches!(end(&mut worker.acquire()).await, LockEvent::MaxAttempts(_)),
         "it cools down"
     );
+    // Neither if it stands aside afterwards.
+    let once = build(server.builder("other").max_attempts(1)).await;
+    let mut stream = once.acquire();
+    drop(acquired(&mut stream).await);
+    assert!(matches!(end(&mut stream).await, LockEvent::MaxAttempts(_)));
+
     tokio::time::sleep(retention).await;
     assert_eq!(
         command(&server.client().await, [b"EXISTS", b"job"]).await,

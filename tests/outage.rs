@@ -253,6 +253,39 @@ async fn a_lost_subscriber_is_made_up_for() {
 }
 
 #[tokio::test]
+async fn a_subscriber_that_was_cut_off_hears_again() {
+    let server = Server::start();
+    let worker = server
+        .builder("job")
+        .lock_timeout(Duration::from_secs(3_600));
+    let worker = worker.build().await.unwrap();
+    let client = server.client().await;
+    let (mut first, mut second) = (worker.acquire(), worker.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    let subscribers = async || {
+        let count = command(&client, [b"PUBSUB", b"SHARDNUMSUB", b"{job}:events"]).await;
+        count.into_array()[1].as_i64().unwrap()
+    };
+    let until = Instant::now() + PATIENCE;
+    let mut cut = false;
+    loop {
+        assert!(Instant::now() < until, "it does not subscribe");
+        if subscribers().await == 1 {
+            if cut {
+                break;
+            }
+            command(&client, [b"CLIENT", b"KILL", b"TYPE", b"pubsub"]).await;
+            assert_eq!(subscribers().await, 0);
+            cut = true;
+        }
+        tokio::task::yield_now().await;
+    }
+    drop(guard);
+    assert_eq!(until_acquired(&mut second).await.0.attempt(), 2);
+}
+
+#[tokio::test]
 async fn a_replica_is_an_outage_until_it_is_promoted() {
     let server = Server::start();
     let client = server.client().await;

@@ -1,11 +1,13 @@
 //! The hub against a store that answers late, loses what it says, or says it twice.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fred::error::{Error as FredError, ErrorKind};
-use futures::{FutureExt, Stream, StreamExt, future};
+use futures::channel::mpsc;
+use futures::{FutureExt, Stream, StreamExt, future, stream};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -16,7 +18,7 @@ use crate::event::{LockEvent, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
-use crate::store::record::Token;
+use crate::store::record::{Frame, Record, State, Token};
 use crate::store::{Heard, Op, Reply, Store};
 
 /// A lease that no test waits for.
@@ -32,6 +34,8 @@ enum Fate {
     Refused,
     /// It is carried out, and answered when this is told.
     Held(Arc<Notify>),
+    /// It is carried out, and answered so much later.
+    Slow(Duration),
 }
 
 /// Decides what becomes of an operation.
@@ -46,6 +50,8 @@ struct Bad {
     gate: Option<Arc<Notify>>,
     /// No message is heard.
     deaf: bool,
+    /// What this says is heard too.
+    rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
     calls: Arc<AtomicU32>,
     closed: Arc<Notify>,
 }
@@ -57,6 +63,7 @@ impl Bad {
             judge: Arc::new(Mutex::new(Box::new(judge))),
             gate: None,
             deaf: false,
+            rumours: Arc::default(),
             calls: Arc::default(),
             closed: Arc::default(),
         }
@@ -97,6 +104,11 @@ impl Store for Bad {
                 until.notified().await;
                 reply
             }
+            Fate::Slow(time) => {
+                let reply = self.store.apply(key, op).await;
+                tokio::time::sleep(time).await;
+                reply
+            }
         }
     }
 
@@ -117,7 +129,10 @@ impl Store for Bad {
 
     fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
         let deaf = self.deaf;
-        self.store.hear().filter(move |_| future::ready(!deaf))
+        let rumours = self.rumours.lock().unwrap().take();
+        let rumours = rumours.map_or_else(|| stream::pending().boxed(), StreamExt::boxed);
+        let said = self.store.hear().filter(move |_| future::ready(!deaf));
+        stream::select(said, rumours)
     }
 
     async fn close(&self) {
@@ -146,7 +161,7 @@ fn process(store: &Bad, label: &str, lease: u64) -> Entry {
     }
 }
 
-fn stream(process: &Entry) -> Acquire {
+fn new_stream(process: &Entry) -> Acquire {
     Acquire::new(process.clone())
 }
 
@@ -188,7 +203,7 @@ async fn a_release_between_the_claim_and_the_subscription_is_not_missed() {
         process(&Bad::good(&memory), "a", LONG),
         process(&late, "b", LONG),
     );
-    let (mut first, mut second) = (stream(&a), stream(&b));
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
     let guard = acquired(&mut first).await;
     assert_eq!(locked(&mut second).await, 1);
     // The failing script grants it to b, and b's subscription does not stand yet.
@@ -207,7 +222,7 @@ async fn without_any_message_the_timers_take_over() {
         process(&Bad::good(&memory), "a", 1_000),
         process(&deaf, "b", 1_000),
     );
-    let (mut first, mut second) = (stream(&a), stream(&b));
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
     let guard = acquired(&mut first).await;
     assert_eq!(locked(&mut second).await, 1);
     let began = Instant::now();
@@ -243,12 +258,12 @@ async fn a_grant_heard_before_its_claim_is_answered_is_yielded_once() {
         process(&Bad::good(&memory), "a", LONG),
         process(&late, "b", LONG),
     );
-    let mut holder = stream(&a);
+    let mut holder = new_stream(&a);
     let guard = acquired(&mut holder).await;
-    let mut first = stream(&b);
+    let mut first = new_stream(&b);
     locked(&mut first).await;
     settle_down().await;
-    let mut second = stream(&b);
+    let mut second = new_stream(&b);
     assert!(second.next().now_or_never().is_none());
     settle_down().await;
     // The subscription stays, and the line is the second's.
@@ -282,7 +297,7 @@ async fn a_lost_answer_is_the_same_grant_the_second_time() {
         }
     });
     let a = process(&bad, "a", LONG);
-    let mut first = stream(&a);
+    let mut first = new_stream(&a);
     assert!(matches!(
         next(&mut first).await,
         LockEvent::Error(Error::Unavailable { .. })
@@ -308,7 +323,7 @@ async fn a_settlement_whose_answer_is_lost_is_ok_and_counts_once() {
             process(&bad, "a", LONG),
             process(&Bad::good(&memory), "b", LONG),
         );
-        let (mut first, mut second) = (stream(&a), stream(&b));
+        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
         let guard = acquired(&mut first).await;
         if waits {
             locked(&mut second).await;
@@ -330,7 +345,7 @@ async fn a_settlement_whose_answer_is_lost_is_ok_and_counts_once() {
         }
     });
     let a = process(&bad, "a", LONG);
-    acquired(&mut stream(&a))
+    acquired(&mut new_stream(&a))
         .await
         .done()
         .await
@@ -345,7 +360,7 @@ async fn a_settlement_that_never_reaches_the_server_is_unknown() {
         _ => Fate::Good,
     });
     let a = process(&bad, "a", 10_000);
-    let mut first = stream(&a);
+    let mut first = new_stream(&a);
     let guard = acquired(&mut first).await;
     match guard.done().await {
         Err(SettleError::Unknown { waited, .. }) => {
@@ -374,7 +389,7 @@ async fn an_outage_is_one_event_however_often_it_is_tried() {
         }
     });
     let a = process(&bad, "a", LONG);
-    let (mut first, mut second) = (stream(&a), stream(&a));
+    let (mut first, mut second) = (new_stream(&a), new_stream(&a));
     for stream in [&mut first, &mut second] {
         assert!(matches!(next(stream).await, LockEvent::Error(_)));
     }
@@ -415,22 +430,25 @@ async fn a_late_duplicate_of_a_claim_takes_nothing() {
         Fate::Good
     });
     let a = process(&bad, "a", LONG);
-    let mut first = stream(&a);
+    let mut first = new_stream(&a);
     acquired(&mut first).await.fail("once").await.unwrap();
     let duplicate = claims.lock().unwrap()[0].clone();
     let reply = bad.store.apply(&key(), &duplicate).await.unwrap();
     assert!(!reply.ok, "the attempt that failed does not come back");
-    assert_eq!(acquired(&mut stream(&a)).await.attempt(), 2);
+    assert_eq!(acquired(&mut new_stream(&a)).await.attempt(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guard_is_invalid_before_the_server_lets_anybody_in() {
     for lease in [10, 100, 1_000, 60_000] {
         let memory = Memory::new();
-        let good = Bad::good(&memory);
+        // However late the answer.
+        let slow = Duration::from_millis(lease / 5);
+        let good = Bad::new(&memory, move |_| Fate::Slow(slow));
         let a = process(&good, "a", lease);
-        let mut first = stream(&a);
+        let mut first = new_stream(&a);
         let guard = acquired(&mut first).await;
+        assert!(guard.is_valid() || lease < 100);
         let claim = Op::Claim {
             token: Token::random(),
             label: "thief".into(),
@@ -451,7 +469,7 @@ async fn the_last_handle_ends_the_hub_and_its_connections() {
     let memory = Memory::new();
     let good = Bad::good(&memory);
     let a = process(&good, "a", LONG);
-    let (mut first, mut second) = (stream(&a), stream(&a));
+    let (mut first, mut second) = (new_stream(&a), new_stream(&a));
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     drop((a, first, second));
@@ -464,4 +482,85 @@ async fn the_last_handle_ends_the_hub_and_its_connections() {
     tokio::time::timeout(Duration::from_secs(1), good.closed.notified())
         .await
         .expect("closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_message_of_the_last_run_ends_nothing() {
+    let memory = Memory::new();
+    let (say, rumours) = mpsc::unbounded();
+    let bad = Bad::good(&memory);
+    *bad.rumours.lock().unwrap() = Some(rumours);
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    settle_down().await;
+    let now = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+    let stale = Record {
+        state: State::Done,
+        fence: guard.fencing_token() - 1,
+        ..now.record().unwrap().clone()
+    };
+    let record = Some(Arc::new(stale));
+    let frame = Some(Frame {
+        at: now.frame.at,
+        record,
+    });
+    let channel = key().channel().clone();
+    say.unbounded_send(Heard::Message { channel, frame })
+        .unwrap();
+    settle_down().await;
+    assert!(
+        second.next().now_or_never().is_none(),
+        "what is not newer says nothing"
+    );
+    guard.fail("real news").await.unwrap();
+    assert_eq!(acquired(&mut second).await.attempt(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_waits_for_the_answer() {
+    let memory = Memory::new();
+    let answer = Arc::new(Notify::new());
+    let held = answer.clone();
+    let bad = Bad::new(&memory, move |op| match op {
+        Op::Settle { .. } => Fate::Held(held.clone()),
+        _ => Fate::Good,
+    });
+    let a = process(&bad, "a", LONG);
+    drop(acquired(&mut new_stream(&a)).await);
+    let mut drained = pin!(a.hub.drain());
+    for _ in 0..100 {
+        assert!(
+            drained.as_mut().now_or_never().is_none(),
+            "not answered yet"
+        );
+        tokio::task::yield_now().await;
+    }
+    answer.notify_one();
+    drained.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_is_not_taken_goes_on_at_once() {
+    let memory = Memory::new();
+    let good = Bad::good(&memory);
+    let a = process(&good, "a", LONG);
+    let (mut first, mut second, mut third) = (new_stream(&a), new_stream(&a), new_stream(&a));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    locked(&mut third).await;
+    let began = Instant::now();
+    guard.fail("for the second").await.unwrap();
+    settle_down().await;
+    drop(second);
+    assert_eq!(acquired_past_locked(&mut third).await.attempt(), 2);
+    assert_eq!(
+        began.elapsed(),
+        Duration::ZERO,
+        "not after the confirm window"
+    );
 }

@@ -361,7 +361,7 @@ impl Scripts {
 }
 
 /// Errors of a server that will serve again, by the word they begin with.
-const PASSING: [&str; 12] = [
+const PASSING: &[&str] = &[
     "ASK",
     "BUSY",
     "CLUSTERDOWN",

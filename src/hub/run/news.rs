@@ -40,8 +40,9 @@ impl Run {
                 .view
                 .as_ref()
                 .is_some_and(|view| asked.is_some_and(|asked| asked > view.heard));
+        let newer = order.is_gt() || lost;
         // What is the same tells at least that it still stands, and for how long.
-        if order.is_ge() || lost {
+        if newer || order.is_eq() {
             let remaining = Duration::from_micros((record.until * 1_000).saturating_sub(frame.at));
             self.view = Some(View {
                 record: record.clone(),
@@ -50,7 +51,7 @@ impl Run {
                 remaining,
             });
         }
-        order.is_gt() || lost
+        newer
     }
 
     /// Tells everybody who waits, and the one whose turn it is, what the newest record means.

@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Breaks the code on purpose, one mistake at a time, and sees a test fail for each: a test that
+# cannot fail proves nothing. Works on a copy; takes about ten seconds a mistake.
+#
+#   scripts/mutants.sh            # all of them
+#   scripts/mutants.sh defect     # those whose name contains "defect"
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+root=$PWD
+export CARGO_TARGET_DIR="$root/target"
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
+cd "$copy"
+
+caught=0 missed=()
+
+# mutant NAME FILE CORRECT WRONG CARGO-TEST-ARGUMENTS…
+mutant() {
+    local name=$1 file=$2 correct=$3 wrong=$4
+    shift 4
+    case $name in *"$only"*) ;; *) return ;; esac
+    cp "$file" "$copy/original"
+    CORRECT=$correct WRONG=$wrong perl -0777 -i -pe \
+        's/\Q$ENV{CORRECT}\E/$ENV{WRONG}/g or die "not found: $ENV{CORRECT}\n"' "$file"
+    if ! cargo test --quiet --no-run "$@" >"$copy/log" 2>&1; then
+        echo "does not compile: $name" && cat "$copy/log" && exit 1
+    fi
+    if timeout 120 cargo test --quiet "$@" >"$copy/log" 2>&1; then
+        missed+=("$name") && echo "MISSED  $name"
+    else
+        caught=$((caught + 1)) && echo "caught  $name"
+    fi
+    mv "$copy/original" "$file"
+}
+
+only=${1:-}
+lua=src/store/redis
+defects="--test ancestor_defects"
+
+mutant "defect 01: a lease that nobody respects" $lua/claim.lua \
+    'owned(r) and not over(r)' 'owned(r) and false' $defects defect_01
+mutant "defect 02: done work is claimed again" $lua/claim.lua \
+    "r.last == token or r.state == 'done' or" 'r.last == token or' $defects defect_02
+mutant "defect 03: all keys share a record" src/store/redis.rs \
+    'Value::Bytes(key.bytes().clone())' 'Value::from("job")' $defects defect_03
+mutant "defect 04: anybody may settle" $lua/settle.lua \
+    'or int(r.fence) ~= fence then' 'then' $defects defect_04
+mutant "defect 05: the fence restarts with each run" $lua/record.lua \
+    'math.max(r.fence + 1, now)' 'r.fence + 1' $defects defect_05
+mutant "defect 06: the only attempt is not the last" src/guard.rs \
+    'attempt >= self.grant.lease.max_attempts' 'attempt > self.grant.lease.max_attempts' $defects defect_06
+mutant "defect 07: an outcome that never expires" $lua/record.lua \
+    "redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))" \
+    "redis.call('SET', KEYS[1], record_text)" $defects defect_07
+mutant "defect 08: a fraction of a ms reaches the server" $lua/record.lua \
+    "record_text, 'PX', int(life(r))" "record_text, 'PX', life(r) + 0.5" $defects defect_08
+mutant "defect 09: an error is swallowed" src/hub/run/outage.rs \
+    'member.tell(Update::Error(error.clone()));' '' $defects defect_09
+mutant "defect 10: a failure is not told" $lua/record.lua \
+    "redis.call('SPUBLISH', KEYS[3], frame())" '' $defects defect_10
+mutant "defect 11: a late joiner believes in attempt 1" src/hub/run/news.rs \
+    'attempt: record.attempt,' 'attempt: 1,' $defects defect_11
+mutant "defect 12: the last failure is one like others" src/hub/run/grants.rs \
+    '_ if record.state == State::Exhausted => Ended::MaxAttempts(given_up(record)),' '' $defects defect_12
+
+hub="--lib hub::tests"
+mutant "hub: no second claim after subscribing" src/hub/run/subscription.rs \
+    'self.subscription.delay = RETRY_FIRST;' 'self.subscription.delay = RETRY_FIRST; return;' \
+    $hub::a_release_between
+mutant "hub: no timer at the end of the lease" src/hub/run/claims.rs \
+    'audit.into_iter().chain([claim]).min()' 'audit' $hub::without_any_message
+mutant "hub: messages are believed before the first answer" src/hub/run/news.rs \
+    'member.stage != Stage::Waiting' 'member.stage == Stage::Holding' $hub::a_grant_heard_before
+mutant "hub: an outage is told at every try" src/hub/run/outage.rs \
+    'outage.claims |= claims;' 'outage.claims |= claims; for m in self.members.values() { m.tell(Update::Error(error.clone())); }' \
+    $hub::an_outage
+mutant "hub: a lost answer is taken for a lost lease" src/hub/run/grants.rs \
+    'reply.ok || was_settled(record, lease, outcome)' 'reply.ok' $hub::a_settlement_whose_answer
+mutant "hub: the lease is counted from the answer, without a margin" src/hub/run/news.rs \
+    'sent + left.saturating_sub(margin)' 'sent + left + margin' $hub::a_guard_is_invalid
+mutant "hub: the order of news is not looked at" src/hub/run/news.rs \
+    'let newer = order.is_gt() || lost;' 'let newer = true;' $hub::a_late_message
+mutant "hub: a dropped stream stays in line" src/hub/run.rs \
+    'member.stage != Stage::Holding && !member.claiming' 'false' --test cancellation a_waiter_dropped
+mutant "hub: an unwanted answer is kept" src/hub/run.rs \
+    'reply.ok || reply.position.is_some()' 'false' --test cancellation dropped_after_any_poll
+mutant "hub: close does not wait" src/hub.rs \
+    'tracker.wait().await;' '' $hub::draining_waits
+mutant "guard: dropping says nothing" src/guard.rs \
+    'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' --test conformance a_dropped_guard
+mutant "guard: a grant that was not yielded is kept" src/hub.rs \
+    'self.hub.send(Message::Return(self.lease.clone()));' '' $hub::a_grant_that_is_not_taken
+mutant "stream: lapsed before it was settled" src/acquire.rs \
+    '(State::Working { attempt, .. }, Update::Lapsed) => State::Working {
+                attempt,
+                lapsed: true,
+            },' '(State::Working { attempt, .. }, Update::Lapsed) => self.expired(attempt),' \
+    --test conformance an_expired_lease_may_still
+mutant "stream: a stale grant is yielded as it is" src/hub.rs \
+    'self.lease.remaining() < enough' 'false' --test conformance a_stream_that_is_not_polled
+mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
+    'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off
+mutant "redis: a forgotten script is an error" src/store/redis.rs \
+    'starts_with("NOSCRIPT")' 'starts_with("NOSUCH")' --test outage forgotten_scripts
+mutant "redis: a full server keeps what it holds" src/store/redis.rs \
+    '" flags=allow-oom"' '""' --test outage a_full_server
+mutant "redis: a passing error ends the stream" src/store/redis.rs \
+    '"READONLY",' '' --test outage a_replica
+
+echo "$caught caught, ${#missed[@]} missed"
+[ ${#missed[@]} -eq 0 ]
