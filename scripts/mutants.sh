@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD
-export CARGO_TARGET_DIR="$root/target"
+# Its own: cargo tells the copy and the original apart by time stamps only.
+export CARGO_TARGET_DIR="$root/target/mutants"
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
@@ -32,7 +33,7 @@ mutant() {
     else
         caught=$((caught + 1)) && echo "caught  $name"
     fi
-    mv "$copy/original" "$file"
+    mv "$copy/original" "$file" && touch "$file"
 }
 
 only=${1:-}

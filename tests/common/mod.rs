@@ -35,12 +35,20 @@ impl Server {
     }
 
     pub fn start_with(args: &[&str]) -> Self {
+        Self::start_as(&[&["--save", ""], args].concat(), None)
+    }
+
+    /// With a configuration file of its own, if it needs one.
+    fn start_as(args: &[&str], config: Option<&str>) -> Self {
         let mut server = Self {
             port: 0,
             child: None,
             args: args.iter().map(ToString::to_string).collect(),
             dir: TempDir::new().expect("a temporary directory"),
         };
+        if let Some(config) = config {
+            std::fs::write(server.dir.path().join("server.conf"), config).expect("a file");
+        }
         // A port found free may be taken before the server binds it: then it exits, and so again.
         for _ in 0..20 {
             server.port = free_port();
@@ -60,16 +68,16 @@ impl Server {
     }
 
     fn launch(&mut self) -> bool {
+        let config = self.dir.path().join("server.conf");
         let child = Command::new(program())
+            .args(config.exists().then_some(&config))
             .args([
                 "--port",
                 &self.port.to_string(),
                 "--bind",
                 "127.0.0.1",
-                "--save",
-                "",
+                "--dir",
             ])
-            .arg("--dir")
             .arg(self.dir.path())
             .args(&self.args)
             .stdout(Stdio::null())
@@ -332,5 +340,25 @@ impl Cluster {
 
     pub fn node(&self, nth: usize) -> &Server {
         &self.nodes[nth]
+    }
+}
+
+/// A master and the sentinel that watches it.
+pub struct Sentinel {
+    pub master: Server,
+    sentinel: Server,
+}
+
+impl Sentinel {
+    pub fn start() -> Self {
+        let master = Server::start();
+        let rules = format!("sentinel monitor main 127.0.0.1 {} 1\n", master.port);
+        let sentinel = Server::start_as(&["--sentinel"], Some(&rules));
+        Self { master, sentinel }
+    }
+
+    pub fn url(&self) -> String {
+        let port = self.sentinel.port;
+        format!("redis-sentinel://127.0.0.1:{port}?sentinelServiceName=main")
     }
 }
