@@ -1,26 +1,20 @@
 //! Every option of a worker, its default and its bounds.
 
-use std::fmt;
+mod server;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
-use fred::error::{Error as FredError, ErrorKind};
-use fred::interfaces::ClientLike;
-use fred::types::config::{Config, ServerConfig};
 
 use crate::acquire::Entry;
 use crate::error::BuildError;
 use crate::event::StatusLevel;
-use crate::hub::{Handle, Terms};
+use crate::hub::Terms;
 use crate::store::key::Key;
-use crate::store::memory::{Memory, MemoryStore};
-use crate::store::redis::RedisStore;
-use crate::store::{Op, Store};
+use crate::store::memory::Memory;
 use crate::worker::LockingWorker;
-
-const DEFAULT_HOST: &str = "localhost";
-const DEFAULT_PORT: u16 = 6379;
+use server::Server;
 
 /// Describes a [`LockingWorker`]. Made by [`LockingWorker::builder`].
 ///
@@ -46,14 +40,6 @@ pub struct Builder {
     rejoin: bool,
 }
 
-#[derive(Clone)]
-enum Server {
-    Address { host: String, port: u16 },
-    Url(String),
-    Client(Client),
-    Memory(Memory),
-}
-
 impl Builder {
     /// The longest label, in bytes.
     pub const MAX_LABEL: usize = 255;
@@ -68,10 +54,7 @@ impl Builder {
     pub(crate) fn new(key: &[u8]) -> Self {
         Self {
             key: key.to_vec(),
-            server: Server::Address {
-                host: DEFAULT_HOST.to_owned(),
-                port: DEFAULT_PORT,
-            },
+            server: Server::default(),
             lock_timeout: Duration::from_secs(5),
             max_attempts: 5,
             retention: None,
@@ -96,7 +79,7 @@ impl Builder {
 
     /// The server's host name or IP address.
     pub fn host(mut self, host: impl Into<String>) -> Self {
-        let (_, port) = self.address();
+        let (_, port) = self.server.address();
         let host = host.into();
         self.server = Server::Address { host, port };
         self
@@ -104,16 +87,9 @@ impl Builder {
 
     /// The server's port.
     pub fn port(mut self, port: u16) -> Self {
-        let (host, _) = self.address();
+        let (host, _) = self.server.address();
         self.server = Server::Address { host, port };
         self
-    }
-
-    fn address(&self) -> (String, u16) {
-        match &self.server {
-            Server::Address { host, port } => (host.clone(), *port),
-            _ => (DEFAULT_HOST.to_owned(), DEFAULT_PORT),
-        }
     }
 
     /// Sends commands over this client, which must be connected and have a reconnect policy.
@@ -202,12 +178,7 @@ impl Builder {
                 max: Self::MAX_LABEL,
             });
         }
-        let hub = match self.server {
-            Server::Memory(memory) => Handle::spawn(MemoryStore::new(&memory)),
-            Server::Address { host, port } => probed(with_address(host, port).await?, &key).await?,
-            Server::Url(url) => probed(with_url(&url).await?, &key).await?,
-            Server::Client(client) => probed(with_client(client).await?, &key).await?,
-        };
+        let hub = self.server.connect(&key).await?;
         Ok(LockingWorker::new(Entry {
             hub,
             key,
@@ -220,18 +191,6 @@ impl Builder {
             status_level: self.status_level,
             rejoin: self.rejoin,
         }))
-    }
-}
-
-/// Finds out now what would end every stream: an old server, a missing permission, a key in other
-/// use.
-async fn probed(store: RedisStore, key: &Key) -> Result<Handle, BuildError> {
-    match store.apply(key, &Op::Inspect).await {
-        Ok(_) => Ok(Handle::spawn(store)),
-        Err(error) => {
-            store.close().await;
-            Err(error.into())
-        }
     }
 }
 
@@ -255,122 +214,4 @@ fn default_label() -> String {
         host.pop();
     }
     format!("{host}:{}", std::process::id())
-}
-
-async fn with_url(url: &str) -> Result<RedisStore, BuildError> {
-    let server = redact(url);
-    let config = parse(url, &server)?;
-    let connected = RedisStore::connect(config).await;
-    connected.map_err(|source| BuildError::Connect { server, source })
-}
-
-async fn with_address(host: String, port: u16) -> Result<RedisStore, BuildError> {
-    let server = ServerConfig::new_centralized(host.clone(), port);
-    let connected = RedisStore::connect(Config {
-        server,
-        ..Config::default()
-    })
-    .await;
-    connected.map_err(|source| BuildError::Connect {
-        server: format!("{host}:{port}"),
-        source,
-    })
-}
-
-async fn with_client(client: Client) -> Result<RedisStore, BuildError> {
-    if client.client_reconnect_policy().is_none() {
-        return Err(BuildError::NoReconnectPolicy);
-    }
-    let hosts = client.client_config().server.hosts();
-    let server = hosts
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ");
-    let connected = RedisStore::with_client(client).await;
-    connected.map_err(|source| BuildError::Connect { server, source })
-}
-
-const TLS: bool = cfg!(any(
-    feature = "enable-rustls",
-    feature = "enable-rustls-ring",
-    feature = "enable-native-tls"
-));
-
-/// Refuses what fred would misunderstand: it takes any scheme, and without a TLS feature it
-/// connects to `rediss://` in plain text.
-fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
-    let invalid = |source| BuildError::Url {
-        url: shown.to_owned(),
-        source,
-    };
-    let missing = |features| BuildError::Feature {
-        url: shown.to_owned(),
-        features,
-    };
-    let (scheme, _) = url.split_once("://").unwrap_or_default();
-    let end = scheme.find(['-', '+']).unwrap_or(scheme.len());
-    let (base, suffix) = scheme.split_at(end);
-    let tls = matches!(base, "rediss" | "valkeys");
-    if !(tls || matches!(base, "redis" | "valkey"))
-        || !matches!(suffix, "" | "-cluster" | "-sentinel" | "+unix")
-    {
-        let known = "the scheme must be redis, rediss, valkey or valkeys, \
-                     alone or with -cluster, -sentinel or +unix";
-        return Err(invalid(FredError::new(ErrorKind::Url, known)));
-    }
-    if tls && !TLS {
-        return Err(missing(
-            "enable-rustls, enable-rustls-ring, enable-native-tls",
-        ));
-    }
-    if suffix == "+unix" && !cfg!(feature = "unix-sockets") {
-        return Err(missing("unix-sockets"));
-    }
-    Config::from_url(url).map_err(invalid)
-}
-
-/// The URL less what may be secret: its user, password and query.
-fn redact(url: &str) -> String {
-    let (plain, query) = url
-        .split_once('?')
-        .map_or((url, ""), |(plain, _)| (plain, "?…"));
-    let (scheme, rest) = plain.split_once("://").unwrap_or(("", plain));
-    let separator = if plain.contains("://") { "://" } else { "" };
-    let (user, rest) = rest
-        .rsplit_once('@')
-        .map_or(("", rest), |(_, rest)| ("…@", rest));
-    [scheme, separator, user, rest, query].concat()
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Server::Address { host, port } => write!(f, "{host}:{port}"),
-            Server::Url(url) => f.write_str(&redact(url)),
-            Server::Client(client) => write!(f, "client {}", client.id()),
-            Server::Memory(memory) => memory.fmt(f),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_shown_of_a_url_has_no_secrets() {
-        for (url, shown) in [
-            ("redis://h:1/3", "redis://h:1/3"),
-            ("redis://:pw@h:1/3", "redis://…@h:1/3"),
-            ("redis://u:p@w@h", "redis://…@h"),
-            (
-                "redis-sentinel://h?sentinelPassword=pw",
-                "redis-sentinel://h?…",
-            ),
-            ("u:pw@h", "…@h"),
-        ] {
-            assert_eq!(redact(url), shown);
-        }
-    }
 }

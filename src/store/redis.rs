@@ -5,6 +5,9 @@
 //! each other on one connection. Nothing is retried here: a script whose connection broke may have
 //! run, and only the caller knows whether it still wants the answer.
 
+mod connection;
+mod scripts;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,26 +16,21 @@ use bytes::Bytes;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
-use fred::types::config::{Config, Options, ReconnectPolicy, UnresponsiveConfig};
-use fred::types::{Builder, ClusterHash, CustomCommand, RespVersion, Value};
+use fred::types::config::{Config, Options};
+use fred::types::{ClusterHash, CustomCommand, Value};
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, stream};
-use tokio::time::timeout;
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::key::Key;
 use super::record::Frame;
 use super::{Failure, Heard, Op, Outcome, Reply, Store};
 use crate::error::Error;
+use connection::{client, establish, quit};
+use scripts::{Script, Scripts};
 
 /// How long the server has to answer one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long both connections have to stand, handshakes included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Messages that may wait for the hub before it hears of a gap instead.
-const MESSAGES: usize = 8_192;
 
 /// One hub's connections to a server, a cluster, or the master behind sentinels.
 #[derive(Clone)]
@@ -281,82 +279,6 @@ fn once() -> Options {
         max_attempts: Some(1),
         timeout: Some(COMMAND_TIMEOUT),
         ..Options::default()
-    }
-}
-
-/// A client that reconnects for ever and notices a dead server.
-fn client(mut config: Config) -> Result<Client, FredError> {
-    config.version = RespVersion::RESP3;
-    Builder::from_config(config)
-        .set_policy(ReconnectPolicy::new_exponential(0, 20, 1_000, 2))
-        .with_performance_config(|performance| {
-            performance.broadcast_channel_capacity = MESSAGES;
-        })
-        .with_connection_config(|connection| {
-            connection.max_command_attempts = 1;
-            connection.connection_timeout = COMMAND_TIMEOUT;
-            connection.internal_command_timeout = COMMAND_TIMEOUT;
-            connection.unresponsive = UnresponsiveConfig {
-                max_timeout: Some(Duration::from_secs(3)),
-                interval: Duration::from_millis(500),
-            };
-        })
-        .build()
-}
-
-async fn establish(client: &Client) -> Result<(), FredError> {
-    let connected = match timeout(CONNECT_TIMEOUT, client.init()).await {
-        Ok(connected) => connected.map(drop),
-        Err(_) => Err(FredError::new(
-            ErrorKind::Timeout,
-            format!("no connection within {CONNECT_TIMEOUT:?}"),
-        )),
-    };
-    if connected.is_err() {
-        quit(client).await;
-    }
-    connected
-}
-
-/// Without it the client's task and connection live on.
-async fn quit(client: &Client) {
-    let _ = timeout(Duration::from_secs(1), client.quit()).await;
-}
-
-struct Script {
-    sha: Bytes,
-    source: Bytes,
-}
-
-struct Scripts {
-    claim: Script,
-    settle: Script,
-    renew: Script,
-    withdraw: Script,
-    inspect: Script,
-}
-
-impl Scripts {
-    /// Assembles every script: flags, what they share, and its own part. A shebang makes the
-    /// server check its flags before the first line runs.
-    fn new(edit: impl Fn(String) -> String) -> Arc<Self> {
-        let script = |flags: &str, body: &str| {
-            let shared = include_str!("redis/record.lua");
-            let source = edit(format!("#!lua{flags}\n{shared}\n{body}"));
-            Script {
-                sha: fred::util::sha1_hash(&source).into(),
-                source: source.into(),
-            }
-        };
-        // A full server refuses new work, but lets go of what there is.
-        let ending = " flags=allow-oom";
-        Arc::new(Self {
-            claim: script("", include_str!("redis/claim.lua")),
-            settle: script(ending, include_str!("redis/settle.lua")),
-            renew: script(ending, include_str!("redis/renew.lua")),
-            withdraw: script(ending, include_str!("redis/withdraw.lua")),
-            inspect: script(" flags=no-writes", include_str!("redis/inspect.lua")),
-        })
     }
 }
 

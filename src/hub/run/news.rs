@@ -43,7 +43,7 @@ impl Run {
         let newer = order.is_gt() || lost;
         // What is the same tells at least that it still stands, and for how long.
         if newer || order.is_eq() {
-            let remaining = Duration::from_micros((record.until * 1_000).saturating_sub(frame.at));
+            let remaining = until(record, frame.at);
             self.view = Some(View {
                 record: record.clone(),
                 heard: now,
@@ -144,13 +144,18 @@ impl Run {
     }
 }
 
+/// What is left of the record's lease, window or retention at this server time in µs.
+fn until(record: &Record, at: u64) -> Duration {
+    Duration::from_micros(record.until.saturating_mul(1_000).saturating_sub(at))
+}
+
 /// When the record's lease is over for its holder, by our clock: counted from before the answer
 /// that told us the server's time was asked for, less what two clocks may drift apart until then.
 ///
 /// The margin is 2 ‰ and 1 ms: twice the 500 ppm by which NTP may slew each of two clocks, and the
 /// grain of the server's expiry.
 pub(super) fn local_end(record: &Record, (sent, at): (Instant, u64)) -> Instant {
-    let left = Duration::from_micros((record.until * 1_000).saturating_sub(at));
+    let left = until(record, at);
     let margin = left / 500 + Duration::from_millis(1);
     sent + left.saturating_sub(margin)
 }

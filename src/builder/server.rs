@@ -1,0 +1,181 @@
+//! Where the runs take place: what was asked for, checked and connected.
+
+use std::fmt;
+
+use fred::clients::Client;
+use fred::error::{Error as FredError, ErrorKind};
+use fred::interfaces::ClientLike;
+use fred::types::config::{Config, ServerConfig};
+
+use crate::error::BuildError;
+use crate::hub::Handle;
+use crate::store::key::Key;
+use crate::store::memory::{Memory, MemoryStore};
+use crate::store::redis::RedisStore;
+use crate::store::{Op, Store};
+
+const DEFAULT_HOST: &str = "localhost";
+const DEFAULT_PORT: u16 = 6379;
+
+#[derive(Clone)]
+pub(super) enum Server {
+    Address { host: String, port: u16 },
+    Url(String),
+    Client(Client),
+    Memory(Memory),
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server::Address {
+            host: DEFAULT_HOST.to_owned(),
+            port: DEFAULT_PORT,
+        }
+    }
+}
+
+impl Server {
+    /// The host and port so far, for the one that is given after the other.
+    pub(super) fn address(&self) -> (String, u16) {
+        match self {
+            Server::Address { host, port } => (host.clone(), *port),
+            _ => (DEFAULT_HOST.to_owned(), DEFAULT_PORT),
+        }
+    }
+
+    pub(super) async fn connect(self, key: &Key) -> Result<Handle, BuildError> {
+        let store = match self {
+            Server::Memory(memory) => return Ok(Handle::spawn(MemoryStore::new(&memory))),
+            Server::Address { host, port } => with_address(host, port).await?,
+            Server::Url(url) => with_url(&url).await?,
+            Server::Client(client) => with_client(client).await?,
+        };
+        // Finds out now what would end every stream: an old server, a missing permission, a key in
+        // other use.
+        match store.apply(key, &Op::Inspect).await {
+            Ok(_) => Ok(Handle::spawn(store)),
+            Err(error) => {
+                store.close().await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+async fn with_url(url: &str) -> Result<RedisStore, BuildError> {
+    let server = redact(url);
+    let config = parse(url, &server)?;
+    let connected = RedisStore::connect(config).await;
+    connected.map_err(|source| BuildError::Connect { server, source })
+}
+
+async fn with_address(host: String, port: u16) -> Result<RedisStore, BuildError> {
+    let server = ServerConfig::new_centralized(host.clone(), port);
+    let connected = RedisStore::connect(Config {
+        server,
+        ..Config::default()
+    })
+    .await;
+    connected.map_err(|source| BuildError::Connect {
+        server: format!("{host}:{port}"),
+        source,
+    })
+}
+
+async fn with_client(client: Client) -> Result<RedisStore, BuildError> {
+    if client.client_reconnect_policy().is_none() {
+        return Err(BuildError::NoReconnectPolicy);
+    }
+    let hosts = client.client_config().server.hosts();
+    let server = hosts
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let connected = RedisStore::with_client(client).await;
+    connected.map_err(|source| BuildError::Connect { server, source })
+}
+
+const TLS: bool = cfg!(any(
+    feature = "enable-rustls",
+    feature = "enable-rustls-ring",
+    feature = "enable-native-tls"
+));
+
+/// Refuses what fred would misunderstand: it takes any scheme, and without a TLS feature it
+/// connects to `rediss://` in plain text.
+fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
+    let invalid = |source| BuildError::Url {
+        url: shown.to_owned(),
+        source,
+    };
+    let missing = |features| BuildError::Feature {
+        url: shown.to_owned(),
+        features,
+    };
+    let (scheme, _) = url.split_once("://").unwrap_or_default();
+    let end = scheme.find(['-', '+']).unwrap_or(scheme.len());
+    let (base, suffix) = scheme.split_at(end);
+    let tls = matches!(base, "rediss" | "valkeys");
+    if !(tls || matches!(base, "redis" | "valkey"))
+        || !matches!(suffix, "" | "-cluster" | "-sentinel" | "+unix")
+    {
+        let known = "the scheme must be redis, rediss, valkey or valkeys, \
+                     alone or with -cluster, -sentinel or +unix";
+        return Err(invalid(FredError::new(ErrorKind::Url, known)));
+    }
+    if tls && !TLS {
+        return Err(missing(
+            "enable-rustls, enable-rustls-ring, enable-native-tls",
+        ));
+    }
+    if suffix == "+unix" && !cfg!(feature = "unix-sockets") {
+        return Err(missing("unix-sockets"));
+    }
+    Config::from_url(url).map_err(invalid)
+}
+
+/// The URL less what may be secret: its user, password and query.
+fn redact(url: &str) -> String {
+    let (plain, query) = url
+        .split_once('?')
+        .map_or((url, ""), |(plain, _)| (plain, "?…"));
+    let (scheme, rest) = plain.split_once("://").unwrap_or(("", plain));
+    let separator = if plain.contains("://") { "://" } else { "" };
+    let (user, rest) = rest
+        .rsplit_once('@')
+        .map_or(("", rest), |(_, rest)| ("…@", rest));
+    [scheme, separator, user, rest, query].concat()
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Server::Address { host, port } => write!(f, "{host}:{port}"),
+            Server::Url(url) => f.write_str(&redact(url)),
+            Server::Client(client) => write!(f, "client {}", client.id()),
+            Server::Memory(memory) => memory.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_url_has_no_secrets() {
+        for (url, shown) in [
+            ("redis://h:1/3", "redis://h:1/3"),
+            ("redis://:pw@h:1/3", "redis://…@h:1/3"),
+            ("redis://u:p@w@h", "redis://…@h"),
+            (
+                "redis-sentinel://h?sentinelPassword=pw",
+                "redis-sentinel://h?…",
+            ),
+            ("u:pw@h", "…@h"),
+        ] {
+            assert_eq!(redact(url), shown);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The keys, who watches them, and the time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::channel::mpsc;
+use tokio::time::Instant;
+
+use super::transition::{Entry, Transition, life};
+use crate::store::key::Key;
+use crate::store::record::{Frame, State};
+use crate::store::{Heard, Op, Reply};
+
+#[derive(Default)]
+pub(super) struct Server {
+    pub(super) entries: HashMap<Key, Entry>,
+    pub(super) watchers: HashMap<Key, Vec<Watcher>>,
+    pub(super) connections: u64,
+    /// Expired entries are forgotten when they are next asked for, and all of them when this many
+    /// have gathered.
+    pub(super) sweep_at: usize,
+    pub(super) clock: Clock,
+}
+
+pub(super) struct Watcher {
+    pub(super) id: u64,
+    pub(super) tell: mpsc::UnboundedSender<Heard>,
+}
+
+/// Wall-clock time that moves with Tokio's clock.
+pub(super) struct Clock {
+    pub(super) started: Instant,
+    pub(super) epoch: Duration,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            epoch: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn now(&self) -> u64 {
+        (self.clock.epoch + self.clock.started.elapsed()).as_micros() as u64
+    }
+
+    pub(super) fn apply(&mut self, key: &Key, op: &Op) -> Reply {
+        let at = self.now();
+        let now = at / 1_000;
+        let entry = self.entries.remove(key).filter(|entry| entry.expires > now);
+        let (entry, ok, position, changed) = match (entry, op) {
+            (Some(entry), op) => {
+                let mut run = Transition {
+                    entry,
+                    at,
+                    now,
+                    changed: false,
+                };
+                let (ok, position) = run.apply(op);
+                (Some(run.entry), ok, position, run.changed)
+            }
+            (
+                None,
+                Op::Claim {
+                    token,
+                    label,
+                    lease,
+                    max_attempts,
+                    retention,
+                },
+            ) => {
+                let mut run = Transition::begin(*max_attempts, *retention, at, now);
+                run.grant(State::Held, 1, (*token, label.clone()), *lease);
+                (Some(run.entry), true, None, true)
+            }
+            (None, Op::Inspect) => (None, true, Some(0), false),
+            (None, _) => (None, false, None, false),
+        };
+        let record = entry.as_ref().map(|entry| Arc::new(entry.record.clone()));
+        if let Some(mut entry) = entry {
+            if changed {
+                entry.expires = now + life(&entry.record, now);
+                self.sweep(now);
+            }
+            self.entries.insert(key.clone(), entry);
+        }
+        let frame = Frame { at, record };
+        if changed {
+            self.publish(key, &frame);
+        }
+        Reply {
+            ok,
+            frame,
+            position,
+        }
+    }
+
+    fn sweep(&mut self, now: u64) {
+        if self.entries.len() >= self.sweep_at {
+            self.entries.retain(|_, entry| entry.expires > now);
+            self.sweep_at = (2 * self.entries.len()).max(1_024);
+        }
+    }
+
+    fn publish(&mut self, key: &Key, frame: &Frame) {
+        let Some(watchers) = self.watchers.get_mut(key) else {
+            return;
+        };
+        // A hub whose runtime has shut down has not said so.
+        watchers.retain(|watcher| {
+            let message = Heard::Message {
+                channel: key.channel().clone(),
+                frame: Some(frame.clone()),
+            };
+            watcher.tell.unbounded_send(message).is_ok()
+        });
+    }
+}

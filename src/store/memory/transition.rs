@@ -1,0 +1,301 @@
+//! One transition of one record, at one instant.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::store::record::{Cause, Previous, Record, State, Token};
+use crate::store::{Failure, Op, Outcome};
+
+pub(super) struct Entry {
+    pub(super) record: Record,
+    pub(super) line: Line,
+    /// Server time in ms at which both are forgotten.
+    pub(super) expires: u64,
+}
+
+/// The waiting tokens, first come first served. The set makes joining twice cheap.
+#[derive(Default)]
+pub(super) struct Line {
+    pub(super) queue: VecDeque<(Token, Arc<str>)>,
+    pub(super) members: HashSet<(Token, Arc<str>)>,
+}
+
+impl Line {
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Joins, unless already there; the place from 0.
+    pub(super) fn join(&mut self, member: (Token, Arc<str>)) -> usize {
+        if self.members.insert(member.clone()) {
+            self.queue.push_back(member);
+            return self.queue.len() - 1;
+        }
+        self.queue
+            .iter()
+            .position(|other| *other == member)
+            .unwrap_or(0)
+    }
+
+    pub(super) fn leave(&mut self, member: &(Token, Arc<str>)) -> bool {
+        let left = self.members.remove(member);
+        if left {
+            self.queue.retain(|other| other != member);
+        }
+        left
+    }
+
+    pub(super) fn pop(&mut self) -> Option<(Token, Arc<str>)> {
+        let head = self.queue.pop_front()?;
+        self.members.remove(&head);
+        Some(head)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.queue.clear();
+        self.members.clear();
+    }
+}
+
+/// How long a record lives from now: a lease is remembered for the retention after its end.
+pub(super) fn life(record: &Record, now: u64) -> u64 {
+    match record.state.is_owned() {
+        true => record.until - now + record.retention,
+        false => record.retention,
+    }
+}
+
+/// One transition of one record, at one instant.
+pub(super) struct Transition {
+    pub(super) entry: Entry,
+    /// The server's time, in µs and in ms.
+    pub(super) at: u64,
+    pub(super) now: u64,
+    pub(super) changed: bool,
+}
+
+impl Transition {
+    pub(super) fn begin(max_attempts: u32, retention: u64, at: u64, now: u64) -> Self {
+        let record = Record {
+            state: State::Open,
+            attempt: 0,
+            max_attempts,
+            fence: 0,
+            renewal: 0,
+            until: now,
+            retention,
+            owner: None,
+            last: None,
+            previous: None,
+            holder: String::new(),
+            checkpoint: Bytes::new(),
+            result: Bytes::new(),
+        };
+        let entry = Entry {
+            record,
+            line: Line::default(),
+            expires: now,
+        };
+        Self {
+            entry,
+            at,
+            now,
+            changed: true,
+        }
+    }
+
+    pub(super) fn apply(&mut self, op: &Op) -> (bool, Option<u64>) {
+        match op {
+            Op::Claim {
+                token,
+                label,
+                lease,
+                ..
+            } => self.claim((*token, label.clone()), *lease),
+            Op::Settle {
+                fence,
+                outcome,
+                window,
+            } => (self.settle(*fence, outcome, *window), None),
+            Op::Renew {
+                fence,
+                lease,
+                checkpoint,
+            } => {
+                let stands = self.is_owned_by(*fence);
+                if stands {
+                    self.hold(*lease);
+                    if let Some(checkpoint) = checkpoint {
+                        self.entry.record.checkpoint = checkpoint.clone();
+                    }
+                }
+                (stands, None)
+            }
+            Op::Withdraw {
+                token,
+                label,
+                window,
+            } => {
+                let waited = self.entry.line.leave(&(*token, label.clone()));
+                let owned = self.is_owned() && self.entry.record.owner == Some(*token);
+                if owned {
+                    self.pass_on(self.entry.record.attempt, *window);
+                }
+                (waited || owned, None)
+            }
+            Op::Inspect => (true, Some(self.entry.line.len() as u64)),
+        }
+    }
+
+    fn claim(&mut self, member: (Token, Arc<str>), lease: u64) -> (bool, Option<u64>) {
+        let record = &self.entry.record;
+        let over = self.now >= record.until;
+        match record.state {
+            State::Held | State::Granted if record.owner == Some(member.0) => {
+                if record.state == State::Granted {
+                    self.hold(lease);
+                }
+                return (true, None);
+            }
+            _ if record.last == Some(member.0) => return (false, None),
+            State::Done | State::Exhausted => return (false, None),
+            State::Held | State::Granted if !over => {
+                return (false, Some(self.entry.line.join(member) as u64));
+            }
+            State::Granted => {
+                let attempt = record.attempt;
+                self.take(attempt, member, lease);
+                return (true, None);
+            }
+            State::Held => self.remember(Cause::Expired, ""),
+            State::Open => {}
+        }
+        let attempt = self.entry.record.attempt;
+        if attempt >= self.entry.record.max_attempts {
+            self.exhaust();
+            return (false, None);
+        }
+        self.take(attempt + 1, member, lease);
+        (true, None)
+    }
+
+    fn settle(&mut self, fence: u64, outcome: &Outcome, window: u64) -> bool {
+        let record = &self.entry.record;
+        if record.state == State::Done && record.fence == fence {
+            return matches!(outcome, Outcome::Done(_));
+        }
+        if !self.is_owned_by(fence) {
+            return false;
+        }
+        let attempt = record.attempt;
+        let last = attempt >= record.max_attempts;
+        match outcome {
+            Outcome::Done(result) => {
+                self.entry.record.state = State::Done;
+                self.entry.record.result = result.clone();
+                self.entry.record.until = self.now + self.entry.record.retention;
+                self.entry.line.clear();
+                self.changed = true;
+            }
+            Outcome::HandOff => {
+                self.remember(Cause::HandedOver, "");
+                self.pass_on(attempt, window);
+            }
+            Outcome::Fail(failure) => {
+                match failure {
+                    Failure::Dropped => self.remember(Cause::Dropped, ""),
+                    Failure::Panicked => self.remember(Cause::Panicked, ""),
+                    Failure::Reason(reason) => self.remember(Cause::Failed, reason),
+                }
+                match last {
+                    true => self.exhaust(),
+                    false => self.pass_on(attempt + 1, window),
+                }
+            }
+            Outcome::FailPermanently(reason) => {
+                self.remember(Cause::Failed, reason);
+                self.exhaust();
+            }
+        }
+        true
+    }
+
+    fn is_owned(&self) -> bool {
+        self.entry.record.state.is_owned()
+    }
+
+    fn is_owned_by(&self, fence: u64) -> bool {
+        self.is_owned() && self.entry.record.fence == fence
+    }
+
+    fn take(&mut self, attempt: u32, member: (Token, Arc<str>), lease: u64) {
+        self.entry.line.leave(&member);
+        self.grant(State::Held, attempt, member, lease);
+    }
+
+    pub(super) fn grant(
+        &mut self,
+        state: State,
+        attempt: u32,
+        member: (Token, Arc<str>),
+        lease: u64,
+    ) {
+        self.disown();
+        let record = &mut self.entry.record;
+        record.state = state;
+        record.attempt = attempt;
+        record.owner = Some(member.0);
+        record.holder = member.1.to_string();
+        record.fence = self.at.max(record.fence + 1);
+        record.renewal = 0;
+        record.until = self.now + lease;
+        self.changed = true;
+    }
+
+    fn hold(&mut self, lease: u64) {
+        let record = &mut self.entry.record;
+        record.state = State::Held;
+        record.until = self.now + lease;
+        record.renewal += 1;
+        self.changed = true;
+    }
+
+    fn remember(&mut self, cause: Cause, reason: &str) {
+        let record = &mut self.entry.record;
+        record.previous = Some(Previous {
+            attempt: record.attempt,
+            cause,
+            holder: record.holder.clone(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn disown(&mut self) {
+        let record = &mut self.entry.record;
+        record.last = record.owner.take().or(record.last);
+        record.holder.clear();
+    }
+
+    fn exhaust(&mut self) {
+        self.disown();
+        self.entry.record.state = State::Exhausted;
+        self.entry.record.until = self.now + self.entry.record.retention;
+        self.entry.line.clear();
+        self.changed = true;
+    }
+
+    fn pass_on(&mut self, attempt: u32, window: u64) {
+        if let Some(head) = self.entry.line.pop() {
+            self.grant(State::Granted, attempt, head, window);
+            return;
+        }
+        self.disown();
+        let record = &mut self.entry.record;
+        record.state = State::Open;
+        record.attempt = attempt - 1;
+        record.until = self.now + record.retention;
+        self.changed = true;
+    }
+}

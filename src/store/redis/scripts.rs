@@ -1,0 +1,42 @@
+//! The scripts as the server gets them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub(super) struct Script {
+    pub(super) sha: Bytes,
+    pub(super) source: Bytes,
+}
+
+pub(super) struct Scripts {
+    pub(super) claim: Script,
+    pub(super) settle: Script,
+    pub(super) renew: Script,
+    pub(super) withdraw: Script,
+    pub(super) inspect: Script,
+}
+
+impl Scripts {
+    /// Assembles every script: flags, what they share, and its own part. A shebang makes the
+    /// server check its flags before the first line runs.
+    pub(super) fn new(edit: impl Fn(String) -> String) -> Arc<Self> {
+        let script = |flags: &str, body: &str| {
+            let shared = include_str!("record.lua");
+            let source = edit(format!("#!lua{flags}\n{shared}\n{body}"));
+            Script {
+                sha: fred::util::sha1_hash(&source).into(),
+                source: source.into(),
+            }
+        };
+        // A full server refuses new work, but lets go of what there is.
+        let ending = " flags=allow-oom";
+        Arc::new(Self {
+            claim: script("", include_str!("claim.lua")),
+            settle: script(ending, include_str!("settle.lua")),
+            renew: script(ending, include_str!("renew.lua")),
+            withdraw: script(ending, include_str!("withdraw.lua")),
+            inspect: script(" flags=no-writes", include_str!("inspect.lua")),
+        })
+    }
+}
