@@ -1,6 +1,6 @@
 //! One transition of one record, at one instant.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,11 +15,13 @@ pub(super) struct Entry {
     pub(super) expires: u64,
 }
 
-/// The waiting tokens, first come first served. The set makes joining twice cheap.
+type Waiter = (Token, Arc<str>);
+
+/// The waiting tokens, first come first served: by the number they drew, and the numbers by token.
 #[derive(Default)]
 pub(super) struct Line {
-    pub(super) queue: VecDeque<(Token, Arc<str>)>,
-    pub(super) members: HashSet<(Token, Arc<str>)>,
+    queue: BTreeMap<u64, Waiter>,
+    numbers: HashMap<Waiter, u64>,
 }
 
 impl Line {
@@ -28,34 +30,30 @@ impl Line {
     }
 
     /// Joins, unless already there; the place from 0.
-    pub(super) fn join(&mut self, member: (Token, Arc<str>)) -> usize {
-        if self.members.insert(member.clone()) {
-            self.queue.push_back(member);
-            return self.queue.len() - 1;
+    fn join(&mut self, waiter: Waiter) -> usize {
+        if let Some(number) = self.numbers.get(&waiter) {
+            return self.queue.range(..number).count();
         }
-        self.queue
-            .iter()
-            .position(|other| *other == member)
-            .unwrap_or(0)
+        let number = self.queue.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.numbers.insert(waiter.clone(), number);
+        self.queue.insert(number, waiter);
+        self.queue.len() - 1
     }
 
-    pub(super) fn leave(&mut self, member: &(Token, Arc<str>)) -> bool {
-        let left = self.members.remove(member);
-        if left {
-            self.queue.retain(|other| other != member);
-        }
-        left
+    fn leave(&mut self, waiter: &Waiter) -> bool {
+        let number = self.numbers.remove(waiter);
+        number.is_some_and(|number| self.queue.remove(&number).is_some())
     }
 
-    pub(super) fn pop(&mut self) -> Option<(Token, Arc<str>)> {
-        let head = self.queue.pop_front()?;
-        self.members.remove(&head);
+    fn pop(&mut self) -> Option<Waiter> {
+        let (_, head) = self.queue.pop_first()?;
+        self.numbers.remove(&head);
         Some(head)
     }
 
-    pub(super) fn clear(&mut self) {
+    fn clear(&mut self) {
         self.queue.clear();
-        self.members.clear();
+        self.numbers.clear();
     }
 }
 
@@ -149,7 +147,7 @@ impl Transition {
         }
     }
 
-    fn claim(&mut self, member: (Token, Arc<str>), lease: u64) -> (bool, Option<u64>) {
+    fn claim(&mut self, member: Waiter, lease: u64) -> (bool, Option<u64>) {
         let record = &self.entry.record;
         let over = self.now >= record.until;
         match record.state {
@@ -230,18 +228,12 @@ impl Transition {
         self.is_owned() && self.entry.record.fence == fence
     }
 
-    fn take(&mut self, attempt: u32, member: (Token, Arc<str>), lease: u64) {
+    fn take(&mut self, attempt: u32, member: Waiter, lease: u64) {
         self.entry.line.leave(&member);
         self.grant(State::Held, attempt, member, lease);
     }
 
-    pub(super) fn grant(
-        &mut self,
-        state: State,
-        attempt: u32,
-        member: (Token, Arc<str>),
-        lease: u64,
-    ) {
+    pub(super) fn grant(&mut self, state: State, attempt: u32, member: Waiter, lease: u64) {
         self.disown();
         let record = &mut self.entry.record;
         record.state = state;
