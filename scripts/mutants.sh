@@ -89,6 +89,11 @@ mutant "hub: an unwanted answer is kept" src/hub/run.rs \
     'reply.ok || reply.position.is_some()' 'false' --test cancellation dropped_after_any_poll
 mutant "hub: close does not wait" src/hub.rs \
     'tracker.wait().await;' '' $hub::draining_waits
+mutant "hub: what nobody takes is given back by a message of its own" src/hub/run/news.rs \
+    'grant.given = true;' 'let _ = &mut grant; member.stage = Stage::Holding; return;' \
+    $hub::draining_waits_for_a_grant
+mutant "hub: who is refused stays in line" src/hub/run/outage.rs \
+    'member.stage == Stage::Waiting && !member.claiming' 'false' $hub::a_waiter_that_is_refused
 mutant "guard: dropping says nothing" src/guard.rs \
     'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' --test conformance a_dropped_guard
 mutant "guard: a grant that was not yielded is kept" src/hub.rs \

@@ -50,6 +50,7 @@ struct Bad {
     gate: Option<Arc<Notify>>,
     /// No message is heard.
     deaf: bool,
+    refuses_to_watch: bool,
     /// What this says is heard too.
     rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
     calls: Arc<AtomicU32>,
@@ -63,6 +64,7 @@ impl Bad {
             judge: Arc::new(Mutex::new(Box::new(judge))),
             gate: None,
             deaf: false,
+            refuses_to_watch: false,
             rumours: Arc::default(),
             calls: Arc::default(),
             closed: Arc::default(),
@@ -113,6 +115,12 @@ impl Store for Bad {
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
+        if self.refuses_to_watch {
+            return Err(Error::Refused {
+                key: key.clone(),
+                source: FredError::new(ErrorKind::Unknown, "NOPERM"),
+            });
+        }
         if let Some(gate) = &self.gate {
             gate.notified().await;
         }
@@ -563,4 +571,55 @@ async fn a_grant_that_is_not_taken_goes_on_at_once() {
         Duration::ZERO,
         "not after the confirm window"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_waits_for_a_grant_that_nobody_takes() {
+    // Which of the two the hub sees first, the answer or the drop, is left to chance.
+    for _ in 0..50 {
+        let memory = Memory::new();
+        let answer = Arc::new(Notify::new());
+        let held = answer.clone();
+        let bad = Bad::new(&memory, move |op| match op {
+            Op::Claim { .. } => Fate::Held(held.clone()),
+            _ => Fate::Good,
+        });
+        let a = process(&bad, "a", LONG);
+        let mut first = new_stream(&a);
+        assert!(first.next().now_or_never().is_none());
+        settle_down().await;
+        answer.notify_one();
+        drop(first);
+        a.hub.drain().await;
+        let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+        assert_eq!(
+            left.record().unwrap().state,
+            State::Open,
+            "no lease is left"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_is_refused_leaves_the_line() {
+    let memory = Memory::new();
+    let mut bad = Bad::good(&memory);
+    bad.refuses_to_watch = true;
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let mut first = new_stream(&a);
+    let guard = acquired(&mut first).await;
+    let mut second = new_stream(&b);
+    locked(&mut second).await;
+    assert!(matches!(
+        next(&mut second).await,
+        LockEvent::Error(Error::Refused { .. })
+    ));
+    assert!(second.next().await.is_none());
+    settle_down().await;
+    let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+    assert_eq!(left.position, Some(0), "nobody waits");
+    guard.done().await.unwrap();
 }

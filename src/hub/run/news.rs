@@ -99,23 +99,31 @@ impl Run {
                 let Some(hub) = self.hub.upgrade() else {
                     return;
                 };
-                member.stage = Stage::Holding;
                 // A message may have been late: what it says is left was left when it was sent.
                 let end = self.clock.map_or(now, |clock| local_end(record, clock));
                 let (token, terms) = (member.token, member.terms.clone());
                 let lease = Lease::new(&self.key, record, id, token, terms, end.min(view.ends));
                 let lease = Arc::new(lease);
-                self.grants.push(Live {
+                let grant = Grant {
                     lease: lease.clone(),
-                    lapsed: false,
-                    settling: false,
-                });
-                member.tell(Update::Granted(Grant {
-                    lease,
                     handed_over: record.state == State::Granted,
                     given: false,
                     hub,
-                }));
+                };
+                if let Err(unsent) = member.mailbox.unbounded_send(Update::Granted(grant)) {
+                    // The stream has been dropped meanwhile. Given back here and now: its own way
+                    // back would be behind whatever was asked after the drop.
+                    if let Update::Granted(mut grant) = unsent.into_inner() {
+                        grant.given = true;
+                    }
+                    return self.leave(id, now);
+                }
+                member.stage = Stage::Holding;
+                self.grants.push(Live {
+                    lease,
+                    lapsed: false,
+                    settling: false,
+                });
             }
             State::Held | State::Granted => {
                 if member.told != record.fence {

@@ -1,5 +1,6 @@
 //! A server that does not serve: what is told, what is kept, and when it is tried again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng;
@@ -83,7 +84,7 @@ impl Run {
     pub(super) fn out_of_service(&mut self, error: Error, claims: bool, now: Instant) {
         if error.is_fatal() {
             if claims {
-                self.end_all(&error);
+                self.end_all(&error, now);
             }
             return;
         }
@@ -112,14 +113,18 @@ impl Run {
     }
 
     /// The server refuses this key to everybody who wants it.
-    pub(super) fn end_all(&mut self, error: &Error) {
-        self.members.retain(|_, member| {
-            let ends = member.stage != Stage::Holding;
-            if ends {
-                member.tell(Update::Error(error.clone()));
+    pub(super) fn end_all(&mut self, error: &Error, now: Instant) {
+        let (stay, end) = std::mem::take(&mut self.members)
+            .into_iter()
+            .partition(|(_, member)| member.stage == Stage::Holding);
+        self.members = stay;
+        for member in BTreeMap::into_values(end) {
+            member.tell(Update::Error(error.clone()));
+            // A claim on its way is given back when its answer comes.
+            if member.stage == Stage::Waiting && !member.claiming {
+                self.send(withdrawal(member.token, &member.terms, None, now));
             }
-            !ends
-        });
+        }
     }
 
     /// Sends again what has waited, and one claim to see whether the server serves.

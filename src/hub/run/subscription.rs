@@ -106,7 +106,7 @@ impl Run {
                 self.subscription.phase = Phase::Failed(now + jittered(delay));
                 self.subscription.delay = next_delay(delay);
                 if error.is_fatal() {
-                    self.end_all(&error);
+                    self.end_all(&error, now);
                 }
             }
         }
