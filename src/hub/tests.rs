@@ -34,6 +34,8 @@ enum Fate {
     Refused,
     /// It is carried out, and answered when this is told.
     Held(Arc<Notify>),
+    /// It is carried out so much later.
+    Late(Duration),
     /// It is carried out, and answered so much later.
     Slow(Duration),
 }
@@ -105,6 +107,10 @@ impl Store for Bad {
                 let reply = self.store.apply(key, op).await;
                 until.notified().await;
                 reply
+            }
+            Fate::Late(time) => {
+                tokio::time::sleep(time).await;
+                self.store.apply(key, op).await
             }
             Fate::Slow(time) => {
                 let reply = self.store.apply(key, op).await;
@@ -582,6 +588,7 @@ async fn draining_waits_for_a_grant_that_nobody_takes() {
         let held = answer.clone();
         let bad = Bad::new(&memory, move |op| match op {
             Op::Claim { .. } => Fate::Held(held.clone()),
+            Op::Withdraw { .. } => Fate::Late(Duration::from_secs(1)),
             _ => Fate::Good,
         });
         let a = process(&bad, "a", LONG);
