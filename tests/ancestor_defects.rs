@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use common::{Server, acquired, command, end, locked, next};
+use common::{Server, acquired, command, end, locked, next, race};
 use fred::types::Value;
 use futures::StreamExt;
 use futures::future::join_all;
@@ -136,9 +136,7 @@ async fn defect_03_users_of_one_connection_disturb_each_other() {
     let runs = (0..50).map(|n| {
         let worker = worker.with_key(format!("job-{n}")).unwrap();
         tokio::spawn(async move {
-            let (mut first, mut second) = (worker.acquire(), worker.acquire());
-            let guard = acquired(&mut first).await;
-            locked(&mut second).await;
+            let (_first, guard, mut second) = race(&worker, &worker).await;
             drop(guard);
             let guard = acquired(&mut second).await;
             assert_eq!((guard.attempt(), guard.key()), (2, worker.key()));
@@ -264,9 +262,7 @@ async fn defect_09_an_error_is_swallowed_or_taken_for_completion() {
         "{event:?}"
     );
 
-    let (mut first, mut second) = (worker.acquire(), worker.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (_first, guard, mut second) = race(&worker, &worker).await;
     server.kill();
     let event = next(&mut second).await;
     assert!(
@@ -281,9 +277,7 @@ async fn defect_10_a_failure_costs_the_whole_timeout() {
     let server = Server::start();
     let a = build(server.builder("job").lock_timeout(LONG)).await;
     let b = build(server.builder("job").lock_timeout(LONG)).await;
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (_first, guard, mut second) = race(&a, &b).await;
     drop(guard);
     // Within the helper's patience of 30 s, where the timeout is an hour.
     let guard = acquired(&mut second).await;

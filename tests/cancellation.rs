@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{PATIENCE, Server, acquired, command, end, locked, next};
+use common::{PATIENCE, Server, acquired, command, end, locked, next, race};
 use fred::types::Value;
 use futures::future::poll_fn;
 use futures::{FutureExt, Stream, StreamExt};
@@ -26,6 +26,11 @@ assert_impl_all!(SettleError: std::error::Error, Send, Sync);
 
 /// A lease that no test outlives: what is left behind would stay.
 const LONG: Duration = Duration::from_secs(3_600);
+
+async fn worker(server: &Server) -> LockingWorker {
+    let builder = server.builder("job").label("w").lock_timeout(LONG);
+    builder.build().await.unwrap()
+}
 
 /// The record's first words and the length of the line.
 async fn left(server: &Server) -> (Option<String>, Value) {
@@ -55,12 +60,7 @@ async fn poll_times(stream: &mut Acquire, times: usize) -> bool {
 #[tokio::test]
 async fn a_stream_dropped_after_any_poll_leaves_no_lease() {
     let server = Server::start();
-    let worker = server
-        .builder("job")
-        .lock_timeout(LONG)
-        .build()
-        .await
-        .unwrap();
+    let worker = worker(&server).await;
     for polls in 0..40 {
         let mut stream = worker.acquire();
         poll_times(&mut stream, polls).await;
@@ -112,12 +112,7 @@ async fn a_waiter_dropped_after_any_poll_leaves_the_line() {
 #[tokio::test]
 async fn a_claim_in_flight_is_given_back() {
     let server = Server::start();
-    let worker = server
-        .builder("job")
-        .lock_timeout(LONG)
-        .build()
-        .await
-        .unwrap();
+    let worker = worker(&server).await;
     // The server answers nothing for a while: the claim is on its way when its stream is dropped.
     let client = server.client().await;
     command(&client, [b"CLIENT", b"PAUSE", b"300", b"ALL"]).await;
@@ -135,12 +130,7 @@ async fn a_claim_in_flight_is_given_back() {
 #[tokio::test]
 async fn a_settling_future_dropped_before_its_first_poll_drops_the_guard() {
     let server = Server::start();
-    let worker = server
-        .builder("job")
-        .lock_timeout(LONG)
-        .build()
-        .await
-        .unwrap();
+    let worker = worker(&server).await;
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
     drop(guard.done());
@@ -153,12 +143,7 @@ async fn a_settling_future_dropped_before_its_first_poll_drops_the_guard() {
 #[tokio::test]
 async fn a_settling_future_dropped_after_its_first_poll_settles_all_the_same() {
     let server = Server::start();
-    let worker = server
-        .builder("job")
-        .lock_timeout(LONG)
-        .build()
-        .await
-        .unwrap();
+    let worker = worker(&server).await;
     let mut stream = worker.acquire();
     let guard = acquired(&mut stream).await;
     {
@@ -176,12 +161,7 @@ fn a_runtime_that_dies_first_is_survived() {
     let server = Server::start();
     let first = Runtime::new().unwrap();
     let (worker, mut stream, guards) = first.block_on(async {
-        let worker = server
-            .builder("job")
-            .lock_timeout(LONG)
-            .build()
-            .await
-            .unwrap();
+        let worker = worker(&server).await;
         let mut guards = Vec::new();
         for key in ["job", "dropped", "failed"] {
             guards.push(acquired(&mut worker.with_key(key).unwrap().acquire()).await);
@@ -221,9 +201,7 @@ async fn close_is_bounded_when_the_server_is_gone() {
         .build()
         .await
         .unwrap();
-    let (mut first, mut second) = (worker.acquire(), worker.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (first, guard, second) = race(&worker, &worker).await;
     server.kill();
     drop((guard, first, second));
     tokio::time::timeout(PATIENCE, worker.close())
@@ -274,12 +252,7 @@ async fn the_connections_end_with_the_last_handle() {
 #[tokio::test]
 async fn an_event_dropped_with_its_guard_fails_the_attempt() {
     let server = Server::start();
-    let worker = server
-        .builder("job")
-        .lock_timeout(LONG)
-        .build()
-        .await
-        .unwrap();
+    let worker = worker(&server).await;
     let mut stream = worker.acquire();
     assert!(matches!(next(&mut stream).await, LockEvent::Acquired(_)));
     match end(&mut stream).await {

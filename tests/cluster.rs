@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Cluster, PATIENCE, acquired, command, end, locked};
+use common::{Cluster, PATIENCE, acquired, command, end, locked, race};
 use fred::types::Value;
 use futures::future::join_all;
 use proptest::prelude::*;
@@ -31,9 +31,7 @@ async fn runs_on_every_node_hand_over_by_push() {
     let runs = keys.map(|key| {
         let (a, b) = (a.with_key(&key).unwrap(), b.with_key(&key).unwrap());
         tokio::spawn(async move {
-            let (mut first, mut second) = (a.acquire(), b.acquire());
-            let guard = acquired(&mut first).await;
-            locked(&mut second).await;
+            let (_first, guard, mut second) = race(&a, &b).await;
             let mut third = a.acquire();
             locked(&mut third).await;
             drop(guard);

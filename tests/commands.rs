@@ -3,15 +3,13 @@
 
 mod common;
 
-use common::{Server, acquired, end, locked};
+use common::{Server, acquired, end, locked, race};
 use redis_locking_worker::{LockEvent, LockingWorker};
 
 /// A worker whose server knows all scripts.
 async fn warm(server: &Server) -> LockingWorker {
     let worker = server.builder("warm-up").label("w").build().await.unwrap();
-    let (mut first, mut second) = (worker.acquire(), worker.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (first, guard, mut second) = race(&worker, &worker).await;
     let third = {
         let mut third = worker.acquire();
         locked(&mut third).await;

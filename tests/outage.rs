@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Server, acquired, command, end, locked, next};
+use common::{PATIENCE, Server, acquired, command, end, locked, next, race};
 use fred::interfaces::ClientLike;
 use futures::FutureExt;
 use futures::StreamExt;
@@ -37,10 +37,7 @@ async fn outage(stream: &mut Acquire) {
 #[tokio::test]
 async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
     let mut server = Server::start();
-    let (a, b) = (
-        server.builder("job").label("a").build().await.unwrap(),
-        server.builder("job").label("b").build().await.unwrap(),
-    );
+    let (a, b) = server.pair().await;
     let (mut first, mut second) = (a.acquire(), b.acquire());
     let guard = acquired(&mut first).await;
     let fence = guard.fencing_token();
@@ -67,13 +64,8 @@ async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
 #[tokio::test]
 async fn a_restart_with_a_log_keeps_the_lease_and_the_run() {
     let mut server = Server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let (a, b) = (
-        server.builder("job").label("a").build().await.unwrap(),
-        server.builder("job").label("b").build().await.unwrap(),
-    );
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (a, b) = server.pair().await;
+    let (_first, guard, mut second) = race(&a, &b).await;
     server.kill();
     outage(&mut second).await;
     server.restart();
@@ -100,13 +92,8 @@ async fn a_claim_made_during_an_outage_is_one_error_and_then_succeeds() {
 #[tokio::test]
 async fn a_stopped_server_is_noticed_and_gone_on_with() {
     let server = Server::start();
-    let (a, b) = (
-        server.builder("job").label("a").build().await.unwrap(),
-        server.builder("job").label("b").build().await.unwrap(),
-    );
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (a, b) = server.pair().await;
+    let (_first, guard, mut second) = race(&a, &b).await;
     server.signal(Signal::SIGSTOP);
     outage(&mut second).await;
     assert!(
@@ -176,9 +163,7 @@ async fn a_flushed_record_costs_its_holder_the_lease_and_the_waiter_takes_over()
         .build()
         .await
         .unwrap();
-    let (mut first, mut second) = (worker.acquire(), worker.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (_first, guard, mut second) = race(&worker, &worker).await;
     command(&server.client().await, [b"FLUSHALL"]).await;
     let fence = guard.fencing_token();
     match guard.done().await {
@@ -200,14 +185,9 @@ async fn a_flushed_record_costs_its_holder_the_lease_and_the_waiter_takes_over()
 #[tokio::test]
 async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
     let server = Server::start();
-    let (a, b) = (
-        server.builder("job").label("a").build().await.unwrap(),
-        server.builder("job").label("b").build().await.unwrap(),
-    );
+    let (a, b) = server.pair().await;
     let client = server.client().await;
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (_first, guard, mut second) = race(&a, &b).await;
     command(&client, [b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
 
     let mut third = a.acquire();
@@ -228,10 +208,7 @@ async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
 #[tokio::test]
 async fn a_lost_subscriber_is_made_up_for() {
     let server = Server::start();
-    let (a, b) = (
-        server.builder("job").label("a").build().await.unwrap(),
-        server.builder("job").label("b").build().await.unwrap(),
-    );
+    let (a, b) = server.pair().await;
     let client = server.client().await;
     let (mut first, mut second) = (a.acquire(), b.acquire());
     let mut guard = acquired(&mut first).await;
@@ -260,9 +237,7 @@ async fn a_subscriber_that_was_cut_off_hears_again() {
         .lock_timeout(Duration::from_secs(3_600));
     let worker = worker.build().await.unwrap();
     let client = server.client().await;
-    let (mut first, mut second) = (worker.acquire(), worker.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (_first, guard, mut second) = race(&worker, &worker).await;
     let subscribers = async || {
         let count = command(&client, [b"PUBSUB", b"SHARDNUMSUB", b"{job}:events"]).await;
         count.into_array()[1].as_i64().unwrap()

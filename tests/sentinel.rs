@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Sentinel, acquired, command, end, locked};
+use common::{Sentinel, acquired, command, end, race};
 use fred::types::Value;
 use redis_locking_worker::{BuildError, LockEvent, LockingWorker};
 
@@ -11,9 +11,7 @@ async fn a_run_takes_place_on_the_master() {
     let sentinel = Sentinel::start();
     let build = || LockingWorker::builder("job").url(sentinel.url()).build();
     let (a, b) = (build().await.unwrap(), build().await.unwrap());
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (_first, guard, mut second) = race(&a, &b).await;
     drop(guard);
     acquired(&mut second).await.done().await.unwrap();
     assert!(matches!(end(&mut second).await, LockEvent::Completed(_)));

@@ -109,6 +109,12 @@ impl Server {
             .port(self.port)
     }
 
+    /// Two workers with connections of their own, as in two processes.
+    pub async fn pair(&self) -> (LockingWorker, LockingWorker) {
+        let build = |label| self.builder("job").label(label).build();
+        (build("a").await.unwrap(), build("b").await.unwrap())
+    }
+
     /// A connected client that behaves as the crate asks of a caller's.
     pub async fn client(&self) -> Client {
         let config = Config {
@@ -260,6 +266,14 @@ pub async fn acquired(stream: &mut Acquire) -> WorkGuard {
 /// Reads on to the news that somebody else holds the key, and so waits in line.
 pub async fn locked(stream: &mut Acquire) -> redis_locking_worker::Locked {
     until!(*stream, LockEvent::Locked(locked) => locked)
+}
+
+/// One worker holds the key, the other waits in line.
+pub async fn race(holder: &LockingWorker, waiter: &LockingWorker) -> (Acquire, WorkGuard, Acquire) {
+    let (mut first, mut second) = (holder.acquire(), waiter.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    (first, guard, second)
 }
 
 /// Reads on to the terminal event, and checks that nothing follows it.

@@ -7,7 +7,7 @@ use redis_locking_worker::{
     Builder, LockEvent, LockingWorker, Memory, Reason, SettleError, Status, StatusLevel, WorkGuard,
 };
 
-use crate::common::{Server, acquired, end, locked, next};
+use crate::common::{Server, acquired, end, locked, next, race};
 use crate::until;
 
 macro_rules! on_both {
@@ -305,9 +305,7 @@ async fn the_last_failure_ends_the_run_for_the_one_who_failed_too(fleet: Fleet) 
 
 async fn a_permanent_failure_ends_the_run_at_once(fleet: Fleet) {
     let (a, b) = (fleet.worker("a").await, fleet.worker("b").await);
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (mut first, guard, mut second) = race(&a, &b).await;
     guard.fail_permanently("no such file").await.unwrap();
     let expected = (1, "a".to_owned(), Reason::Failed("no such file".to_owned()));
     assert_eq!(given_up(end(&mut first).await), expected);
@@ -316,9 +314,7 @@ async fn a_permanent_failure_ends_the_run_at_once(fleet: Fleet) {
 
 async fn a_hand_off_costs_no_attempt(fleet: Fleet) {
     let (a, b) = (fleet.worker("a").await, fleet.worker("b").await);
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (mut first, guard, mut second) = race(&a, &b).await;
     guard.hand_off().await.unwrap();
     assert_eq!(failed(end(&mut first).await), (1, Reason::HandedOver));
     let guard = acquired(&mut second).await;
@@ -392,9 +388,7 @@ async fn a_stream_that_rejoins_waits_in_line_again(fleet: Fleet) {
         .build()
         .await
         .unwrap();
-    let (mut first, mut second) = (a.acquire(), b.acquire());
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
+    let (mut first, guard, mut second) = race(&a, &b).await;
     drop(guard);
     let guard = acquired(&mut second).await;
     assert_eq!(guard.attempt(), 2);
