@@ -12,7 +12,7 @@
 use std::error::Error;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
@@ -30,7 +30,7 @@ const WORK: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, Parser)]
 struct Args {
     /// How many workers [default: one per core, at least 4]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
     /// The chance that an attempt completes the work, from 0 to 1
     #[arg(long, default_value_t = 0.15, value_parser = chance)]
@@ -151,8 +151,22 @@ async fn work(
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = Args::parse();
+async fn main() -> ExitCode {
+    let Err(error) = run(Args::parse()).await else {
+        return ExitCode::SUCCESS;
+    };
+    // With its causes, which say what to do.
+    eprint!("Error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
+    ExitCode::FAILURE
+}
+
+async fn run(mut args: Args) -> Result<(), Box<dyn Error>> {
     if let Some([number, url, key]) = args.worker.as_deref() {
         let worker = args.builder(key, number.parse()?).url(url).build().await?;
         return work(worker, &args, |report| println!("{}", report.to_line())).await;
@@ -166,12 +180,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut server = None;
     match std::env::var("REDIS_URL").ok() {
         Some(url) => {
+            // Wrong settings and a server that is not there are said once, not by every process.
+            args.builder(&key, 0).url(&url).build().await?;
             println!("{workers} processes, on the server that REDIS_URL names");
             start_processes(&args, workers, &url, &key, &reports)?;
         }
         None => match find_server() {
             Some(program) => {
                 let started = server.insert(Server::start(&program)?);
+                args.builder(&key, 0).url(&started.url).build().await?;
                 println!("{workers} processes, on a {} of their own", started.name);
                 start_processes(&args, workers, &started.url, &key, &reports)?;
             }
@@ -256,11 +273,15 @@ fn start_processes(
                 let report = Report::from_line(&line);
                 let _ = reports.send(report.unwrap_or(Report::Says(line)));
             }
-            let ended = child.wait().await;
-            if !ended.as_ref().is_ok_and(|status| status.success()) {
-                let _ = reports.send(Report::Says(format!(
-                    "Worker {number} ended with {ended:?}"
-                )));
+            match child.wait().await {
+                Ok(status) if status.success() => {}
+                Ok(status) => {
+                    let text = format!("Worker {number} ended early: {status}");
+                    let _ = reports.send(Report::Says(text));
+                }
+                Err(error) => {
+                    let _ = reports.send(Report::Says(format!("Worker {number}: {error}")));
+                }
             }
         });
     }
