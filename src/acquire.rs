@@ -59,15 +59,16 @@ enum State {
     /// Takes no part yet, or not any more in an attempt of its own. Goes to `Watching`.
     Idle,
     /// Waits for its turn. Goes to `Working` when the work is granted, by way of `Confirming` if
-    /// little is left of the grant by the time it is polled, and to `Finished` when the run ends.
+    /// little is left of the grant by the time it is polled, or if replicas have to acknowledge it,
+    /// and to `Finished` when the run ends.
     Watching,
-    /// Waits for the grant to be renewed. Goes to `Working`, or to `Idle` when the grant is lost.
+    /// Waits for the grant to be confirmed. Goes to `Working`, or to `Idle` when the grant is lost.
     Confirming(Grant),
     /// Waits for its guard to be settled or lost. Goes to `Finished`, or to `Idle` to rejoin.
     Working {
         attempt: u32,
         /// The lease is over. Unless the guard has been settled all the same, that is the end.
-        lapsed: bool,
+        lost: bool,
     },
     /// Yields `None` for ever.
     Finished,
@@ -91,23 +92,21 @@ impl Acquire {
                 self.locked(locked);
                 State::Watching
             }
-            (State::Watching, Update::Granted(mut grant)) if grant.is_stale() => {
+            // Nobody looked in time: it goes to the next in line, and we wait again.
+            (State::Watching, Update::Granted(grant)) if grant.is_over() => State::Idle,
+            (State::Confirming(grant), Update::Confirmed) if grant.is_over() => State::Idle,
+            (State::Confirming(_), Update::Lost) => State::Idle,
+            (State::Watching, Update::Granted(mut grant)) if grant.is_doubtful() => {
                 grant.confirm();
                 State::Confirming(grant)
             }
-            // Renewed once: whoever looks later than that sees it in the guard.
+            // Confirmed once: whoever looks later than that sees it in the guard.
             (State::Watching, Update::Granted(grant))
             | (State::Confirming(grant), Update::Confirmed) => self.granted(grant),
-            (State::Confirming(_), Update::Lost) => State::Idle,
-            (State::Working { attempt, .. }, Update::Lapsed) => State::Working {
+            (State::Working { attempt, .. }, Update::Lost) => State::Working {
                 attempt,
-                lapsed: true,
+                lost: true,
             },
-            (State::Working { attempt, .. }, Update::Confirmed) => State::Working {
-                attempt,
-                lapsed: false,
-            },
-            (State::Working { attempt, .. }, Update::Lost) => self.expired(attempt),
             (State::Working { .. }, Update::Settled(ended)) => self.settled(ended),
             (State::Watching, Update::Ended(ended)) => self.ended(ended),
             (state, Update::Error(error)) => {
@@ -153,7 +152,7 @@ impl Acquire {
             .push_back(LockEvent::Acquired(WorkGuard::new(grant)));
         State::Working {
             attempt,
-            lapsed: false,
+            lost: false,
         }
     }
 
@@ -237,7 +236,7 @@ impl Stream for Acquire {
                 (
                     State::Working {
                         attempt,
-                        lapsed: true,
+                        lost: true,
                     },
                     Some(Poll::Pending),
                 ) => this.expired(attempt),

@@ -13,6 +13,8 @@ use crate::event::StatusLevel;
 use crate::hub::Terms;
 use crate::store::key::Key;
 use crate::store::memory::Memory;
+use crate::store::redis::Replicas;
+use crate::store::{GRAIN, millis};
 use crate::worker::LockingWorker;
 use server::Server;
 
@@ -27,6 +29,9 @@ use server::Server;
 /// | [`status_level`](Self::status_level) | `Normal` | |
 /// | [`label`](Self::label) | `host:pid` | 1 to 255 bytes |
 /// | [`rejoin`](Self::rejoin) | `false` | |
+/// | [`renew`](Self::renew), [`renew_every`](Self::renew_every) | not renewed | 1 ms to half the lock timeout |
+/// | [`max_hold`](Self::max_hold) | 1 hour, or the lock timeout if that is longer | the lock timeout to 100 years |
+/// | [`replicas`](Self::replicas) | none | at least 1, within 1 ms to the lock timeout |
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
@@ -38,18 +43,32 @@ pub struct Builder {
     status_level: StatusLevel,
     label: Option<String>,
     rejoin: bool,
+    renewal: Renewal,
+    max_hold: Option<Duration>,
+    replicas: Option<(u32, Duration)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Renewal {
+    None,
+    Automatic,
+    Every(Duration),
 }
 
 impl Builder {
     /// The longest label, in bytes.
     pub const MAX_LABEL: usize = 255;
 
-    /// The shortest lock timeout and retention: what the server can tell apart.
-    pub const MIN_DURATION: Duration = Duration::from_millis(1);
+    /// The shortest lock timeout and retention: what the server can tell apart, 1 ms.
+    pub const MIN_DURATION: Duration = GRAIN;
 
     /// The longest lock timeout and retention: 100 years. The server keeps time in ms as 64-bit
     /// numbers, and would refuse what overflows them.
     pub const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+
+    /// How long a guard is renewed at most, unless [`max_hold`](Self::max_hold) says otherwise or the
+    /// lock timeout is longer: 1 hour.
+    pub const DEFAULT_MAX_HOLD: Duration = Duration::from_secs(3_600);
 
     pub(crate) fn new(key: &[u8]) -> Self {
         Self {
@@ -61,6 +80,9 @@ impl Builder {
             status_level: StatusLevel::default(),
             label: None,
             rejoin: false,
+            renewal: Renewal::None,
+            max_hold: None,
+            replicas: None,
         }
     }
 
@@ -151,6 +173,80 @@ impl Builder {
         self
     }
 
+    /// Renews the lease of a guard while the work goes on, after a third of it each time, so that a
+    /// renewal that fails can be tried again.
+    ///
+    /// Renewal begins when any method of the guard is first called
+    /// ([`WorkGuard::run`](crate::WorkGuard::run) is the one to wrap the work in): a guard that lies
+    /// forgotten in a buffer ends with its lease. It ends with the guard, or after
+    /// [`max_hold`](Self::max_hold). The worker's task does it for all guards; those who wait are told
+    /// by push, and send no command because of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use futures::StreamExt;
+    /// use redis_locking_worker::{LockEvent, LockingWorker, Memory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("report")
+    ///     .in_memory(&memory)
+    ///     .lock_timeout(Duration::from_secs(5))
+    ///     .renew()
+    ///     .build()
+    ///     .await?;
+    /// let mut events = worker.acquire();
+    /// while let Some(event) = events.next().await {
+    ///     if let LockEvent::Acquired(guard) = event {
+    ///         let work = async { tokio::time::sleep(Duration::from_secs(60)).await };
+    ///         guard.run(work).await?;
+    ///         guard.done().await?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn renew(mut self) -> Self {
+        self.renewal = Renewal::Automatic;
+        self
+    }
+
+    /// Like [`renew`](Self::renew), with a period of one's own: at most half the lock timeout, so that
+    /// a renewal that fails can be tried again.
+    pub fn renew_every(mut self, period: Duration) -> Self {
+        self.renewal = Renewal::Every(period);
+        self
+    }
+
+    /// How long renewals and extensions keep a guard at most: one that is leaked, or whose work
+    /// hangs, ends then as if it had not been renewed.
+    pub fn max_hold(mut self, max_hold: Duration) -> Self {
+        self.max_hold = Some(max_hold);
+        self
+    }
+
+    /// Counts a grant, a renewal and a completion only when so many replicas have acknowledged it
+    /// within the timeout ([`WAIT`]), so that a failover to one of those does not forget it.
+    ///
+    /// A grant that they do not acknowledge is given back without being counted; the stream reports
+    /// [`Error::NotReplicated`](crate::Error::NotReplicated), and tries again. A renewal is tried
+    /// again until the lease ends. A completion is
+    /// [`SettleError::Unknown`](crate::SettleError::Unknown): it has happened, the other participants
+    /// are told so, and a failover may forget it. Failures are not waited for.
+    ///
+    /// It costs a third connection, and two commands more a grant, a renewal and a completion. It
+    /// narrows what can be lost, and does not exclude it: `WAIT` makes Redis no consistent store, and a
+    /// failover may choose a replica that was not among those.
+    ///
+    /// [`WAIT`]: https://redis.io/docs/latest/commands/wait/
+    pub fn replicas(mut self, count: u32, timeout: Duration) -> Self {
+        self.replicas = Some((count, timeout));
+        self
+    }
+
     /// Checks every option, connects, and makes sure that the server can be used.
     ///
     /// # Errors
@@ -163,9 +259,10 @@ impl Builder {
     /// Outside a Tokio runtime.
     pub async fn build(self) -> Result<LockingWorker, BuildError> {
         let key = Key::new(&self.key)?;
-        let lease = millis("lock_timeout", self.lock_timeout)?;
+        let (min, max) = (Self::MIN_DURATION, Self::MAX_DURATION);
+        let lease = within("lock_timeout", self.lock_timeout, min, max)?;
         let retention = match self.retention {
-            Some(retention) => millis("retention", retention)?,
+            Some(retention) => within("retention", retention, min, max)?,
             None => 2 * lease,
         };
         if self.max_attempts == 0 {
@@ -178,7 +275,31 @@ impl Builder {
                 max: Self::MAX_LABEL,
             });
         }
-        let hub = self.server.connect(&key).await?;
+        let renew_every = match self.renewal {
+            Renewal::None => None,
+            Renewal::Automatic => Some(self.lock_timeout / 3),
+            Renewal::Every(period) => {
+                within("renew_every", period, min, self.lock_timeout / 2)?;
+                Some(period)
+            }
+        };
+        let max_hold = match self.max_hold {
+            Some(max_hold) => {
+                within("max_hold", max_hold, self.lock_timeout, max)?;
+                max_hold
+            }
+            None => Self::DEFAULT_MAX_HOLD.max(self.lock_timeout),
+        };
+        let replicas = match self.replicas {
+            None => None,
+            Some((0, _)) => return Err(BuildError::NoReplicas),
+            Some((count, timeout)) => {
+                let timeout = within("replicas' timeout", timeout, min, self.lock_timeout)?;
+                let timeout = Duration::from_millis(timeout);
+                Some(Replicas { count, timeout })
+            }
+        };
+        let hub = self.server.connect(&key, replicas).await?;
         Ok(LockingWorker::new(Entry {
             hub,
             key,
@@ -187,6 +308,9 @@ impl Builder {
                 max_attempts: self.max_attempts,
                 retention,
                 label: label.into(),
+                renew_every,
+                max_hold,
+                replicated: replicas.is_some(),
             }),
             status_level: self.status_level,
             rejoin: self.rejoin,
@@ -194,8 +318,13 @@ impl Builder {
     }
 }
 
-fn millis(option: &'static str, value: Duration) -> Result<u64, BuildError> {
-    let (min, max) = (Builder::MIN_DURATION, Builder::MAX_DURATION);
+/// The duration in whole milliseconds, rounded up.
+fn within(
+    option: &'static str,
+    value: Duration,
+    min: Duration,
+    max: Duration,
+) -> Result<u64, BuildError> {
     if value < min || value > max {
         return Err(BuildError::Duration {
             option,
@@ -204,7 +333,7 @@ fn millis(option: &'static str, value: Duration) -> Result<u64, BuildError> {
             max,
         });
     }
-    Ok(value.as_nanos().div_ceil(1_000_000) as u64)
+    Ok(millis(value))
 }
 
 fn default_label() -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::event::MaxAttempts;
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 
@@ -52,6 +53,12 @@ pub enum BuildError {
     /// `max_attempts` is 0.
     #[error("max_attempts is 0; it must be at least 1")]
     NoAttempts,
+    /// `replicas` asks for none.
+    #[error("replicas is 0; it must be at least 1, or not be called")]
+    NoReplicas,
+    /// `replicas` is asked of the memory store.
+    #[error("the memory store has no replicas; `replicas` and `in_memory` exclude each other")]
+    ReplicasInMemory,
     /// The label is empty or too long.
     #[error("the label has {len} bytes; it must have from 1 to {max}")]
     Label {
@@ -133,6 +140,21 @@ pub enum Error {
         /// The version found, or what was found instead.
         found: String,
     },
+    /// A grant was made, and too few replicas have acknowledged it in time: it does not count and is
+    /// given back. The stream goes on by itself.
+    #[error(
+        "{acknowledged} of the {wanted} replicas asked for acknowledged a write to {key} within {timeout:?}"
+    )]
+    NotReplicated {
+        /// The key.
+        key: Key,
+        /// How many were asked for.
+        wanted: u32,
+        /// How many did.
+        acknowledged: u32,
+        /// How long they had.
+        timeout: Duration,
+    },
     /// The runtime that the worker was built on has shut down, or the client that it was given is
     /// closed or was never connected.
     #[error("the worker's runtime has shut down, or its client is not connected")]
@@ -145,9 +167,13 @@ impl Error {
         !self.is_retryable()
     }
 
-    /// Whether the stream is trying again by itself; only [`Error::Unavailable`] is.
+    /// Whether the stream is trying again by itself: after [`Error::Unavailable`] and
+    /// [`Error::NotReplicated`].
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::Unavailable { .. })
+        matches!(
+            self,
+            Error::Unavailable { .. } | Error::NotReplicated { .. }
+        )
     }
 }
 
@@ -156,20 +182,14 @@ impl Error {
 #[non_exhaustive]
 pub enum SettleError {
     /// The lease was lost before: somebody else took over, or the record has gone.
-    #[error("the lease of attempt {attempt} was lost, {}", Successor(.holder, .successor))]
-    Lost {
-        /// The attempt that was lost.
-        attempt: u32,
-        /// Who holds the key now, or who completed the work, if anybody.
-        holder: Option<String>,
-        /// The attempt that the record tells of now; `None` when there is no record.
-        successor: Option<u32>,
-    },
+    #[error(transparent)]
+    Lost(#[from] LeaseLost),
     /// The server refused; the lease's end settles the attempt as a failure.
     #[error("the server refused")]
     Refused(#[source] Error),
-    /// No answer in time: it may or may not have happened.
-    #[error("no answer within {waited:?}; it may or may not have happened")]
+    /// No answer in time: it may or may not have happened. Or too few replicas have acknowledged a
+    /// completion: it has happened, and may be forgotten in a failover.
+    #[error("not known to be done within {waited:?}")]
     Unknown {
         /// How long it was tried.
         waited: Duration,
@@ -193,15 +213,123 @@ pub enum SettleError {
     Stopped,
 }
 
-/// The tail of "the lease was lost".
-struct Successor<'a>(&'a Option<String>, &'a Option<u32>);
+/// Why a guard holds its lease no longer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaseLost {
+    /// The lease ended, and nothing was asked to renew it.
+    #[error("the lease was lost: it ended")]
+    Expired,
+    /// Another participant was granted the work after the lease had ended.
+    #[error("the lease was lost: attempt {attempt} went to {holder}")]
+    TakenOver {
+        /// Its label.
+        holder: String,
+        /// Which attempt it was granted.
+        attempt: u32,
+    },
+    /// The record has been removed, or the server has lost it.
+    #[error("the lease was lost: its record has gone")]
+    RecordGone,
+    /// The lease ended because no renewal got through.
+    #[error("the lease was lost: no renewal got through before it ended")]
+    Unreachable {
+        /// What was said to the last one that was answered.
+        #[source]
+        source: Option<Error>,
+    },
+    /// The work was held for as long as it may be.
+    #[error("the lease was lost: the work was held for {max_hold:?}, the longest allowed")]
+    MaxHold {
+        /// The builder's bound.
+        max_hold: Duration,
+    },
+    /// The guard was settled or dropped.
+    #[error("the guard was settled")]
+    Settled,
+    /// The runtime that the worker was built on has shut down: nothing renews the lease, and nobody
+    /// can be told of its end.
+    #[error("the lease was lost: the runtime that the worker was built on has shut down")]
+    Stopped,
+}
 
-impl std::fmt::Display for Successor<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.0, self.1) {
-            (Some(holder), Some(attempt)) => write!(f, "attempt {attempt} is with {holder}"),
-            (_, Some(attempt)) => write!(f, "the record is at attempt {attempt}"),
-            (_, None) => f.write_str("the record has gone"),
-        }
-    }
+/// Why a lease could not be restarted as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RenewError {
+    /// It was lost, before or meanwhile.
+    #[error(transparent)]
+    Lost(#[from] LeaseLost),
+    /// The server refused; the lease ends as it would have.
+    #[error("the server refused")]
+    Refused(#[source] Error),
+    /// The new lease is outside its bounds. Nothing was sent; the lease is as it was.
+    #[error(
+        "the lease is {value:?}; it must be from {min:?} to {max:?}, what is left of the longest hold"
+    )]
+    Lease {
+        /// What was asked for.
+        value: Duration,
+        /// The smallest allowed.
+        min: Duration,
+        /// What is left of [`Builder::max_hold`](crate::Builder::max_hold).
+        max: Duration,
+    },
+    /// The checkpoint is too large. Nothing was sent; the lease and the last checkpoint are as they
+    /// were.
+    #[error("the checkpoint has {len} bytes; at most {max} are allowed")]
+    CheckpointTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The bound.
+        max: usize,
+    },
+}
+
+/// Why a fenced script brought no result.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FencedError {
+    /// The grant does not stand any more. The script did not run.
+    #[error(transparent)]
+    Lost(#[from] LeaseLost),
+    /// A key lies in another slot of the cluster than the lock, so that no script can have both. The
+    /// script did not run. A common hash tag brings them together: lock `{7}:lock`, key `{7}:total`.
+    #[error("{key:?} is in slot {slot} of the cluster, the lock in slot {wanted}")]
+    OtherSlot {
+        /// The script's key.
+        key: String,
+        /// Its slot.
+        slot: u16,
+        /// The slot of the lock.
+        wanted: u16,
+    },
+    /// The worker is in memory, where there are no scripts.
+    #[error("the memory store runs no scripts")]
+    NoScripts,
+    /// The keys or arguments cannot be sent, or the answer is not of the type asked for.
+    #[error("what goes to the script or comes from it is of another type")]
+    Type(#[source] fred::error::Error),
+    /// The script failed. What it had written before stays written.
+    #[error("the script failed")]
+    Script(#[source] fred::error::Error),
+    /// No answer: it may or may not have run. It is not repeated.
+    #[error("the server gave no answer; the script may or may not have run")]
+    Unknown(#[source] Error),
+}
+
+/// Why [`LockingWorker::once`](crate::LockingWorker::once) brought no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OnceError {
+    /// All attempts failed; the last one for this reason.
+    #[error("given up after {} attempts: {}", .0.attempts, .0.reason)]
+    GaveUp(MaxAttempts),
+    /// The stream ended with this error.
+    #[error(transparent)]
+    Stream(#[from] Error),
+    /// The result is not of the type asked for: the fleet does not agree on it.
+    #[cfg(feature = "json")]
+    #[error("the result is of another type")]
+    Json(#[from] serde_json::Error),
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::guard::WorkGuard;
-use crate::store::record::{Cause, Previous};
+use crate::store::record::{Cause, Previous, Record};
 
 pub use status::{Status, StatusLevel};
 
@@ -95,6 +95,32 @@ pub struct Failed {
     pub attempt: u32,
     /// How it ended.
     pub reason: Reason,
+}
+
+/// The attempt before ours, for whoever takes the work up where it was left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PreviousAttempt {
+    /// Which one, from 1. It has our number when it was handed over.
+    pub attempt: u32,
+    /// Who made it.
+    pub holder: String,
+    /// How it ended.
+    pub reason: Reason,
+    /// What was last left with [`WorkGuard::checkpoint`] in this run; empty if nothing.
+    pub checkpoint: Bytes,
+}
+
+impl PreviousAttempt {
+    pub(crate) fn of(record: &Record) -> Option<Self> {
+        let previous = record.previous.as_ref()?;
+        Some(Self {
+            attempt: previous.attempt,
+            holder: previous.holder.clone(),
+            reason: previous.into(),
+            checkpoint: record.checkpoint.clone(),
+        })
+    }
 }
 
 /// How an attempt ended without completing the work.

@@ -4,12 +4,15 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::types::{FromValue, MultipleKeys, MultipleValues, Value};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-use crate::error::SettleError;
-use crate::hub::Grant;
+use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
+use crate::event::PreviousAttempt;
+use crate::hub::{Grant, Lease};
 use crate::store::key::Key;
-use crate::store::{Failure, Outcome};
+use crate::store::{Failure, GRAIN, Outcome, millis};
 
 /// The right to do the work, for as long as its lease lasts.
 ///
@@ -24,10 +27,22 @@ use crate::store::{Failure, Outcome};
 ///
 /// # Validity
 ///
-/// The lease is the server's: after it ends, another participant may be granted the work.
-/// [`is_valid`](Self::is_valid) turns false on this process's clock before that, but work that is
-/// under way does not stop by itself. What must never be written twice has to be protected by the
-/// [`fencing_token`](Self::fencing_token).
+/// The lease is the server's: after it ends, another participant may be granted the work. Before
+/// that, on this process's clock and whether the server can be reached or not,
+/// [`is_valid`](Self::is_valid) turns false, [`lost`](Self::lost) resolves, the
+/// [`cancellation_token`](Self::cancellation_token) is cancelled, and [`run`](Self::run) stops the
+/// work. That is for good, but it is not the end of the attempt: as long as nobody took over,
+/// [`done`](Self::done) may still complete the work.
+///
+/// A process can be paused at any point, though, and go on when its lease is long over. What must
+/// never be written twice has to be protected by the [`fencing_token`](Self::fencing_token), or
+/// written by [`fenced`](Self::fenced).
+///
+/// # Renewal
+///
+/// With [`Builder::renew`](crate::Builder::renew) the lease is restarted again and again, from the
+/// first call of any method here until the guard is settled, dropped or lost, or has been held for
+/// [`Builder::max_hold`](crate::Builder::max_hold).
 #[must_use = "dropping the guard fails the attempt"]
 pub struct WorkGuard {
     grant: Grant,
@@ -37,6 +52,9 @@ pub struct WorkGuard {
 impl WorkGuard {
     /// The longest result, in bytes: every waiting process is sent it.
     pub const MAX_RESULT: usize = 1 << 20;
+
+    /// The longest checkpoint, in bytes: every renewal and every message carries it.
+    pub const MAX_CHECKPOINT: usize = 64 << 10;
 
     /// The longest reason, in bytes; a longer one is cut at a character's end.
     pub const MAX_REASON: usize = 1 << 10;
@@ -49,19 +67,31 @@ impl WorkGuard {
         }
     }
 
+    /// Whatever is asked of the guard shows that somebody works with it.
+    fn lease(&self) -> &Lease {
+        self.grant.in_use();
+        &self.grant.lease
+    }
+
     /// Whose work it is.
     pub fn key(&self) -> &Key {
-        &self.grant.lease.key
+        &self.lease().key
     }
 
     /// Which attempt this is, from 1.
     pub fn attempt(&self) -> u32 {
-        self.grant.lease.attempt
+        self.lease().attempt
     }
 
     /// Whether the run is given up if this attempt fails.
     pub fn is_last_attempt(&self) -> bool {
-        self.grant.lease.attempt >= self.grant.lease.max_attempts
+        let lease = self.lease();
+        lease.attempt >= lease.max_attempts
+    }
+
+    /// The attempt before this one, with what it left behind; `None` if this is the run's first.
+    pub fn previous(&self) -> Option<&PreviousAttempt> {
+        self.lease().previous.as_ref()
     }
 
     /// A number that is higher than that of every earlier holder of this key.
@@ -71,9 +101,12 @@ impl WorkGuard {
     /// overwrite its successor's work ([Kleppmann 2016]). It rises across runs, and even after the
     /// server has lost the record, because it is at least the server's clock in µs.
     ///
+    /// [The page on fencing] shows what happens without.
+    ///
+    /// [The page on fencing]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/fencing.md
     /// [Kleppmann 2016]: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
     pub fn fencing_token(&self) -> u64 {
-        self.grant.lease.fence
+        self.lease().fence
     }
 
     /// What is left of the lease by this process's clock, less a margin for its drift.
@@ -81,12 +114,163 @@ impl WorkGuard {
     /// It is counted from before the lease was asked for, so that it ends here before it ends on
     /// the server.
     pub fn remaining(&self) -> Duration {
-        self.grant.lease.remaining()
+        self.lease().remaining()
     }
 
     /// Whether nobody else can have been granted the work yet.
     pub fn is_valid(&self) -> bool {
         !self.remaining().is_zero()
+    }
+
+    /// Resolves when the guard is lost, settled or dropped, and says why.
+    ///
+    /// It outlives the guard, and can be awaited in another task. It needs no answer from the server:
+    /// without one it resolves before the lease ends there, provided that the worker's runtime gets to
+    /// run its timers. With a lease of `l` that is `l / 500 + 3 ms` and half a round trip earlier.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub fn lost(&self) -> impl Future<Output = LeaseLost> + Send + use<> {
+        self.grant.in_use();
+        let lease = self.grant.lease.clone();
+        async move { lease.lost().await }
+    }
+
+    /// A token that is cancelled when the guard is lost, settled or dropped, for work that is spread
+    /// over tasks. Cancelling it does nothing to the guard.
+    pub fn cancellation_token(&self) -> CancellationToken {
+        self.lease().cancellation()
+    }
+
+    /// Runs the work, and drops it at the moment when the guard is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseLost`], which says why. The guard is still there: dropping it is a failure, unless
+    /// somebody else has taken over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the work, and leaves the guard as it is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use futures::StreamExt;
+    /// # use redis_locking_worker::{LeaseLost, LockEvent, LockingWorker, Memory};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let worker = LockingWorker::builder("report").in_memory(&Memory::new()).build().await?;
+    /// # let Some(LockEvent::Acquired(guard)) = worker.acquire().next().await else { panic!() };
+    /// // The lease is 5 s, and nothing renews it.
+    /// let work = tokio::time::sleep(Duration::from_secs(60));
+    /// assert!(matches!(guard.run(work).await, Err(LeaseLost::Expired)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LeaseLost> {
+        tokio::select! {
+            // Once it is lost the work is not polled again.
+            biased;
+            lost = self.lost() => Err(lost),
+            output = work => Ok(output),
+        }
+    }
+
+    /// Restarts the lease with another length, which renewals keep to from now on. Rounded up to whole
+    /// milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`RenewError::Lease`] when it is shorter than 1 ms or longer than what is left of
+    /// [`Builder::max_hold`](crate::Builder::max_hold), [`RenewError::Lost`] when the guard is lost,
+    /// which it also is if the server gives no answer until the lease ends, [`RenewError::Refused`]
+    /// when the server refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it goes its way, and dropping the future only loses its answer.
+    pub async fn extend(&self, lease: Duration) -> Result<(), RenewError> {
+        let (min, max) = (GRAIN, self.lease().hold_remaining());
+        if lease < min || lease > max {
+            return Err(RenewError::Lease {
+                value: lease,
+                min,
+                max,
+            });
+        }
+        self.grant.renew(Some(millis(lease)), None).await
+    }
+
+    /// Leaves this for whoever makes the next attempt, should this one fail: it finds the last
+    /// checkpoint of the run in [`previous`](Self::previous). Restarts the lease.
+    ///
+    /// # Errors
+    ///
+    /// [`RenewError::CheckpointTooLarge`] when it is longer than
+    /// [`MAX_CHECKPOINT`](Self::MAX_CHECKPOINT); otherwise as [`extend`](Self::extend).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it goes its way, and dropping the future only loses its answer.
+    pub async fn checkpoint(&self, checkpoint: impl Into<Bytes>) -> Result<(), RenewError> {
+        self.grant.in_use();
+        let checkpoint = checkpoint.into();
+        if checkpoint.len() > Self::MAX_CHECKPOINT {
+            return Err(RenewError::CheckpointTooLarge {
+                len: checkpoint.len(),
+                max: Self::MAX_CHECKPOINT,
+            });
+        }
+        self.grant.renew(None, Some(checkpoint)).await
+    }
+
+    /// Runs a Lua script on the server if this guard still holds the work, in one step: nobody can
+    /// take over in between.
+    ///
+    /// It sees its own `KEYS` and `ARGV`, as with `EVAL`. Whatever it writes is on the same server as
+    /// the lock; in a cluster its keys must be in the lock's slot, which a common hash tag sees to. It
+    /// holds even past the end of the lease, as long as nobody took over. It is sent once: a script
+    /// whose answer is lost may have run.
+    ///
+    /// # Errors
+    ///
+    /// [`FencedError`]; of its variants only `Script` and `Unknown` mean that the script may have
+    /// written anything, and `Type` if it is the answer that cannot be converted.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled the script runs, and dropping the future only loses its answer.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use redis_locking_worker::{FencedError, WorkGuard};
+    /// # async fn example(guard: WorkGuard) -> Result<(), FencedError> {
+    /// let total: i64 = guard
+    ///     .fenced("return redis.call('INCRBY', KEYS[1], ARGV[1])", "total", 7)
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn fenced<R, K, A>(&self, script: &str, keys: K, args: A) -> Result<R, FencedError>
+    where
+        R: FromValue,
+        K: Into<MultipleKeys> + Send,
+        A: TryInto<MultipleValues> + Send,
+        A::Error: Into<fred::error::Error> + Send,
+    {
+        self.grant.in_use();
+        let args = args
+            .try_into()
+            .map_err(|error| FencedError::Type(error.into()))?;
+        let keys = keys.into().inner().into_iter().map(Value::from).collect();
+        let ran = self
+            .grant
+            .fenced(script.to_owned(), keys, args.into_array());
+        ran.await?.convert().map_err(FencedError::Type)
     }
 
     /// Completes the work for the whole fleet.
@@ -197,11 +381,13 @@ impl Drop for WorkGuard {
 
 impl fmt::Debug for WorkGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not by the methods: a guard that is only logged is not in use.
+        let lease = &self.grant.lease;
         f.debug_struct("WorkGuard")
-            .field("key", self.key())
-            .field("attempt", &self.attempt())
-            .field("fencing_token", &self.fencing_token())
-            .field("remaining", &self.remaining())
+            .field("key", &lease.key)
+            .field("attempt", &lease.attempt)
+            .field("fencing_token", &lease.fence)
+            .field("remaining", &lease.remaining())
             .finish_non_exhaustive()
     }
 }

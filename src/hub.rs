@@ -3,6 +3,7 @@
 //! Streams and guards only send it messages, which never blocks and works on any thread, so that
 //! dropping either of them is enough: whatever is in flight is finished, or given back, here.
 
+mod lease;
 mod message;
 mod run;
 mod task;
@@ -12,21 +13,22 @@ mod tests;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc as mailbox;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
-use crate::error::SettleError;
+use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
 use crate::store::key::Key;
-use crate::store::record::{Record, Token};
-use crate::store::{Outcome, Store};
+use crate::store::{Guarded, Outcome, Store};
+pub(crate) use lease::Lease;
 pub(crate) use message::{Ended, Update};
-use message::{Id, Message, Settlement};
+use message::{Id, Message, Renewal, Settlement};
 
 /// How long a waiter has to confirm a grant that was handed to it, if its lease is not shorter.
 const CONFIRM_WINDOW: Duration = Duration::from_millis(500);
@@ -40,6 +42,12 @@ pub(crate) struct Terms {
     /// In whole ms.
     pub(crate) retention: u64,
     pub(crate) label: Arc<str>,
+    /// How often the lease of a guard that is in use is restarted, if at all.
+    pub(crate) renew_every: Option<Duration>,
+    /// How long renewals keep a grant at most.
+    pub(crate) max_hold: Duration,
+    /// Whether a grant counts only once replicas have acknowledged it.
+    pub(crate) replicated: bool,
 }
 
 impl Terms {
@@ -166,31 +174,90 @@ impl Drop for Seat {
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) lease: Arc<Lease>,
-    /// Whether it was handed over, and its holder has yet to confirm it.
-    handed_over: bool,
+    /// Whether the server has been told that its holder knows of it; with replicas, whether they
+    /// have acknowledged it.
+    confirmed: bool,
     given: bool,
+    used: AtomicBool,
     hub: Handle,
 }
 
 impl Grant {
-    /// Whether so little is left that it should be renewed before anybody relies on it.
-    pub(crate) fn is_stale(&self) -> bool {
+    /// Whether nothing is left of it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lease.remaining().is_zero()
+    }
+
+    /// Whether it has to be confirmed before anybody relies on it: little is left of it, or nothing
+    /// counts that no replica has.
+    pub(crate) fn is_doubtful(&self) -> bool {
         let enough = Duration::from_millis(self.lease.terms.window() / 4);
-        self.lease.remaining() < enough
+        self.lease.remaining() < enough || (self.lease.terms.replicated && !self.confirmed)
     }
 
     /// Restarts the lease; [`Update::Confirmed`] or [`Update::Lost`] follows.
     pub(crate) fn confirm(&mut self) {
-        self.handed_over = false;
+        self.confirmed = true;
         self.hub.send(Message::Confirm(self.lease.clone()));
     }
 
     /// Gives it to its holder: from here on only [`Grant::settle`] or its lease ends it.
     pub(crate) fn give(&mut self) {
         self.given = true;
-        if self.handed_over {
+        if !self.confirmed {
             self.confirm();
         }
+    }
+
+    /// Begins to renew it, if it shall be.
+    pub(crate) fn in_use(&self) {
+        // Relaxed: it matters only that one of the callers is the first.
+        if self.lease.terms.renew_every.is_some() && !self.used.swap(true, Ordering::Relaxed) {
+            self.hub.send(Message::KeepAlive(self.lease.clone()));
+        }
+    }
+
+    /// Restarts the lease with this length in ms, or the last one, and leaves this for a successor.
+    pub(crate) async fn renew(
+        &self,
+        length: Option<u64>,
+        checkpoint: Option<Bytes>,
+    ) -> Result<(), RenewError> {
+        let (reply, answer) = oneshot::channel();
+        self.hub.send(Message::Renew(Renewal {
+            lease: self.lease.clone(),
+            length,
+            checkpoint,
+            reply,
+        }));
+        tokio::select! {
+            // An answer that came in time counts.
+            biased;
+            Ok(answer) = answer => answer,
+            lost = self.lease.lost() => Err(lost.into()),
+        }
+    }
+
+    /// Runs a script of the user's if the grant stands.
+    pub(crate) async fn fenced(
+        &self,
+        source: String,
+        keys: Vec<Value>,
+        args: Vec<Value>,
+    ) -> Result<Value, FencedError> {
+        let (reply, answer) = oneshot::channel();
+        self.hub.send(Message::Fenced {
+            key: self.lease.key.clone(),
+            script: Guarded {
+                fence: self.lease.fence,
+                attempt: self.lease.attempt,
+                source,
+                keys,
+                args,
+            },
+            reply,
+        });
+        answer.await.unwrap_or(Err(LeaseLost::Stopped.into()))
     }
 
     /// Ends it; without a reply nobody waits for the answer.
@@ -199,6 +266,8 @@ impl Grant {
         outcome: Outcome,
         reply: Option<oneshot::Sender<Result<(), SettleError>>>,
     ) {
+        // What still works in its name stops before the server hears that others may begin.
+        self.lease.lose(LeaseLost::Settled);
         self.hub.send(Message::Settle(Settlement {
             lease: self.lease.clone(),
             outcome,
@@ -212,72 +281,5 @@ impl Drop for Grant {
         if !self.given {
             self.hub.send(Message::Return(self.lease.clone()));
         }
-    }
-}
-
-/// A grant, and how long it is good for on this process's clock; its hub and its guard share it.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    pub(crate) key: Key,
-    pub(crate) attempt: u32,
-    pub(crate) max_attempts: u32,
-    pub(crate) fence: u64,
-    token: Token,
-    terms: Arc<Terms>,
-    /// The participation it was granted to.
-    id: Id,
-    began: Instant,
-    /// In µs after `began`; [`Lease::LOST`] for ever once lost.
-    ends: AtomicU64,
-}
-
-impl Lease {
-    const LOST: u64 = 0;
-
-    fn new(
-        key: &Key,
-        record: &Record,
-        id: Id,
-        token: Token,
-        terms: Arc<Terms>,
-        deadline: Instant,
-    ) -> Self {
-        let lease = Self {
-            key: key.clone(),
-            attempt: record.attempt,
-            max_attempts: record.max_attempts,
-            fence: record.fence,
-            token,
-            terms,
-            id,
-            began: Instant::now(),
-            ends: AtomicU64::new(Self::LOST + 1),
-        };
-        lease.restart(deadline);
-        lease
-    }
-
-    /// Moves the end, unless the lease was lost meanwhile.
-    fn restart(&self, deadline: Instant) {
-        let ends = deadline.saturating_duration_since(self.began).as_micros();
-        let ends = u64::try_from(ends).unwrap_or(u64::MAX).max(Self::LOST + 1);
-        let alive = |now| (now != Self::LOST).then_some(ends);
-        // Relaxed: the number is all that is shared.
-        let _ = self
-            .ends
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, alive);
-    }
-
-    fn lose(&self) {
-        self.ends.store(Self::LOST, Ordering::Relaxed);
-    }
-
-    fn deadline(&self) -> Instant {
-        self.began + Duration::from_micros(self.ends.load(Ordering::Relaxed))
-    }
-
-    /// What is left; zero once it has ended or was lost.
-    pub(crate) fn remaining(&self) -> Duration {
-        self.deadline().saturating_duration_since(Instant::now())
     }
 }

@@ -77,13 +77,18 @@ mod error;
 mod event;
 mod guard;
 mod hub;
+mod once;
 mod store;
 mod worker;
 
 pub use acquire::Acquire;
 pub use builder::Builder;
-pub use error::{BuildError, Error, KeyError, SettleError};
-pub use event::{Completed, Failed, LockEvent, Locked, MaxAttempts, Reason, Status, StatusLevel};
+pub use error::{
+    BuildError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError, SettleError,
+};
+pub use event::{
+    Completed, Failed, LockEvent, Locked, MaxAttempts, PreviousAttempt, Reason, Status, StatusLevel,
+};
 pub use guard::WorkGuard;
 pub use store::key::Key;
 pub use store::memory::Memory;
@@ -99,6 +104,6 @@ struct Readme;
 pub mod internals {
     pub use crate::store::memory::MemoryStore;
     pub use crate::store::record::{Cause, Frame, Malformed, Previous, Record, State, Token};
-    pub use crate::store::redis::RedisStore;
-    pub use crate::store::{Failure, Heard, Op, Outcome, Reply, Store};
+    pub use crate::store::redis::{RedisStore, Replicas};
+    pub use crate::store::{Failure, Guarded, Heard, Op, Outcome, Reply, Store};
 }

@@ -8,10 +8,12 @@ pub(crate) mod redis;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use fred::types::Value;
 
-use crate::error::Error;
+use crate::error::{Error, FencedError};
 use key::Key;
 use record::{Frame, Record, Token};
 
@@ -86,6 +88,21 @@ pub enum Failure {
     Reason(String),
 }
 
+/// A script of the user's, to be run while a grant stands.
+#[derive(Clone, Debug)]
+pub struct Guarded {
+    /// The grant, by its fencing token.
+    pub fence: u64,
+    /// The grant's attempt.
+    pub attempt: u32,
+    /// Lua, as for `EVAL`.
+    pub source: String,
+    /// Its `KEYS`.
+    pub keys: Vec<Value>,
+    /// Its `ARGV`.
+    pub args: Vec<Value>,
+}
+
 /// What a store answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -123,6 +140,13 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     /// Carries out one transition.
     fn apply(&self, key: &Key, op: &Op) -> impl Future<Output = Result<Reply, Error>> + Send;
 
+    /// Runs a script in the same step as the check that the grant stands.
+    fn fenced(
+        &self,
+        key: &Key,
+        script: &Guarded,
+    ) -> impl Future<Output = Result<Value, FencedError>> + Send;
+
     /// Begins to hear a key's transitions; all that happen after it resolves are heard.
     fn watch(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send;
 
@@ -141,6 +165,14 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
 
     /// Ends the connections.
     fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// What a store can tell apart.
+pub(crate) const GRAIN: Duration = Duration::from_millis(1);
+
+/// In whole milliseconds, rounded up.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 impl Reply {

@@ -1,8 +1,14 @@
 //! The handle that takes part in runs.
 
+use std::fmt::Display;
+
+use bytes::Bytes;
+
 use crate::acquire::{Acquire, Entry};
 use crate::builder::Builder;
-use crate::error::KeyError;
+use crate::error::{KeyError, OnceError};
+use crate::guard::WorkGuard;
+use crate::once;
 use crate::store::key::Key;
 
 /// Takes part in the runs of one key, over connections that it may share with other keys.
@@ -57,6 +63,73 @@ impl LockingWorker {
     /// one worker compete with each other.
     pub fn acquire(&self) -> Acquire {
         Acquire::new(self.entry.clone())
+    }
+
+    /// Has the work done once by the whole fleet, and returns the result that everybody gets.
+    ///
+    /// Whoever wins runs the work with its guard; the others wait for the result. If the work fails,
+    /// or the guard is lost (which stops it), somebody else is next, up to `max_attempts`; that may be
+    /// us again. Whoever comes later gets the result without any work until the retention ends.
+    ///
+    /// The lease is the bound on the work's time, unless the worker was built with
+    /// [`Builder::renew`]. While the server does not serve, this waits until it does.
+    ///
+    /// # Errors
+    ///
+    /// [`OnceError::GaveUp`] with the reason of the last failure when no attempt is left,
+    /// [`OnceError::Stream`] when the server refuses. A result longer than
+    /// [`WorkGuard::MAX_RESULT`] is a failed attempt.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up our place in line; if it is our turn, it stops the work, the
+    /// attempt fails with the reason "dropped", and somebody else is next.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use redis_locking_worker::{LockingWorker, Memory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("rates").in_memory(&memory).build().await?;
+    /// let rates = worker
+    ///     .once(async |guard| Ok::<_, std::io::Error>(format!("fetched at {}", guard.attempt())))
+    ///     .await?;
+    /// assert_eq!(rates, "fetched at 1");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn once<W, T, E>(&self, work: W) -> Result<Bytes, OnceError>
+    where
+        W: AsyncFnMut(&WorkGuard) -> Result<T, E>,
+        T: Into<Bytes>,
+        E: Display,
+    {
+        let completed = once::once(self.entry.clone(), work).await?;
+        Ok(completed.result)
+    }
+
+    /// Like [`once`](Self::once), with a result of any type, which travels as JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`once`](Self::once); and [`OnceError::Json`] when what somebody else has completed the work
+    /// with is not of this type. A result that JSON cannot express is a failed attempt.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`once`](Self::once).
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub async fn once_json<W, T, E>(&self, work: W) -> Result<T, OnceError>
+    where
+        W: AsyncFnMut(&WorkGuard) -> Result<T, E>,
+        T: serde::Serialize + serde::de::DeserializeOwned,
+        E: Display,
+    {
+        once::once_json(self.entry.clone(), work).await
     }
 
     /// The same worker on another key, over the same connections.

@@ -11,7 +11,7 @@ use crate::error::BuildError;
 use crate::hub::Handle;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
-use crate::store::redis::RedisStore;
+use crate::store::redis::{RedisStore, Replicas};
 use crate::store::{Op, Store};
 
 const DEFAULT_HOST: &str = "localhost";
@@ -43,12 +43,17 @@ impl Server {
         }
     }
 
-    pub(super) async fn connect(self, key: &Key) -> Result<Handle, BuildError> {
+    pub(super) async fn connect(
+        self,
+        key: &Key,
+        replicas: Option<Replicas>,
+    ) -> Result<Handle, BuildError> {
         let store = match self {
+            Server::Memory(_) if replicas.is_some() => return Err(BuildError::ReplicasInMemory),
             Server::Memory(memory) => return Ok(Handle::spawn(MemoryStore::new(&memory))),
-            Server::Address { host, port } => with_address(host, port).await?,
-            Server::Url(url) => with_url(&url).await?,
-            Server::Client(client) => with_client(client).await?,
+            Server::Address { host, port } => with_address(host, port, replicas).await?,
+            Server::Url(url) => with_url(&url, replicas).await?,
+            Server::Client(client) => with_client(client, replicas).await?,
         };
         // Finds out now what would end every stream: an old server, a missing permission, a key in
         // other use.
@@ -62,27 +67,31 @@ impl Server {
     }
 }
 
-async fn with_url(url: &str) -> Result<RedisStore, BuildError> {
+async fn with_url(url: &str, replicas: Option<Replicas>) -> Result<RedisStore, BuildError> {
     let server = redact(url);
     let config = parse(url, &server)?;
-    let connected = RedisStore::connect(config).await;
+    let connected = RedisStore::connect(config, replicas).await;
     connected.map_err(|source| BuildError::Connect { server, source })
 }
 
-async fn with_address(host: String, port: u16) -> Result<RedisStore, BuildError> {
+async fn with_address(
+    host: String,
+    port: u16,
+    replicas: Option<Replicas>,
+) -> Result<RedisStore, BuildError> {
     let server = ServerConfig::new_centralized(host.clone(), port);
-    let connected = RedisStore::connect(Config {
+    let config = Config {
         server,
         ..Config::default()
-    })
-    .await;
+    };
+    let connected = RedisStore::connect(config, replicas).await;
     connected.map_err(|source| BuildError::Connect {
         server: format!("{host}:{port}"),
         source,
     })
 }
 
-async fn with_client(client: Client) -> Result<RedisStore, BuildError> {
+async fn with_client(client: Client, replicas: Option<Replicas>) -> Result<RedisStore, BuildError> {
     if client.client_reconnect_policy().is_none() {
         return Err(BuildError::NoReconnectPolicy);
     }
@@ -92,7 +101,7 @@ async fn with_client(client: Client) -> Result<RedisStore, BuildError> {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ");
-    let connected = RedisStore::with_client(client).await;
+    let connected = RedisStore::with_client(client, replicas).await;
     connected.map_err(|source| BuildError::Connect { server, source })
 }
 

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use fred::types::Value;
 use futures::channel::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::{Grant, Lease, Terms};
-use crate::error::{Error, SettleError};
+use crate::error::{Error, FencedError, RenewError, SettleError};
 use crate::event::{Completed, Failed, Locked, MaxAttempts};
-use crate::store::Outcome;
 use crate::store::key::Key;
+use crate::store::{Guarded, Outcome};
 
 /// Tells participations in one process apart, in the order in which they joined.
 pub(super) type Id = u64;
@@ -28,11 +30,30 @@ pub(super) enum Message {
     },
     /// Restart a lease, which also confirms a grant that was handed over.
     Confirm(Arc<Lease>),
+    /// The guard is in use: restart its lease again and again.
+    KeepAlive(Arc<Lease>),
+    Renew(Renewal),
+    Fenced {
+        key: Key,
+        script: Guarded,
+        reply: oneshot::Sender<Result<Value, FencedError>>,
+    },
     /// A grant that nobody began to work on.
     Return(Arc<Lease>),
     Settle(Settlement),
     /// Answered with the tracker of everything asked so far.
     Drain(oneshot::Sender<TaskTracker>),
+}
+
+/// A restart of a lease, as its holder wants it.
+#[derive(Debug)]
+pub(super) struct Renewal {
+    pub(super) lease: Arc<Lease>,
+    /// The lease from now on, in ms; `None` keeps its length.
+    pub(super) length: Option<u64>,
+    pub(super) checkpoint: Option<Bytes>,
+    /// Dropped unanswered when the lease is lost.
+    pub(super) reply: oneshot::Sender<Result<(), RenewError>>,
 }
 
 /// The end of a grant, as its holder wants it.
@@ -50,9 +71,7 @@ pub(crate) enum Update {
     Locked(Locked),
     Granted(Grant),
     Confirmed,
-    /// The lease is over by our clock; it may still be settled in time.
-    Lapsed,
-    /// Somebody else has it, or the record is gone.
+    /// The lease is over; it may still be settled in time.
     Lost,
     /// Its own grant was settled.
     Settled(Ended),

@@ -16,18 +16,18 @@ use futures::channel::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::message::{Id, Settlement, Update};
+use super::message::{Id, Renewal, Settlement, Update};
 use super::{Lease, Terms, WeakHandle};
 use crate::error::Error;
 use crate::store::key::Key;
 use crate::store::record::{Frame, Token};
 use crate::store::{Op, Reply};
-use grants::{Live, Settling};
+use grants::{Asker, Live, Settling};
 use news::View;
 use outage::Outage;
 use subscription::Subscription;
 
-/// The longest a settlement or a confirmation is tried, if the lease does not end later.
+/// The longest a settlement is tried, if the lease does not end later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the hub shall do.
@@ -51,9 +51,9 @@ enum Purpose {
         token: Token,
         terms: Arc<Terms>,
     },
-    Confirm {
+    Renew {
         lease: Arc<Lease>,
-        give_up: Instant,
+        asker: Asker,
     },
     Settle(Settling),
     Withdraw {
@@ -169,14 +169,26 @@ impl Run {
     }
 
     pub(super) fn confirm(&mut self, lease: Arc<Lease>, now: Instant) {
-        let op = Op::Renew {
-            fence: lease.fence,
-            lease: lease.terms.lease,
-            checkpoint: None,
-        };
-        let give_up = lease.deadline().max(now + PATIENCE);
-        let purpose = Purpose::Confirm { lease, give_up };
-        self.ask(op, purpose);
+        self.renew(lease, None, Asker::Stream, now);
+    }
+
+    pub(super) fn keep_alive(&mut self, lease: &Lease) {
+        if let Some(live) = self.live(lease.fence) {
+            live.keep_alive();
+        }
+    }
+
+    pub(super) fn renewal(&mut self, renewal: Renewal, now: Instant) {
+        let Renewal {
+            lease,
+            length,
+            checkpoint,
+            reply,
+        } = renewal;
+        if let (Some(live), Some(length)) = (self.live(lease.fence), length) {
+            live.length = length;
+        }
+        self.renew(lease, checkpoint, Asker::Guard(reply), now);
     }
 
     /// A grant that nobody began to work on.
@@ -193,11 +205,7 @@ impl Run {
             outcome,
             reply,
         } = settlement;
-        for live in self
-            .grants
-            .iter_mut()
-            .filter(|live| live.lease.fence == lease.fence)
-        {
+        if let Some(live) = self.live(lease.fence) {
             live.settling = true;
         }
         let op = Op::Settle {
@@ -247,14 +255,14 @@ impl Run {
                 }
                 self.refreshed(id);
             }
-            Purpose::Confirm { lease, .. } => self.confirmed(&lease, &reply, sent),
+            Purpose::Renew { lease, asker } => self.renewed(&lease, asker, &reply, sent),
             Purpose::Settle(settling) => self.settled(settling, &op, &reply),
             Purpose::Withdraw { .. } => {}
         }
         if newer {
             self.spread(now);
         }
-        self.recover(is_claim);
+        self.recover(is_claim, now);
         self.unwatch_if_idle();
     }
 
@@ -279,7 +287,7 @@ impl Run {
             .grants
             .iter()
             .filter(|live| !live.settling)
-            .map(Live::deadline);
+            .map(Live::due);
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
         lapses
             .chain(retry)
@@ -290,6 +298,7 @@ impl Run {
 
     pub(super) fn fire(&mut self, now: Instant) {
         self.lapse(now);
+        self.renew_due(now);
         self.retry(now);
         self.watch_again(now);
         if self.claim_at().is_some_and(|at| at <= now) {

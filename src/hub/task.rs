@@ -104,6 +104,8 @@ enum Done {
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
+    /// Its answer went to the guard that asked.
+    Fenced,
 }
 
 impl<S: Store> Hub<S> {
@@ -127,7 +129,24 @@ impl<S: Store> Hub<S> {
             }
             Message::Confirm(lease) => {
                 let key = lease.key.clone();
-                self.with(&key, |run| run.confirm(lease, now));
+                self.with_known(&key, |run| run.confirm(lease, now));
+            }
+            Message::KeepAlive(lease) => {
+                self.with_known(&lease.key, |run| run.keep_alive(&lease));
+            }
+            Message::Renew(renewal) => {
+                let key = renewal.lease.key.clone();
+                self.with_known(&key, |run| run.renewal(renewal, now));
+            }
+            Message::Fenced { key, script, reply } => {
+                let store = self.store.clone();
+                let run = async move {
+                    let ran = store.fenced(&key, &script).await;
+                    // A guard that does not wait any more wanted it done all the same.
+                    let _ = reply.send(ran);
+                    Done::Fenced
+                };
+                self.in_flight.push(run.boxed());
             }
             Message::Return(lease) => {
                 self.with(&lease.key, |run| run.give_back(&lease, now));
@@ -157,6 +176,7 @@ impl<S: Store> Hub<S> {
                 self.with_known(&key, |run| run.watched(result, now));
             }
             Done::Unwatch(key) => self.with_known(&key, |run| run.unwatched()),
+            Done::Fenced => {}
             Done::Ping(result) => {
                 self.pinging = false;
                 let connected = result.is_ok();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fred::error::{Error as FredError, ErrorKind};
+use fred::types::Value;
 use futures::channel::mpsc;
 use futures::{FutureExt, Stream, StreamExt, future, stream};
 use tokio::sync::Notify;
@@ -13,13 +14,13 @@ use tokio::time::Instant;
 
 use super::{Handle, Terms};
 use crate::acquire::{Acquire, Entry};
-use crate::error::{Error, SettleError};
+use crate::error::{Error, FencedError, LeaseLost, SettleError};
 use crate::event::{LockEvent, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::record::{Frame, Record, State, Token};
-use crate::store::{Heard, Op, Reply, Store};
+use crate::store::{Guarded, Heard, Op, Reply, Store};
 
 /// A lease that no test waits for.
 const LONG: u64 = 3_600_000;
@@ -120,6 +121,10 @@ impl Store for Bad {
         }
     }
 
+    async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
+        self.store.fenced(key, script).await
+    }
+
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         if self.refuses_to_watch {
             return Err(Error::Refused {
@@ -169,6 +174,9 @@ fn process(store: &Bad, label: &str, lease: u64) -> Entry {
             max_attempts: 5,
             retention: 2 * lease,
             label: label.into(),
+            renew_every: None,
+            max_hold: Duration::from_millis(LONG),
+            replicated: false,
         }),
         status_level: StatusLevel::Normal,
         rejoin: false,

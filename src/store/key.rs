@@ -131,7 +131,7 @@ fn tag_of(slot: u16) -> String {
 }
 
 /// Bytes for people: as they are when they are text, escaped otherwise.
-fn show(key: &[u8]) -> String {
+pub(super) fn show(key: &[u8]) -> String {
     match std::str::from_utf8(key) {
         Ok(text) => text.to_owned(),
         Err(_) => key.escape_ascii().to_string(),

@@ -9,12 +9,13 @@ mod transition;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc;
 
 use super::key::Key;
-use super::{Heard, Op, Reply, Store};
-use crate::error::Error;
+use super::{Guarded, Heard, Op, Reply, Store};
+use crate::error::{Error, FencedError};
 use server::{Server, Watcher};
 
 /// A store in this process: for unit tests, and for programs that have one process only.
@@ -124,6 +125,10 @@ impl fmt::Debug for MemoryStore {
 impl Store for MemoryStore {
     async fn apply(&self, key: &Key, op: &Op) -> Result<Reply, Error> {
         Ok(self.memory.lock().apply(key, op))
+    }
+
+    async fn fenced(&self, _: &Key, _: &Guarded) -> Result<Value, FencedError> {
+        Err(FencedError::NoScripts)
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {

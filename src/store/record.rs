@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::error::LeaseLost;
+
 /// A stream's identity in one grant: random, so that nobody else can settle for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(u128);
@@ -198,6 +200,26 @@ impl Record {
     /// connections, and what is not newer than what is known says nothing.
     pub fn order(&self) -> (u64, State, u64) {
         (self.fence, self.state.min(State::Open), self.renewal)
+    }
+}
+
+/// What has become of a grant, as a record tells that is not its own any more.
+pub(crate) fn loss(record: Option<&Record>, attempt: u32) -> LeaseLost {
+    let Some(record) = record else {
+        return LeaseLost::RecordGone;
+    };
+    if record.state.is_owned() || record.state == State::Done {
+        return LeaseLost::TakenOver {
+            holder: record.holder.clone(),
+            attempt: record.attempt,
+        };
+    }
+    match &record.previous {
+        Some(previous) if previous.attempt > attempt => LeaseLost::TakenOver {
+            holder: previous.holder.clone(),
+            attempt: previous.attempt,
+        },
+        _ => LeaseLost::Expired,
     }
 }
 

@@ -1,11 +1,12 @@
 //! The transitions as Lua scripts on a server, through two connections of the `fred` client: one
-//! for commands, one for subscriptions.
+//! for commands, one for subscriptions; and a third where replicas have to acknowledge.
 //!
 //! They are apart because the reply of a subscription and the reply of a command can be taken for
 //! each other on one connection. Nothing is retried here: a script whose connection broke may have
 //! run, and only the caller knows whether it still wants the answer.
 
 mod connection;
+mod replication;
 mod scripts;
 
 use std::fmt;
@@ -18,15 +19,18 @@ use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::config::{Config, Options};
 use fred::types::{ClusterHash, CustomCommand, Value};
+use fred::util::redis_keyslot;
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, stream};
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::key::Key;
-use super::record::Frame;
-use super::{Failure, Heard, Op, Outcome, Reply, Store};
-use crate::error::Error;
+use super::key::{Key, show};
+use super::record::{Frame, loss};
+use super::{Failure, Guarded, Heard, Op, Outcome, Reply, Store};
+use crate::error::{Error, FencedError};
 use connection::{client, establish, quit};
+pub use replication::Replicas;
+use replication::Replication;
 use scripts::{Script, Scripts};
 
 /// How long the server has to answer one command.
@@ -37,45 +41,61 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct RedisStore {
     commands: Client,
     subscriber: Client,
+    replication: Option<Replication>,
     /// Whether closing ends the command connection too: not if the caller brought it.
     owns_commands: bool,
     scripts: Arc<Scripts>,
 }
 
 impl RedisStore {
-    /// Connects both connections as the configuration says.
+    /// Connects as the configuration says.
     ///
     /// # Errors
     ///
     /// Whatever `fred` says of the first attempt; it is not repeated.
-    pub async fn connect(config: Config) -> Result<Self, FredError> {
-        let commands = client(config.clone())?;
-        let subscriber = client(config)?;
+    pub async fn connect(config: Config, replicas: Option<Replicas>) -> Result<Self, FredError> {
+        let commands = client(config)?;
         establish(&commands).await?;
-        if let Err(error) = establish(&subscriber).await {
-            quit(&commands).await;
-            return Err(error);
+        match Self::with_client(commands.clone(), replicas).await {
+            Ok(store) => Ok(Self {
+                owns_commands: true,
+                ..store
+            }),
+            Err(error) => {
+                quit(&commands).await;
+                Err(error)
+            }
         }
-        Ok(Self {
-            commands,
-            subscriber,
-            owns_commands: true,
-            scripts: Scripts::new(|source| source),
-        })
     }
 
-    /// Sends commands over a connected client of the caller's, and connects a subscriber to the same
-    /// server, with its credentials.
+    /// Sends commands over a connected client of the caller's, and connects what else it needs to the
+    /// same server, with its credentials.
     ///
     /// # Errors
     ///
     /// Whatever `fred` says of the first attempt; it is not repeated.
-    pub async fn with_client(commands: Client) -> Result<Self, FredError> {
+    pub async fn with_client(
+        commands: Client,
+        replicas: Option<Replicas>,
+    ) -> Result<Self, FredError> {
         let subscriber = client(commands.client_config())?;
         establish(&subscriber).await?;
+        let replication = match replicas {
+            None => None,
+            Some(replicas) => {
+                match Replication::connect(commands.client_config(), replicas).await {
+                    Ok(replication) => Some(replication),
+                    Err(error) => {
+                        quit(&subscriber).await;
+                        return Err(error);
+                    }
+                }
+            }
+        };
         Ok(Self {
             commands,
             subscriber,
+            replication,
             owns_commands: false,
             scripts: Scripts::new(|source| source),
         })
@@ -88,16 +108,20 @@ impl RedisStore {
         self
     }
 
-    async fn run(&self, key: &Key, script: &Script, args: Vec<Value>) -> Result<Reply, FredError> {
-        let evalsha = self.eval(key, "EVALSHA", script.sha.clone(), args.clone());
-        let reply = match evalsha.await {
-            // The server has forgotten its scripts. EVAL teaches the one node that was asked.
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                self.eval(key, "EVAL", script.source.clone(), args).await
-            }
-            reply => reply,
-        };
-        let (ok, frame, position) = reply?;
+    async fn run(
+        &self,
+        client: &Client,
+        key: &Key,
+        script: &Script,
+        args: Vec<Value>,
+    ) -> Result<Reply, FredError> {
+        let keys = [
+            Value::Bytes(key.bytes().clone()),
+            Value::Bytes(key.line().clone()),
+            Value::String(key.channel().as_ref().into()),
+        ];
+        let reply = eval(client, key.slot(), script, &keys, args).await?;
+        let (ok, frame, position): (i64, Bytes, i64) = reply.convert()?;
         let frame = Frame::decode(&frame)
             .map_err(|error| FredError::new(ErrorKind::Protocol, error.to_string()))?;
         Ok(Reply {
@@ -107,26 +131,34 @@ impl RedisStore {
         })
     }
 
-    async fn eval(
+    /// Waits until the replicas have acknowledged what was written last.
+    async fn replicate(
         &self,
+        replication: &Replication,
         key: &Key,
-        command: &'static str,
-        script: Bytes,
-        args: Vec<Value>,
-    ) -> Result<(i64, Bytes, i64), FredError> {
-        let command = CustomCommand::new_static(command, ClusterHash::Custom(key.slot()), false);
-        let head = [
-            Value::Bytes(script),
-            Value::Integer(3),
-            Value::Bytes(key.bytes().clone()),
-            Value::Bytes(key.line().clone()),
-            Value::String(key.channel().as_ref().into()),
-        ];
-        let args = head.into_iter().chain(args).collect();
-        self.commands
-            .with_options(&once())
-            .custom(command, args)
-            .await
+        written: &Reply,
+    ) -> Result<(), Error> {
+        let failed = |error| explain(key, error);
+        let waited = replication.wait(key.slot()).await;
+        let mut acknowledged = waited.map_err(failed)?;
+        // After a failover in between, the replicas of another master have acknowledged whatever that
+        // one has, which need not be this.
+        let read = self.run(&replication.client, key, &self.scripts.inspect, Vec::new());
+        let read = read.await.map_err(failed)?;
+        let fence = |reply: &Reply| reply.record().map(|record| record.fence);
+        if fence(&read) < fence(written) {
+            acknowledged = 0;
+        }
+        let Replicas { count, timeout } = replication.replicas;
+        if acknowledged >= count {
+            return Ok(());
+        }
+        Err(Error::NotReplicated {
+            key: key.clone(),
+            wanted: count,
+            acknowledged,
+            timeout,
+        })
     }
 }
 
@@ -198,9 +230,56 @@ impl Store for RedisStore {
             ),
             Op::Inspect => (&scripts.inspect, Vec::new()),
         };
-        self.run(key, script, args)
-            .await
-            .map_err(|error| explain(key, error))
+        // What others may only rely on once replicas have it: who holds the key, until when, and that
+        // the work is complete.
+        let relied_on = match op {
+            Op::Claim { .. } | Op::Renew { .. } => true,
+            Op::Settle { outcome, .. } => matches!(outcome, Outcome::Done(_)),
+            Op::Withdraw { .. } | Op::Inspect => false,
+        };
+        let replication = self.replication.as_ref().filter(|_| relied_on);
+        let client = replication.map_or(&self.commands, |replication| &replication.client);
+        let reply = self.run(client, key, script, args).await;
+        let reply = reply.map_err(|error| explain(key, error))?;
+        if let (Some(replication), true) = (replication, reply.ok) {
+            self.replicate(replication, key, &reply).await?;
+        }
+        Ok(reply)
+    }
+
+    async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
+        if self.commands.is_clustered() {
+            for name in &script.keys {
+                let bytes = name.as_bytes().unwrap_or_default();
+                let slot = redis_keyslot(bytes);
+                if slot != key.slot() {
+                    return Err(FencedError::OtherSlot {
+                        key: show(bytes),
+                        slot,
+                        wanted: key.slot(),
+                    });
+                }
+            }
+        }
+        let keys = [Value::Bytes(key.bytes().clone())];
+        let keys: Vec<Value> = keys
+            .into_iter()
+            .chain(script.keys.iter().cloned())
+            .collect();
+        let fence = Value::String(script.fence.to_string().into());
+        let args = [fence].into_iter().chain(script.args.iter().cloned());
+        let fenced = Script::fenced(&script.source);
+        let ran = eval(&self.commands, key.slot(), &fenced, &keys, args.collect()).await;
+        match ran {
+            Ok(value) => Ok(value),
+            Err(error) if error.details().starts_with("LWLOST") => {
+                let read = self.apply(key, &Op::Inspect).await;
+                let read = read.map_err(FencedError::Unknown)?;
+                Err(loss(read.record(), script.attempt).into())
+            }
+            Err(error) if is_answer(&error) => Err(FencedError::Script(error)),
+            Err(error) => Err(FencedError::Unknown(explain(key, error))),
+        }
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
@@ -267,9 +346,38 @@ impl Store for RedisStore {
 
     async fn close(&self) {
         quit(&self.subscriber).await;
+        if let Some(replication) = &self.replication {
+            quit(&replication.client).await;
+        }
         if self.owns_commands {
             quit(&self.commands).await;
         }
+    }
+}
+
+/// Runs a script, which the server knows by its digest once it has seen it.
+async fn eval(
+    client: &Client,
+    slot: u16,
+    script: &Script,
+    keys: &[Value],
+    args: Vec<Value>,
+) -> Result<Value, FredError> {
+    let send = async |command, script: &Bytes, args: Vec<Value>| {
+        let command = CustomCommand::new_static(command, ClusterHash::Custom(slot), false);
+        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+        let head = [Value::Bytes(script.clone()), Value::Integer(count)];
+        let keys = keys.iter().cloned();
+        let args: Vec<Value> = head.into_iter().chain(keys).chain(args).collect();
+        let client = client.with_options(&once());
+        client.custom::<Value, _>(command, args).await
+    };
+    match send("EVALSHA", &script.sha, args.clone()).await {
+        // The server has forgotten its scripts. EVAL teaches the one node that was asked.
+        Err(error) if error.details().starts_with("NOSCRIPT") => {
+            send("EVAL", &script.source, args).await
+        }
+        reply => reply,
     }
 }
 
@@ -304,6 +412,22 @@ const GONE: [&str; 2] = [
     "Client is not initialized.",
 ];
 
+/// Whether the server itself has said so, and not what lies between it and us.
+fn is_answer(error: &FredError) -> bool {
+    let between = matches!(
+        error.kind(),
+        ErrorKind::IO
+            | ErrorKind::Timeout
+            | ErrorKind::Canceled
+            | ErrorKind::Routing
+            | ErrorKind::Cluster
+            | ErrorKind::Sentinel
+            | ErrorKind::Backpressure
+    );
+    // A command whose answer got lost in a reconnect, or in a shutdown that the next one tells.
+    !between && error.details() != "channel closed"
+}
+
 /// Says which step failed, and so whether it is worth another try.
 fn explain(key: &Key, source: FredError) -> Error {
     let key = key.clone();
@@ -319,18 +443,9 @@ fn explain(key: &Key, source: FredError) -> Error {
     if GONE.contains(&details) {
         return Error::Stopped;
     }
-    let passing = match source.kind() {
-        ErrorKind::IO
-        | ErrorKind::Timeout
-        | ErrorKind::Canceled
-        | ErrorKind::Routing
-        | ErrorKind::Cluster
-        | ErrorKind::Sentinel
-        | ErrorKind::Backpressure => true,
-        // A command whose answer got lost in a reconnect, or in a shutdown that the next one tells.
-        _ if details == "channel closed" => true,
-        _ => PASSING.contains(&word) || details.contains("max number of clients reached"),
-    };
+    let passing = !is_answer(&source)
+        || PASSING.contains(&word)
+        || details.contains("max number of clients reached");
     match passing {
         true => Error::Unavailable { key, source },
         false => Error::Refused { key, source },

@@ -90,7 +90,7 @@ impl RedisBench {
     pub async fn with_scripts(now: u64, edit: impl Fn(String) -> String) -> Self {
         let server = Server::start();
         let client = server.client().await;
-        let store = RedisStore::with_client(client.clone()).await.unwrap();
+        let store = RedisStore::with_client(client.clone(), None).await.unwrap();
         let store = store.edit_scripts(|script| {
             let (clock, still) = (
                 "redis.call('TIME')",

@@ -52,7 +52,7 @@ impl Run {
         if let Some(place) = reply.position {
             member.place = place;
         }
-        self.bring_up_to_date(id, reply.position, now);
+        self.bring_up_to_date(id, Some(reply), now);
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };

@@ -3,24 +3,48 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::news::local_end;
-use super::{Run, Update};
-use crate::error::SettleError;
+use super::{Purpose, Run, Update};
+use crate::error::{Error, LeaseLost, RenewError, SettleError};
 use crate::event::{Completed, Failed, MaxAttempts, Reason};
 use crate::hub::Lease;
 use crate::hub::message::Ended;
-use crate::store::record::{Cause, Record, State};
+use crate::store::record::{Cause, Record, State, loss};
 use crate::store::{Failure, Op, Outcome, Reply};
 
 pub(super) struct Live {
     pub(super) lease: Arc<Lease>,
-    /// Its holder has been told that it is over.
-    pub(super) lapsed: bool,
     /// Its end is on its way.
     pub(super) settling: bool,
+    /// For how long the next renewal restarts it, in ms.
+    pub(super) length: u64,
+    /// The last renewal that was answered, as the record counts them.
+    restarts: u64,
+    upkeep: Upkeep,
+}
+
+/// Who restarts the lease before it ends.
+enum Upkeep {
+    /// Only its holder.
+    None,
+    /// We do, then.
+    Due(Instant),
+    /// We have asked; and this was the answer so far, if any.
+    Asked(Option<Error>),
+    /// Nobody: it has been held for as long as it may.
+    Over,
+}
+
+/// Who has asked for a renewal.
+pub(super) enum Asker {
+    /// The stream, or the guard on its behalf when it begins: it is told in its mailbox.
+    Stream,
+    Upkeep,
+    Guard(oneshot::Sender<Result<(), RenewError>>),
 }
 
 pub(super) struct Settling {
@@ -31,59 +55,180 @@ pub(super) struct Settling {
 }
 
 impl Live {
-    /// When its holder is to be told that it is over, and then that nothing is left of it.
-    pub(super) fn deadline(&self) -> Instant {
-        let lease = self.lease.deadline();
-        match self.lapsed {
-            false => lease,
-            true => lease + Duration::from_millis(self.lease.terms.retention),
+    pub(super) fn new(lease: Arc<Lease>) -> Self {
+        Self {
+            settling: false,
+            length: lease.terms.lease,
+            restarts: 0,
+            upkeep: Upkeep::None,
+            lease,
+        }
+    }
+
+    /// When something is to be done about it: it ends, or is to be renewed.
+    pub(super) fn due(&self) -> Instant {
+        let ends = self.lease.deadline();
+        match self.upkeep {
+            Upkeep::Due(at) => ends.min(at),
+            _ => ends,
+        }
+    }
+
+    pub(super) fn keep_alive(&mut self) {
+        if let Upkeep::None = self.upkeep {
+            self.schedule(self.lease.began());
+        }
+    }
+
+    /// When to renew what was restarted at this instant.
+    fn schedule(&mut self, restarted: Instant) {
+        let length = Duration::from_millis(self.length);
+        self.upkeep = match self.lease.terms.renew_every {
+            None => Upkeep::None,
+            Some(_) if restarted + length >= self.lease.hold_ends() => Upkeep::Over,
+            // A lease that its holder has shortened needs it more often.
+            Some(every) => Upkeep::Due(restarted + every.min(length / 2)),
+        };
+    }
+
+    /// For how long a renewal that is sent now may restart it, in ms.
+    pub(super) fn restart(&self, now: Instant) -> u64 {
+        let left = self.lease.hold_ends().saturating_duration_since(now);
+        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        self.length.min(left).max(1)
+    }
+
+    /// Why it ends when its time has come.
+    fn reason(&self) -> LeaseLost {
+        match &self.upkeep {
+            Upkeep::None | Upkeep::Due(_) => LeaseLost::Expired,
+            Upkeep::Asked(error) => LeaseLost::Unreachable {
+                source: error.clone(),
+            },
+            Upkeep::Over => LeaseLost::MaxHold {
+                max_hold: self.lease.terms.max_hold,
+            },
         }
     }
 }
 
+impl Drop for Live {
+    /// The hub's runtime has shut down, unless there was another reason before.
+    fn drop(&mut self) {
+        self.lease.lose(LeaseLost::Stopped);
+    }
+}
+
 impl Run {
-    pub(super) fn lapse(&mut self, now: Instant) {
-        let members = &self.members;
-        self.grants.retain_mut(|live| {
-            if live.settling || live.deadline() > now {
-                return true;
-            }
-            let update = if live.lapsed {
-                Update::Lost
-            } else {
-                Update::Lapsed
-            };
-            if let Some(member) = members.get(&live.lease.id) {
-                member.tell(update);
-            }
-            !std::mem::replace(&mut live.lapsed, true)
-        });
+    pub(super) fn live(&mut self, fence: u64) -> Option<&mut Live> {
+        self.grants
+            .iter_mut()
+            .find(|live| live.lease.fence == fence)
     }
 
-    pub(super) fn confirmed(&mut self, lease: &Lease, reply: &Reply, sent: Instant) {
-        let stands = reply.record().filter(|_| reply.ok);
-        if let Some(record) = stands {
-            lease.restart(local_end(record, (sent, reply.frame.at)));
-            for live in self
-                .grants
-                .iter_mut()
-                .filter(|live| live.lease.fence == lease.fence)
-            {
-                live.lapsed = false;
-            }
-            if let Some(member) = self.members.get(&lease.id) {
-                member.tell(Update::Confirmed);
-            }
-        } else {
-            self.lose(lease);
+    pub(super) fn lapse(&mut self, now: Instant) {
+        let over = |live: &&Live| !live.settling && live.lease.deadline() <= now;
+        while let Some(live) = self.grants.iter().find(over) {
+            let (lease, reason) = (live.lease.clone(), live.reason());
+            self.lose(&lease, reason);
         }
     }
 
-    /// Somebody else has it, unless it is being settled: then that answer tells.
-    pub(super) fn lose(&mut self, lease: &Lease) {
+    pub(super) fn renew_due(&mut self, now: Instant) {
+        let due = |live: &Live| matches!(live.upkeep, Upkeep::Due(at) if at <= now);
+        let due = self
+            .grants
+            .iter_mut()
+            .filter(|live| due(live) && !live.settling);
+        let leases: Vec<Arc<Lease>> = due
+            .map(|live| {
+                live.upkeep = Upkeep::Asked(None);
+                live.lease.clone()
+            })
+            .collect();
+        for lease in leases {
+            self.renew(lease, None, Asker::Upkeep, now);
+        }
+    }
+
+    pub(super) fn renew(
+        &mut self,
+        lease: Arc<Lease>,
+        checkpoint: Option<Bytes>,
+        asker: Asker,
+        now: Instant,
+    ) {
+        // One that has ended meanwhile is known to be lost.
+        let Some(live) = self.live(lease.fence) else {
+            return;
+        };
+        let op = Op::Renew {
+            fence: lease.fence,
+            lease: live.restart(now),
+            checkpoint,
+        };
+        self.ask(op, Purpose::Renew { lease, asker });
+    }
+
+    pub(super) fn renewed(&mut self, lease: &Lease, asker: Asker, reply: &Reply, sent: Instant) {
+        let Some(record) = reply.record().filter(|_| reply.ok) else {
+            self.lose(lease, loss(reply.record(), lease.attempt));
+            return;
+        };
+        let Some(live) = self.live(lease.fence) else {
+            return;
+        };
+        // Answers may overtake each other; the last restart is what the server goes by.
+        if record.renewal > live.restarts {
+            live.restarts = record.renewal;
+            lease.restart(local_end(record, (sent, reply.frame.at)));
+            if !matches!(live.upkeep, Upkeep::None) {
+                live.schedule(sent);
+            }
+        }
+        match asker {
+            Asker::Upkeep => {}
+            Asker::Stream => {
+                if let Some(member) = self.members.get(&lease.id) {
+                    member.tell(Update::Confirmed);
+                }
+            }
+            // A guard that does not wait any more has gone.
+            Asker::Guard(reply) => drop(reply.send(Ok(()))),
+        }
+    }
+
+    /// The server does not carry out a renewal. One that may yet be is to be sent again, as long as
+    /// the lease runs.
+    pub(super) fn not_renewed(
+        &mut self,
+        lease: Arc<Lease>,
+        asker: Asker,
+        error: &Error,
+    ) -> Option<Purpose> {
+        if let (Some(live), Asker::Upkeep) = (self.live(lease.fence), &asker) {
+            live.upkeep = Upkeep::Asked(Some(error.clone()));
+        }
+        if !error.is_fatal() {
+            return Some(Purpose::Renew { lease, asker });
+        }
+        match asker {
+            // The lease is good until it ends.
+            Asker::Upkeep => {}
+            Asker::Stream => {
+                let source = Some(error.clone());
+                self.lose(&lease, LeaseLost::Unreachable { source });
+            }
+            Asker::Guard(reply) => drop(reply.send(Err(RenewError::Refused(error.clone())))),
+        }
+        None
+    }
+
+    /// Its holder has it no longer, unless it is being settled: then that answer tells.
+    pub(super) fn lose(&mut self, lease: &Lease, reason: LeaseLost) {
         let mine = |live: &Live| live.lease.fence == lease.fence && !live.settling;
         if self.grants.iter().any(mine) {
-            lease.lose();
+            lease.lose(reason);
             self.forget(lease.fence);
             if let Some(member) = self.members.get(&lease.id) {
                 member.tell(Update::Lost);
@@ -101,18 +246,12 @@ impl Run {
                 (Ok(()), ended(record, lease, outcome))
             }
             record => {
-                let lost = SettleError::Lost {
-                    attempt: lease.attempt,
-                    holder: record
-                        .map(|record| record.holder.clone())
-                        .filter(|h| !h.is_empty()),
-                    successor: record.map(|record| record.attempt),
+                let lost = loss(record, lease.attempt);
+                let reason = match lost {
+                    LeaseLost::RecordGone => Reason::Lost,
+                    _ => Reason::Expired,
                 };
-                let reason = match record {
-                    Some(_) => Reason::Expired,
-                    None => Reason::Lost,
-                };
-                (Err(lost), failed(lease, reason))
+                (Err(lost.into()), failed(lease, reason))
             }
         };
         self.end(settling, result, Update::Settled(ended));
@@ -125,7 +264,6 @@ impl Run {
         result: Result<(), SettleError>,
         update: Update,
     ) {
-        settling.lease.lose();
         self.forget(settling.lease.fence);
         // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
         if let Some(member) = self.members.remove(&settling.lease.id) {

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,7 +12,8 @@ use super::{Id, Live, Run, Stage, Update};
 use crate::event::Locked;
 use crate::hub::message::Ended;
 use crate::hub::{Grant, Lease};
-use crate::store::record::{Frame, Record, State};
+use crate::store::Reply;
+use crate::store::record::{Frame, Record, State, loss};
 
 /// The newest record known.
 pub(super) struct View {
@@ -59,19 +61,14 @@ impl Run {
         let Some(view) = &self.view else {
             return;
         };
-        let fence = view.record.fence;
-        self.grants.retain(|live| {
-            let lost = live.lease.fence < fence && !live.settling;
-            if lost {
-                live.lease.lose();
-                if let Some(member) = self.members.get(&live.lease.id) {
-                    member.tell(Update::Lost);
-                }
-            }
-            !lost
-        });
+        let record = view.record.clone();
+        let older = |live: &&Live| live.lease.fence < record.fence && !live.settling;
+        while let Some(live) = self.grants.iter().find(older) {
+            let lease = live.lease.clone();
+            self.lose(&lease, loss(Some(&record), lease.attempt));
+        }
         // The next holder before the others: it has work to do.
-        let owner = view.record.owner;
+        let owner = record.owner;
         let owner = self
             .members
             .iter()
@@ -85,7 +82,9 @@ impl Run {
         }
     }
 
-    pub(super) fn bring_up_to_date(&mut self, id: Id, position: Option<u64>, now: Instant) {
+    /// Tells one participant, if it waits, what the newest record means to it. `answer` is to its own
+    /// claim.
+    pub(super) fn bring_up_to_date(&mut self, id: Id, answer: Option<&Reply>, now: Instant) {
         let (Some(view), Some(member)) = (&self.view, self.members.get_mut(&id)) else {
             return;
         };
@@ -104,10 +103,13 @@ impl Run {
                 let (token, terms) = (member.token, member.terms.clone());
                 let lease = Lease::new(&self.key, record, id, token, terms, end.min(view.ends));
                 let lease = Arc::new(lease);
+                // Heard of, it is not known to be on replicas; answered, it is.
+                let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {
                     lease: lease.clone(),
-                    handed_over: record.state == State::Granted,
+                    confirmed: record.state == State::Held && (answered || !lease.terms.replicated),
                     given: false,
+                    used: AtomicBool::new(false),
                     hub,
                 };
                 if let Err(unsent) = member.mailbox.unbounded_send(Update::Granted(grant)) {
@@ -119,11 +121,7 @@ impl Run {
                     return self.leave(id, now);
                 }
                 member.stage = Stage::Holding;
-                self.grants.push(Live {
-                    lease,
-                    lapsed: false,
-                    settling: false,
-                });
+                self.grants.push(Live::new(lease));
             }
             State::Held | State::Granted => {
                 if member.told != record.fence {
@@ -136,7 +134,7 @@ impl Run {
                         max_attempts: record.max_attempts,
                         holder: record.holder.clone(),
                         remaining: view.remaining,
-                        position,
+                        position: answer.and_then(|reply| reply.position),
                     }));
                 }
             }
@@ -160,10 +158,11 @@ fn until(record: &Record, at: u64) -> Duration {
 /// When the record's lease is over for its holder, by our clock: counted from before the answer
 /// that told us the server's time was asked for, less what two clocks may drift apart until then.
 ///
-/// The margin is 2 ‰ and 1 ms: twice the 500 ppm by which NTP may slew each of two clocks, and the
-/// grain of the server's expiry.
+/// The margin is 2 ‰ and 3 ms: twice the 500 ppm by which NTP may slew each of two clocks; the grain
+/// of the server's expiry, 1 ms; and that of the timer that tells the holder, 2 ms, since the queue of
+/// timers and Tokio's own each round up to the next.
 pub(super) fn local_end(record: &Record, (sent, at): (Instant, u64)) -> Instant {
     let left = until(record, at);
-    let margin = left / 500 + Duration::from_millis(1);
+    let margin = left / 500 + Duration::from_millis(3);
     sent + left.saturating_sub(margin)
 }

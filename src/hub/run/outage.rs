@@ -10,6 +10,8 @@ use super::grants::failed;
 use super::{Call, Purpose, Run, Stage, Update, withdrawal};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
+use crate::store::Op;
+use crate::store::record::Token;
 
 /// Waits between tries while the server does not serve: doubling, jittered.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -26,10 +28,23 @@ pub(super) struct Outage {
     pub(super) parked: Vec<Call>,
 }
 
+impl Outage {
+    fn park(&mut self, call: Call, now: Instant) {
+        if let Purpose::Renew { lease, .. } = &call.purpose {
+            // Whatever the delay has grown to, it is tried once more before the lease ends.
+            let half = now + lease.remaining() / 2;
+            self.retry_at = self.retry_at.map(|at| at.min(half));
+        }
+        self.parked.push(call);
+    }
+}
+
 impl Run {
     pub(super) fn turned_away(&mut self, call: Call, error: Error, now: Instant) {
         let is_claim = matches!(call.purpose, Purpose::Claim { .. });
         let fatal = error.is_fatal();
+        // It was carried out; what is wanting is the replicas' word.
+        let unproven = matches!(error, Error::NotReplicated { .. });
         let Call {
             ticket,
             op,
@@ -43,7 +58,11 @@ impl Run {
                 match self.members.get_mut(&id) {
                     Some(member) if member.token == token => {
                         member.claiming = false;
-                        None
+                        // It was granted, and does not count: somebody else may try.
+                        unproven.then(|| {
+                            member.token = Token::random();
+                            withdrawal(token, &terms, ticket, now)
+                        })
                     }
                     // Nobody wants the answer, and it may have been a grant.
                     _ => Some(withdrawal(token, &terms, ticket, now)),
@@ -54,7 +73,7 @@ impl Run {
                 self.end(settling, Err(SettleError::Refused(error.clone())), update);
                 None
             }
-            Purpose::Settle(settling) if now >= settling.give_up => {
+            Purpose::Settle(settling) if now >= settling.give_up || unproven => {
                 let unknown = SettleError::Unknown {
                     waited: now - settling.began,
                     source: error.clone(),
@@ -63,9 +82,13 @@ impl Run {
                 self.end(settling, Err(unknown), Update::Settled(ended));
                 None
             }
-            Purpose::Confirm { lease, give_up } if fatal || now >= give_up => {
-                self.lose(&lease);
-                None
+            Purpose::Renew { lease, asker } => {
+                let again = self.not_renewed(lease, asker, &error);
+                again.map(|purpose| Call {
+                    ticket,
+                    op,
+                    purpose,
+                })
             }
             Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
             purpose => Some(Call {
@@ -75,8 +98,11 @@ impl Run {
             }),
         };
         self.out_of_service(error, is_claim, now);
-        if let (Some(outage), Some(parked)) = (&mut self.outage, parked) {
-            outage.parked.push(parked);
+        match (&mut self.outage, parked) {
+            // The server serves: the grant that does not count is given back at once.
+            (_, Some(call)) if unproven && is_claim => self.send(call),
+            (Some(outage), Some(call)) => outage.park(call, now),
+            _ => {}
         }
         self.unwatch_if_idle();
     }
@@ -133,7 +159,7 @@ impl Run {
             Some(outage) if outage.retry_at.is_some_and(|at| at <= now) => outage.retry_at = None,
             _ => return,
         }
-        self.send_parked();
+        self.send_parked(now);
         let joining = self.members.iter().find(|(_, member)| !member.is_served());
         if let Some(id) = joining.map(|(id, _)| *id) {
             self.claim(id);
@@ -148,7 +174,7 @@ impl Run {
     }
 
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
-    pub(super) fn recover(&mut self, is_claim: bool) {
+    pub(super) fn recover(&mut self, is_claim: bool, now: Instant) {
         if self
             .outage
             .as_ref()
@@ -156,7 +182,7 @@ impl Run {
         {
             return;
         }
-        self.send_parked();
+        self.send_parked(now);
         self.outage = None;
         let joining = self
             .members
@@ -169,12 +195,19 @@ impl Run {
         self.refresh();
     }
 
-    pub(super) fn send_parked(&mut self) {
+    pub(super) fn send_parked(&mut self, now: Instant) {
         let parked = self
             .outage
             .as_mut()
             .map(|outage| std::mem::take(&mut outage.parked));
-        for call in parked.into_iter().flatten() {
+        for mut call in parked.into_iter().flatten() {
+            if let Op::Renew { fence, lease, .. } = &mut call.op {
+                // Time has passed: less may be left of the longest hold, or nothing of the lease.
+                match self.live(*fence) {
+                    Some(live) => *lease = live.restart(now),
+                    None => continue,
+                }
+            }
             self.send(call);
         }
     }

@@ -17,17 +17,32 @@ pub(super) struct Scripts {
     pub(super) inspect: Script,
 }
 
+impl Script {
+    fn new(source: String) -> Self {
+        Self {
+            sha: fred::util::sha1_hash(&source).into(),
+            source: source.into(),
+        }
+    }
+
+    /// The user's script behind the check that a grant stands. A shebang stays the first line.
+    pub(super) fn fenced(source: &str) -> Self {
+        let (shebang, body) = match source.split_once('\n') {
+            Some((first, body)) if first.starts_with("#!") => (first, body),
+            _ => ("", source),
+        };
+        let check = include_str!("fenced.lua");
+        Self::new([shebang, "\n", check, body].concat())
+    }
+}
+
 impl Scripts {
     /// Assembles every script: flags, what they share, and its own part. A shebang makes the
     /// server check its flags before the first line runs.
     pub(super) fn new(edit: impl Fn(String) -> String) -> Arc<Self> {
         let script = |flags: &str, body: &str| {
             let shared = include_str!("record.lua");
-            let source = edit(format!("#!lua{flags}\n{shared}\n{body}"));
-            Script {
-                sha: fred::util::sha1_hash(&source).into(),
-                source: source.into(),
-            }
+            Script::new(edit(format!("#!lua{flags}\n{shared}\n{body}")))
         };
         // A full server refuses new work, but lets go of what there is.
         let ending = " flags=allow-oom";
