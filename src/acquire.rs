@@ -92,10 +92,6 @@ impl Acquire {
                 self.locked(locked);
                 State::Watching
             }
-            // Nobody looked in time: it goes to the next in line, and we wait again.
-            (State::Watching, Update::Granted(grant)) if grant.is_over() => State::Idle,
-            (State::Confirming(grant), Update::Confirmed) if grant.is_over() => State::Idle,
-            (State::Confirming(_), Update::Lost) => State::Idle,
             (State::Watching, Update::Granted(mut grant)) if grant.is_doubtful() => {
                 grant.confirm();
                 State::Confirming(grant)
@@ -103,6 +99,7 @@ impl Acquire {
             // Confirmed once: whoever looks later than that sees it in the guard.
             (State::Watching, Update::Granted(grant))
             | (State::Confirming(grant), Update::Confirmed) => self.granted(grant),
+            (State::Confirming(_), Update::Lost) => State::Idle,
             (State::Working { attempt, .. }, Update::Lost) => State::Working {
                 attempt,
                 lost: true,

@@ -177,17 +177,11 @@ pub(crate) struct Grant {
     /// Whether the server has been told that its holder knows of it; with replicas, whether they
     /// have acknowledged it.
     confirmed: bool,
-    given: bool,
     used: AtomicBool,
     hub: Handle,
 }
 
 impl Grant {
-    /// Whether nothing is left of it.
-    pub(crate) fn is_over(&self) -> bool {
-        self.lease.remaining().is_zero()
-    }
-
     /// Whether it has to be confirmed before anybody relies on it: little is left of it, or nothing
     /// counts that no replica has.
     pub(crate) fn is_doubtful(&self) -> bool {
@@ -203,7 +197,7 @@ impl Grant {
 
     /// Gives it to its holder: from here on only [`Grant::settle`] or its lease ends it.
     pub(crate) fn give(&mut self) {
-        self.given = true;
+        self.lease.give();
         if !self.confirmed {
             self.confirm();
         }
@@ -278,7 +272,7 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        if !self.given {
+        if !self.lease.is_given() {
             self.hub.send(Message::Return(self.lease.clone()));
         }
     }

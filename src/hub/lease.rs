@@ -1,6 +1,6 @@
 //! How long a grant is good for on this process's clock; its hub and its guard share it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub(crate) struct Lease {
     began: Instant,
     /// In µs after `began`.
     ends: AtomicU64,
+    /// Whether a guard was made of it.
+    given: AtomicBool,
     /// Set once, and for ever; then the guard is not valid, whatever `ends` says.
     lost: OnceLock<LeaseLost>,
     cancelled: CancellationToken,
@@ -53,6 +55,7 @@ impl Lease {
             id,
             began: Instant::now(),
             ends: AtomicU64::new(0),
+            given: AtomicBool::new(false),
             lost: OnceLock::new(),
             cancelled: CancellationToken::new(),
         };
@@ -73,6 +76,30 @@ impl Lease {
         if self.lost.set(reason).is_ok() {
             self.cancelled.cancel();
         }
+    }
+
+    /// A guard is made of it, which is lost from the start if the time is over.
+    pub(super) fn give(&self) {
+        // Marked first, and then the clock; `lapse` looks at them the other way round. So one of
+        // the two sees that a guard outlives its lease.
+        self.given.store(true, Ordering::SeqCst);
+        if self.deadline() <= Instant::now() {
+            self.lose(LeaseLost::Expired);
+        }
+    }
+
+    /// Its time is over, as the caller has seen: ends it for its holder, if there is one. Without, it
+    /// may still be confirmed.
+    pub(super) fn lapse(&self, reason: LeaseLost) -> bool {
+        let given = self.given.load(Ordering::SeqCst);
+        if given {
+            self.lose(reason);
+        }
+        given
+    }
+
+    pub(super) fn is_given(&self) -> bool {
+        self.given.load(Ordering::SeqCst)
     }
 
     pub(super) fn began(&self) -> Instant {

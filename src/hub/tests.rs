@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{Handle, Terms};
 use crate::acquire::{Acquire, Entry};
-use crate::error::{Error, FencedError, LeaseLost, SettleError};
+use crate::error::{Error, FencedError, SettleError};
 use crate::event::{LockEvent, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::store::key::Key;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::stream::FusedStream;
 use redis_locking_worker::{
-    Builder, LockEvent, LockingWorker, Memory, Reason, SettleError, Status, StatusLevel, WorkGuard,
+    Builder, LeaseLost, LockEvent, LockingWorker, Memory, Reason, SettleError, Status, StatusLevel,
+    WorkGuard,
 };
 
 use crate::common::{Server, acquired, end, locked, next, race};
@@ -97,14 +98,16 @@ impl Fleet {
     }
 }
 
-fn lost(result: Result<(), SettleError>) -> (u32, Option<String>, Option<u32>) {
+fn lost(result: Result<(), SettleError>) -> LeaseLost {
     match result {
-        Err(SettleError::Lost {
-            attempt,
-            holder,
-            successor,
-            ..
-        }) => (attempt, holder, successor),
+        Err(SettleError::Lost(lost)) => lost,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn taken_over(lost: &LeaseLost) -> (&str, u32) {
+    match lost {
+        LeaseLost::TakenOver { holder, attempt } => (holder, *attempt),
         other => panic!("{other:?}"),
     }
 }
@@ -343,7 +346,7 @@ async fn an_expired_lease_passes_to_the_waiter(fleet: Fleet) {
     assert!(next.fencing_token() > guard.fencing_token());
     assert!(!guard.is_valid());
     assert_eq!(guard.remaining(), Duration::ZERO);
-    assert_eq!(lost(guard.done().await), (1, Some("b".to_owned()), Some(2)));
+    assert_eq!(taken_over(&lost(guard.done().await)), ("b", 2));
     assert_eq!(failed(end(&mut first).await), (1, Reason::Expired));
     next.done().await.unwrap();
 }

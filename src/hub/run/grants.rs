@@ -20,6 +20,8 @@ pub(super) struct Live {
     pub(super) lease: Arc<Lease>,
     /// Its end is on its way.
     pub(super) settling: bool,
+    /// Its time is over, and nobody has looked at it yet.
+    lapsed: bool,
     /// For how long the next renewal restarts it, in ms.
     pub(super) length: u64,
     /// The last renewal that was answered, as the record counts them.
@@ -58,6 +60,7 @@ impl Live {
     pub(super) fn new(lease: Arc<Lease>) -> Self {
         Self {
             settling: false,
+            lapsed: false,
             length: lease.terms.lease,
             restarts: 0,
             upkeep: Upkeep::None,
@@ -67,10 +70,18 @@ impl Live {
 
     /// When something is to be done about it: it ends, or is to be renewed.
     pub(super) fn due(&self) -> Instant {
-        let ends = self.lease.deadline();
         match self.upkeep {
-            Upkeep::Due(at) => ends.min(at),
-            _ => ends,
+            Upkeep::Due(at) => self.ends().min(at),
+            _ => self.ends(),
+        }
+    }
+
+    /// When it is over; for a grant that nobody has looked at, when nothing is left of its run.
+    fn ends(&self) -> Instant {
+        let lease = self.lease.deadline();
+        match self.lapsed {
+            false => lease,
+            true => lease + Duration::from_millis(self.lease.terms.retention),
         }
     }
 
@@ -127,10 +138,14 @@ impl Run {
     }
 
     pub(super) fn lapse(&mut self, now: Instant) {
-        let over = |live: &&Live| !live.settling && live.lease.deadline() <= now;
-        while let Some(live) = self.grants.iter().find(over) {
+        let over = |live: &&mut Live| !live.settling && live.ends() <= now;
+        while let Some(live) = self.grants.iter_mut().find(over) {
             let (lease, reason) = (live.lease.clone(), live.reason());
-            self.lose(&lease, reason);
+            if live.lapsed || lease.lapse(reason.clone()) {
+                self.lose(&lease, reason);
+            } else {
+                live.lapsed = true;
+            }
         }
     }
 
@@ -181,6 +196,7 @@ impl Run {
         // Answers may overtake each other; the last restart is what the server goes by.
         if record.renewal > live.restarts {
             live.restarts = record.renewal;
+            live.lapsed = false;
             lease.restart(local_end(record, (sent, reply.frame.at)));
             if !matches!(live.upkeep, Upkeep::None) {
                 live.schedule(sent);

@@ -108,16 +108,14 @@ impl Run {
                 let grant = Grant {
                     lease: lease.clone(),
                     confirmed: record.state == State::Held && (answered || !lease.terms.replicated),
-                    given: false,
                     used: AtomicBool::new(false),
                     hub,
                 };
                 if let Err(unsent) = member.mailbox.unbounded_send(Update::Granted(grant)) {
                     // The stream has been dropped meanwhile. Given back here and now: its own way
                     // back would be behind whatever was asked after the drop.
-                    if let Update::Granted(mut grant) = unsent.into_inner() {
-                        grant.given = true;
-                    }
+                    lease.give();
+                    drop(unsent);
                     return self.leave(id, now);
                 }
                 member.stage = Stage::Holding;
