@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::error::ErrorKind;
 use fred::types::{FromValue, MultipleKeys, MultipleValues, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -263,13 +264,10 @@ impl WorkGuard {
         A::Error: Into<fred::error::Error> + Send,
     {
         self.grant.in_use();
-        let args = args
-            .try_into()
-            .map_err(|error| FencedError::Type(error.into()))?;
+        let args = args.try_into();
+        let args = arguments(args.map_err(|error| FencedError::Type(error.into()))?)?;
         let keys = keys.into().inner().into_iter().map(Value::from).collect();
-        let ran = self
-            .grant
-            .fenced(script.to_owned(), keys, args.into_array());
+        let ran = self.grant.fenced(script.to_owned(), keys, args);
         ran.await?.convert().map_err(FencedError::Type)
     }
 
@@ -390,6 +388,30 @@ impl fmt::Debug for WorkGuard {
             .field("remaining", &lease.remaining())
             .finish_non_exhaustive()
     }
+}
+
+/// What can be sent. A null is none of it: the server ends the connection that all guards share.
+fn arguments(args: Value) -> Result<Vec<Value>, FencedError> {
+    let args = match args {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(args) => args,
+        arg => vec![arg],
+    };
+    for (nth, arg) in args.iter().enumerate() {
+        if !matches!(
+            arg,
+            Value::String(_)
+                | Value::Bytes(_)
+                | Value::Integer(_)
+                | Value::Double(_)
+                | Value::Boolean(_)
+        ) {
+            let details = format!("argument {} is of the type {:?}", nth + 1, arg.kind());
+            let error = fred::error::Error::new(ErrorKind::InvalidArgument, details);
+            return Err(FencedError::Type(error));
+        }
+    }
+    Ok(args)
 }
 
 fn shorten(mut reason: String) -> String {

@@ -106,6 +106,69 @@ async fn the_bounds_themselves_are_allowed() {
 }
 
 #[tokio::test]
+async fn renewal_is_checked_against_the_lease() {
+    let lease = || in_memory("k").lock_timeout(Duration::from_secs(4));
+    let seconds = Duration::from_secs;
+    for (builder, text) in [
+        (
+            lease().renew_every(seconds(4)),
+            "renew_every is 4s; it must be from 1ms to 2s",
+        ),
+        (
+            lease().renew_every(Duration::from_millis(2_001)),
+            "renew_every is 2.001s; it must be from 1ms to 2s",
+        ),
+        (
+            lease().renew_every(Duration::ZERO),
+            "renew_every is 0ns; it must be from 1ms to 2s",
+        ),
+        (
+            lease().renew().max_hold(Duration::from_millis(3_999)),
+            "max_hold is 3.999s; it must be from 4s to 3153600000s",
+        ),
+        (
+            lease().max_hold(Duration::MAX),
+            "max_hold is 18446744073709551615.999999999s; it must be from 4s to 3153600000s",
+        ),
+    ] {
+        let error = refused(builder).await;
+        assert!(matches!(error, BuildError::Duration { .. }), "{error:?}");
+        assert_eq!(error.to_string(), text);
+    }
+    for builder in [
+        lease().renew_every(seconds(2)).max_hold(seconds(4)),
+        lease().lock_timeout(Builder::MAX_DURATION).renew(),
+    ] {
+        builder.build().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn replicas_are_checked() {
+    let second = Duration::from_secs(1);
+    for (builder, text) in [
+        (
+            in_memory("k").replicas(0, second),
+            "replicas is 0; it must be at least 1, or not be called",
+        ),
+        (
+            in_memory("k").replicas(1, 6 * second),
+            "replicas' timeout is 6s; it must be from 1ms to 5s",
+        ),
+        (
+            in_memory("k").replicas(1, Duration::ZERO),
+            "replicas' timeout is 0ns; it must be from 1ms to 5s",
+        ),
+        (
+            in_memory("k").replicas(1, second),
+            "the memory store has no replicas; `replicas` and `in_memory` exclude each other",
+        ),
+    ] {
+        assert_eq!(refused(builder).await.to_string(), text);
+    }
+}
+
+#[tokio::test]
 async fn attempts_and_label_are_checked() {
     let error = refused(in_memory("k").max_attempts(0)).await;
     assert_eq!(

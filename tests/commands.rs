@@ -3,8 +3,11 @@
 
 mod common;
 
-use common::{Server, acquired, end, locked, race};
-use redis_locking_worker::{LockEvent, LockingWorker};
+use std::time::Duration;
+
+use common::{Monitor, Server, acquired, end, locked, race};
+use futures::StreamExt;
+use redis_locking_worker::{Acquire, LockEvent, LockingWorker};
 
 /// A worker whose server knows all scripts.
 async fn warm(server: &Server) -> LockingWorker {
@@ -21,6 +24,30 @@ async fn warm(server: &Server) -> LockingWorker {
     drop((first, second));
     worker.clone().close().await;
     worker.with_key("job").unwrap()
+}
+
+/// Each with connections of its own, as in a process of its own.
+async fn a_hundred_waiters(server: &Server) -> Vec<Acquire> {
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let worker = server.builder("job").build().await.unwrap();
+        let mut stream = worker.acquire();
+        locked(&mut stream).await;
+        waiting.push(stream);
+    }
+    waiting
+}
+
+/// A waiter's claim again, once its subscription stands, is part of waiting.
+async fn until_quiet(monitor: &mut Monitor) {
+    let mut quiet = 0;
+    while quiet < 3 {
+        quiet = match monitor.commands().is_empty() {
+            true => quiet + 1,
+            false => 0,
+        };
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
@@ -43,27 +70,9 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
     let mut holder = worker.acquire();
     let guard = acquired(&mut holder).await;
 
-    let mut waiting = Vec::new();
-    for _ in 0..100 {
-        // Each with connections of its own, as in a process of its own.
-        let worker = server.builder("job").build().await.unwrap();
-        let mut stream = worker.acquire();
-        locked(&mut stream).await;
-        waiting.push(stream);
-    }
-    // The first waiter's claim again, once its subscription stands, is part of waiting.
-    let subscribed = |monitor: &mut common::Monitor| monitor.commands();
+    let mut waiting = a_hundred_waiters(&server).await;
     let mut monitor = server.monitor();
-    let mut quiet = 0;
-    while quiet < 3 {
-        quiet = if subscribed(&mut monitor).is_empty() {
-            quiet + 1
-        } else {
-            0
-        };
-        tokio::task::yield_now().await;
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    until_quiet(&mut monitor).await;
 
     drop(guard);
     let guard = acquired(&mut waiting[0]).await;
@@ -73,9 +82,9 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
     }
     // Confirmed: what is left is a lease, and no longer a confirm window.
     let until = std::time::Instant::now() + common::PATIENCE;
-    while guard.remaining() < std::time::Duration::from_secs(1) {
+    while guard.remaining() < Duration::from_secs(1) {
         assert!(std::time::Instant::now() < until, "not confirmed");
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let failure = monitor.commands();
     assert_eq!(
@@ -99,4 +108,54 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
         others.iter().all(|command| *command == "SUNSUBSCRIBE"),
         "{completion:?}"
     );
+}
+
+#[tokio::test]
+async fn renewals_cost_one_each_and_nothing_from_a_hundred_waiters() {
+    const LEASE: Duration = Duration::from_millis(600);
+    let server = Server::start();
+    warm(&server).await;
+    let builder = server.builder("job").label("a").lock_timeout(LEASE);
+    let worker = builder.renew().build().await.unwrap();
+    let mut holder = worker.acquire();
+    let guard = acquired(&mut holder).await;
+    // From here on it is renewed.
+    assert_eq!(guard.attempt(), 1);
+    let waiting = a_hundred_waiters(&server).await;
+    let mut monitor = server.monitor();
+    let mut quiet = Duration::ZERO;
+    // The last waiters' second claims are over when nothing but renewals is left: two in a lease.
+    while quiet < LEASE {
+        tokio::time::sleep(LEASE / 2).await;
+        let seen = monitor.commands().len();
+        quiet = if seen <= 2 {
+            quiet + LEASE / 2
+        } else {
+            Duration::ZERO
+        };
+    }
+
+    let mut told = futures::stream::select_all(waiting);
+    let work = tokio::time::timeout(5 * LEASE, async {
+        // Statuses of how they came to wait are all that may be left.
+        while let Some(event) = told.next().await {
+            assert!(!event.is_terminal(), "{event:?}");
+            assert!(!matches!(event, LockEvent::Acquired(_)), "a second holder");
+        }
+    });
+    let worked = guard.run(work).await.expect("renewed");
+    assert!(worked.is_err(), "all of them wait on");
+    let commands = monitor.commands();
+    println!(
+        "{} commands in 5 leases, all from the holder",
+        commands.len()
+    );
+    assert!(
+        commands.iter().all(|command| command == "EVALSHA"),
+        "{commands:?}"
+    );
+    // Every third of a lease; a hundred waiters would be at least a hundred.
+    assert!((6..=16).contains(&commands.len()), "{commands:?}");
+    assert_eq!(guard.attempt(), 1);
+    guard.done().await.unwrap();
 }

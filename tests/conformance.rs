@@ -4,5 +4,7 @@ mod common;
 
 #[path = "conformance/events.rs"]
 mod events;
+#[path = "conformance/guards.rs"]
+mod guards;
 #[path = "conformance/transitions.rs"]
 mod transitions;

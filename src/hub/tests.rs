@@ -1,5 +1,7 @@
 //! The hub against a store that answers late, loses what it says, or says it twice.
 
+mod renewal;
+
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,6 +35,10 @@ enum Fate {
     AnswerLost,
     /// It is not carried out.
     Refused,
+    /// It is not carried out, and will never be.
+    Forbidden,
+    /// It is carried out, and no replica has it.
+    Unproven,
     /// It is carried out, and answered when this is told.
     Held(Arc<Notify>),
     /// It is carried out so much later.
@@ -104,6 +110,16 @@ impl Store for Bad {
                 Err(unavailable())
             }
             Fate::Refused => Err(unavailable()),
+            Fate::Forbidden => Err(forbidden(key)),
+            Fate::Unproven => {
+                self.store.apply(key, op).await?;
+                Err(Error::NotReplicated {
+                    key: key.clone(),
+                    wanted: 1,
+                    acknowledged: 0,
+                    timeout: Duration::from_secs(1),
+                })
+            }
             Fate::Held(until) => {
                 let reply = self.store.apply(key, op).await;
                 until.notified().await;
@@ -127,10 +143,7 @@ impl Store for Bad {
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         if self.refuses_to_watch {
-            return Err(Error::Refused {
-                key: key.clone(),
-                source: FredError::new(ErrorKind::Unknown, "NOPERM"),
-            });
+            return Err(forbidden(key));
         }
         if let Some(gate) = &self.gate {
             gate.notified().await;
@@ -160,24 +173,36 @@ impl Store for Bad {
     }
 }
 
+fn forbidden(key: &Key) -> Error {
+    Error::Refused {
+        key: key.clone(),
+        source: FredError::new(ErrorKind::Unknown, "NOPERM"),
+    }
+}
+
 fn key() -> Key {
     Key::new("job").unwrap()
 }
 
 /// A process of its own.
 fn process(store: &Bad, label: &str, lease: u64) -> Entry {
+    process_with(store, label, lease, |terms| terms)
+}
+
+fn process_with(store: &Bad, label: &str, lease: u64, edit: impl Fn(Terms) -> Terms) -> Entry {
+    let terms = Terms {
+        lease,
+        max_attempts: 5,
+        retention: 2 * lease,
+        label: label.into(),
+        renew_every: None,
+        max_hold: Duration::from_millis(LONG),
+        replicated: false,
+    };
     Entry {
         hub: Handle::spawn(store.clone()),
         key: key(),
-        terms: Arc::new(Terms {
-            lease,
-            max_attempts: 5,
-            retention: 2 * lease,
-            label: label.into(),
-            renew_every: None,
-            max_hold: Duration::from_millis(LONG),
-            replicated: false,
-        }),
+        terms: Arc::new(edit(terms)),
         status_level: StatusLevel::Normal,
         rejoin: false,
     }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures::stream::FusedStream;
 use redis_locking_worker::{
-    Builder, LeaseLost, LockEvent, LockingWorker, Memory, Reason, SettleError, Status, StatusLevel,
-    WorkGuard,
+    Builder, Key, LeaseLost, LockEvent, LockingWorker, Memory, Reason, SettleError, Status,
+    StatusLevel, WorkGuard,
 };
 
-use crate::common::{Server, acquired, end, locked, next, race};
+use crate::common::{Server, acquired, command, end, locked, next, race};
 use crate::until;
 
 macro_rules! on_both {
@@ -27,6 +27,7 @@ macro_rules! on_both {
         }
     };
 }
+pub(crate) use on_both;
 
 on_both!(
     the_first_wins_and_the_others_are_told_who,
@@ -55,10 +56,10 @@ on_both!(
     close_waits_for_what_was_dropped,
 );
 
-struct Fleet {
+pub(crate) struct Fleet {
     place: Place,
     /// A lease that ends while the test waits for it.
-    short: Duration,
+    pub(crate) short: Duration,
 }
 
 enum Place {
@@ -67,7 +68,7 @@ enum Place {
 }
 
 impl Fleet {
-    fn in_memory() -> Self {
+    pub(crate) fn in_memory() -> Self {
         let place = Place::Memory(Memory::new());
         Self {
             place,
@@ -75,7 +76,7 @@ impl Fleet {
         }
     }
 
-    fn on_a_server() -> Self {
+    pub(crate) fn on_a_server() -> Self {
         let place = Place::Server(Server::start());
         Self {
             place,
@@ -83,7 +84,7 @@ impl Fleet {
         }
     }
 
-    fn builder(&self, key: impl AsRef<[u8]>, label: &str) -> Builder {
+    pub(crate) fn builder(&self, key: impl AsRef<[u8]>, label: &str) -> Builder {
         let builder = LockingWorker::builder(key).label(label);
         let builder = match &self.place {
             Place::Memory(memory) => builder.in_memory(memory),
@@ -93,8 +94,18 @@ impl Fleet {
     }
 
     /// A worker with connections of its own, as another process has.
-    async fn worker(&self, label: &str) -> LockingWorker {
+    pub(crate) async fn worker(&self, label: &str) -> LockingWorker {
         self.builder("job", label).build().await.unwrap()
+    }
+
+    /// Removes a record, as a flush or an eviction would.
+    pub(crate) async fn lose(&self, key: &Key) {
+        match &self.place {
+            Place::Memory(memory) => drop(memory.remove(key)),
+            Place::Server(server) => {
+                command(&server.client().await, [b"DEL", key.as_bytes()]).await;
+            }
+        }
     }
 }
 

@@ -1,0 +1,277 @@
+//! Leases that are renewed, that are not, and what their holders know of it.
+
+use crate::error::{LeaseLost, RenewError};
+use crate::store::record::Record;
+
+use super::*;
+
+const LEASE: u64 = 1_000;
+
+/// A process that renews its guards after a third of their lease.
+fn renewing(store: &Bad, label: &str) -> Entry {
+    process_with(store, label, LEASE, |terms| Terms {
+        renew_every: Some(Duration::from_millis(LEASE / 3)),
+        ..terms
+    })
+}
+
+/// Decides for each renewal, by its number from 1.
+fn on_renewals(memory: &Memory, mut judge: impl FnMut(u32) -> Fate + Send + 'static) -> Bad {
+    let mut renewals = 0;
+    Bad::new(memory, move |op| match op {
+        Op::Renew { .. } => {
+            renewals += 1;
+            judge(renewals)
+        }
+        _ => Fate::Good,
+    })
+}
+
+async fn record(store: &Bad) -> (Record, u64) {
+    let reply = store.store.apply(&key(), &Op::Inspect).await.unwrap();
+    (reply.record().unwrap().clone(), reply.frame.at)
+}
+
+/// How long the lease lasts on the server, in ms.
+async fn left(store: &Bad) -> f64 {
+    let (record, at) = record(store).await;
+    assert_eq!(record.state, State::Held);
+    record.until as f64 - at as f64 / 1e3
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_fails_is_tried_again_within_the_lease() {
+    let memory = Memory::new();
+    // Two in a row, again and again.
+    let bad = on_renewals(&memory, |nth| match nth % 3 {
+        0 => Fate::Good,
+        _ => Fate::Refused,
+    });
+    let a = renewing(&bad, "a");
+    let mut first = new_stream(&a);
+    let guard = acquired(&mut first).await;
+    let work = tokio::time::sleep(Duration::from_millis(10 * LEASE));
+    guard.run(work).await.expect("saved each time");
+    guard.done().await.unwrap();
+    let mut outages = 0;
+    while let LockEvent::Error(error) = next(&mut first).await {
+        assert!(error.is_retryable());
+        outages += 1;
+    }
+    assert!((10..40).contains(&outages), "{outages}: one an outage");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_answer_the_work_stops_before_the_lease_ends() {
+    for stalled in [false, true] {
+        let memory = Memory::new();
+        let bad = on_renewals(&memory, move |nth| match (nth, stalled) {
+            (1, _) => Fate::Good,
+            (_, true) => Fate::Late(Duration::from_millis(LONG)),
+            (_, false) => Fate::Refused,
+        });
+        let a = renewing(&bad, "a");
+        let guard = acquired(&mut new_stream(&a)).await;
+        let began = Instant::now();
+        let lost = guard.run(future::pending::<()>()).await.unwrap_err();
+        let left = left(&bad).await;
+        println!("cancelled {left} ms before the lease ends");
+        assert!(left > 0.0 && left < 10.0, "{left} ms too early");
+        assert!(began.elapsed() > Duration::from_millis(LEASE));
+        match lost {
+            LeaseLost::Unreachable { source } => assert_eq!(source.is_none(), stalled),
+            other => panic!("{other:?}"),
+        }
+        assert!(!guard.is_valid());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_too_late_does_not_bring_the_guard_back() {
+    let memory = Memory::new();
+    let bad = on_renewals(&memory, |_| Fate::Slow(Duration::from_millis(2 * LEASE)));
+    let a = renewing(&bad, "a");
+    let guard = acquired(&mut new_stream(&a)).await;
+    let lost = guard.lost().await;
+    assert!(matches!(lost, LeaseLost::Unreachable { .. }), "{lost:?}");
+    tokio::time::sleep(Duration::from_millis(2 * LEASE)).await;
+    assert!(!guard.is_valid() && guard.remaining().is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_is_refused_leaves_the_lease_until_its_end() {
+    let memory = Memory::new();
+    let bad = on_renewals(&memory, |_| Fate::Forbidden);
+    let a = renewing(&bad, "a");
+    let guard = acquired(&mut new_stream(&a)).await;
+    let began = Instant::now();
+    let renewed = guard.checkpoint("x").await;
+    assert!(
+        matches!(renewed, Err(RenewError::Refused(Error::Refused { .. }))),
+        "{renewed:?}"
+    );
+    assert!(guard.is_valid());
+    let lost = guard.lost().await;
+    assert!(
+        matches!(
+            lost,
+            LeaseLost::Unreachable {
+                source: Some(Error::Refused { .. })
+            }
+        ),
+        "{lost:?}"
+    );
+    assert!(began.elapsed() > Duration::from_millis(LEASE * 9 / 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_renewal_reaches_past_the_longest_hold() {
+    let memory = Memory::new();
+    // The one in between is late, when less is left than when it was first sent.
+    let bad = on_renewals(&memory, |nth| match nth {
+        5..8 => Fate::Refused,
+        _ => Fate::Good,
+    });
+    let hold = Duration::from_millis(5 * LEASE / 2);
+    let a = process_with(&bad, "a", LEASE, |terms| Terms {
+        renew_every: Some(Duration::from_millis(LEASE / 3)),
+        max_hold: hold,
+        ..terms
+    });
+    let guard = acquired(&mut new_stream(&a)).await;
+    let (_, began) = record(&bad).await;
+    let lost = guard.lost().await;
+    assert!(matches!(lost, LeaseLost::MaxHold { max_hold } if max_hold == hold));
+    let (record, _) = record(&bad).await;
+    let held = record.until - began / 1_000;
+    assert!(
+        (2_490..=2_501).contains(&held),
+        "the lease ends after {held} ms on the server"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_are_no_news_to_who_waits() {
+    let memory = Memory::new();
+    let (good, quiet) = (Bad::good(&memory), Bad::good(&memory));
+    let a = renewing(&good, "a");
+    let b = process(&quiet, "b", LEASE);
+    let mut first = new_stream(&a);
+    let guard = acquired(&mut first).await;
+    let mut second = new_stream(&b);
+    locked(&mut second).await;
+    settle_down().await;
+    let (asked, renewed) = (quiet.calls(), good.calls());
+    let worked = async {
+        let more = tokio::time::timeout(Duration::from_millis(20 * LEASE), second.next());
+        assert!(more.await.is_err(), "one event for each holder");
+    };
+    guard.run(worked).await.unwrap();
+    assert_eq!(quiet.calls(), asked, "and no command");
+    let renewed = good.calls() - renewed;
+    assert!((59..=61).contains(&renewed), "{renewed}: three a lease");
+    guard.done().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_was_extended_is_renewed_for_as_long() {
+    let memory = Memory::new();
+    let good = Bad::good(&memory);
+    let a = renewing(&good, "a");
+    let guard = acquired(&mut new_stream(&a)).await;
+    guard.extend(Duration::from_secs(60)).await.unwrap();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(LEASE)).await;
+        assert!(left(&good).await > 59_000.0);
+    }
+    // Shorter than the period: it has to be renewed more often.
+    guard.extend(Duration::from_millis(100)).await.unwrap();
+    let work = tokio::time::sleep(Duration::from_millis(LEASE));
+    guard.run(work).await.unwrap();
+    assert!(left(&good).await <= 100.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_no_replica_has_is_given_back() {
+    let memory = Memory::new();
+    let mut claims = 0;
+    let bad = Bad::new(&memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        match op {
+            Op::Claim { .. } if claims == 1 => Fate::Unproven,
+            _ => Fate::Good,
+        }
+    });
+    let a = process_with(&bad, "a", LONG, |terms| Terms {
+        replicated: true,
+        ..terms
+    });
+    let mut first = new_stream(&a);
+    match next(&mut first).await {
+        LockEvent::Error(error @ Error::NotReplicated { .. }) => assert!(!error.is_fatal()),
+        other => panic!("{other:?}"),
+    }
+    settle_down().await;
+    let (given_back, _) = record(&bad).await;
+    assert_eq!((given_back.state, given_back.attempt), (State::Open, 0));
+    let guard = acquired(&mut first).await;
+    assert_eq!(guard.attempt(), 1, "it was not counted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_by_push_counts_once_replicas_have_it() {
+    let memory = Memory::new();
+    let answer = Arc::new(Notify::new());
+    let held = answer.clone();
+    let bad = on_renewals(&memory, move |_| Fate::Held(held.clone()));
+    let a = process(&Bad::good(&memory), "a", LONG);
+    let b = process_with(&bad, "b", LONG, |terms| Terms {
+        replicated: true,
+        ..terms
+    });
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    guard.fail("for the second").await.unwrap();
+    settle_down().await;
+    assert!(second.next().now_or_never().is_none(), "not confirmed yet");
+    answer.notify_one();
+    let guard = acquired(&mut second).await;
+    assert!(guard.attempt() == 2 && guard.is_valid());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completion_that_no_replica_has_is_unknown() {
+    let memory = Memory::new();
+    let bad = Bad::new(&memory, |op| match op {
+        Op::Settle { .. } => Fate::Unproven,
+        _ => Fate::Good,
+    });
+    let a = process(&bad, "a", LONG);
+    let b = process(&Bad::good(&memory), "b", LONG);
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    match guard.done().await {
+        Err(SettleError::Unknown {
+            source: Error::NotReplicated { .. },
+            ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(next(&mut second).await, LockEvent::Completed(_)));
+}
+
+#[test]
+fn when_the_runtime_dies_the_guard_is_lost() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let guard = runtime.block_on(async {
+        let a = renewing(&Bad::good(&Memory::new()), "a");
+        acquired(&mut new_stream(&a)).await
+    });
+    let (token, lost) = (guard.cancellation_token(), guard.lost());
+    assert!(guard.is_valid());
+    drop(runtime);
+    assert!(token.is_cancelled() && !guard.is_valid());
+    assert!(matches!(lost.now_or_never(), Some(LeaseLost::Stopped)));
+}
