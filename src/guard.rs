@@ -127,7 +127,7 @@ impl WorkGuard {
     ///
     /// It outlives the guard, and can be awaited in another task. It needs no answer from the server:
     /// without one it resolves before the lease ends there, provided that the worker's runtime gets to
-    /// run its timers. With a lease of `l` that is `l / 500 + 3 ms` and half a round trip earlier.
+    /// run its timers: 1 % of the lease and 3 ms earlier.
     ///
     /// # Cancel safety
     ///

@@ -50,7 +50,7 @@
 //!
 //! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
 //!   turns false on this process's clock before that, provided that the two clocks drift apart by
-//!   less than 2 ‰.
+//!   less than 1 %.
 //! * [`WorkGuard::fencing_token`] rises with every grant of a key.
 //! * `Ok` from [`WorkGuard::done`] means that the server's record says that this guard completed
 //!   the run. There is at most one such guard a run.

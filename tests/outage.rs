@@ -2,14 +2,16 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use common::proxy::{Proxy, Way};
 use common::{PATIENCE, Server, acquired, command, end, locked, next, race};
+use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use futures::FutureExt;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Acquire, Error, LeaseLost, LockEvent, SettleError};
+use redis_locking_worker::{Acquire, Error, LeaseLost, LockEvent, LockingWorker, SettleError};
 
 /// Reads on to an event of this kind, counting the outages told of on the way.
 async fn until_acquired(stream: &mut Acquire) -> (redis_locking_worker::WorkGuard, usize) {
@@ -134,6 +136,80 @@ async fn a_guard_outside_the_servers_reach_says_so_and_is_not_valid_past_its_lea
         "{settled:?}"
     );
     server.signal(Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn out_of_reach_the_work_stops_before_its_lease_ends_on_the_server() {
+    for way in [Way::Cut, Way::Stalled] {
+        for lease in [600, 3_000] {
+            let server = Server::start();
+            let proxy = Proxy::start(server.port).await;
+            let builder =
+                LockingWorker::builder("job").url(format!("redis://127.0.0.1:{}", proxy.port));
+            let builder = builder.lock_timeout(Duration::from_millis(lease)).renew();
+            let worker = builder.build().await.unwrap();
+            let other = server.builder("job").build().await.unwrap();
+            let (_first, guard, mut second) = race(&worker, &other).await;
+            let client = server.client().await;
+            let renewed = async {
+                while !record(&client).await.contains("renewal=2 ") {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            guard.run(renewed).await.unwrap();
+            proxy.set(way);
+
+            let lost = guard.run(std::future::pending::<()>()).await.unwrap_err();
+            let left = lease_end(&client).await - now();
+            println!("{way:?}, lease of {lease} ms: stopped {left:.1} ms before it ended");
+            assert!(matches!(lost, LeaseLost::Unreachable { .. }), "{lost:?}");
+            assert!(left > 0.0, "after the lease's end on the server");
+            assert!(!guard.is_valid());
+            assert_eq!(until_acquired(&mut second).await.0.attempt(), 2);
+        }
+    }
+}
+
+/// In ms.
+fn now() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.as_secs_f64() * 1e3
+}
+
+async fn record(client: &Client) -> String {
+    let record = command(client, [b"GET", b"job"]).await;
+    record.into_string().unwrap()
+}
+
+/// By the server's clock, which is ours.
+async fn lease_end(client: &Client) -> f64 {
+    let record = record(client).await;
+    let (_, until) = record.split_once("until=").unwrap();
+    until.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_in_time_saves_the_lease() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port).await;
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let builder = LockingWorker::builder("job").url(url).renew();
+    let worker = builder.build().await.unwrap();
+    let guard = acquired(&mut worker.acquire()).await;
+    let work = async {
+        let client = server.client().await;
+        for nth in 1..=3 {
+            proxy.set(Way::Cut);
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            proxy.set(Way::Open);
+            let renewed = format!("renewal={nth} ");
+            while !record(&client).await.contains(&renewed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    guard.run(work).await.expect("saved each time");
+    guard.done().await.unwrap();
 }
 
 #[tokio::test]

@@ -250,7 +250,7 @@ impl Run {
             Purpose::Claim { id, token, terms } => {
                 if self.is_wanted(id, token) {
                     self.claimed(id, token, &reply, now);
-                } else if reply.ok || reply.position.is_some() {
+                } else if (reply.ok || reply.position.is_some()) && !self.holds(token) {
                     self.send(withdrawal(token, &terms, ticket, now));
                 }
                 self.refreshed(id);

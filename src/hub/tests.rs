@@ -43,6 +43,8 @@ enum Fate {
     Held(Arc<Notify>),
     /// It is carried out so much later.
     Late(Duration),
+    /// It is carried out so much later, and the answer is lost.
+    LostLate(Duration),
     /// It is carried out, and answered so much later.
     Slow(Duration),
 }
@@ -128,6 +130,11 @@ impl Store for Bad {
             Fate::Late(time) => {
                 tokio::time::sleep(time).await;
                 self.store.apply(key, op).await
+            }
+            Fate::LostLate(time) => {
+                tokio::time::sleep(time).await;
+                self.store.apply(key, op).await?;
+                Err(unavailable())
             }
             Fate::Slow(time) => {
                 let reply = self.store.apply(key, op).await;
@@ -662,4 +669,42 @@ async fn a_waiter_that_is_refused_leaves_the_line() {
     let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
     assert_eq!(left.position, Some(0), "nobody waits");
     guard.done().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
+    for lost in [false, true] {
+        let memory = Memory::new();
+        let mut claims = 0;
+        // The claim after the subscription is carried out when the grant has been heard of, and
+        // answered when the stream has gone.
+        let bad = Bad::new(&memory, move |op| {
+            claims += u32::from(matches!(op, Op::Claim { .. }));
+            match op {
+                Op::Claim { .. } if claims == 2 && lost => Fate::LostLate(Duration::from_secs(1)),
+                Op::Claim { .. } if claims == 2 => Fate::Late(Duration::from_secs(1)),
+                _ => Fate::Good,
+            }
+        });
+        let (a, b) = (
+            process(&Bad::good(&memory), "a", LONG),
+            process(&bad, "b", LONG),
+        );
+        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+        let guard = acquired(&mut first).await;
+        locked(&mut second).await;
+        settle_down().await;
+        guard.fail("for the second").await.unwrap();
+        let guard = acquired(&mut second).await;
+        drop(second);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let held = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+        let held = held.record().unwrap();
+        assert_eq!(
+            (held.state, held.fence),
+            (State::Held, guard.fencing_token())
+        );
+        assert!(guard.is_valid());
+        guard.done().await.unwrap();
+    }
 }

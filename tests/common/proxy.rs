@@ -32,7 +32,9 @@ impl Proxy {
                 if *watched.borrow() == Way::Cut {
                     continue;
                 }
-                let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
+                    continue;
+                };
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
                 tokio::spawn(carry(from_client, to_server, watched.clone()));

@@ -13,7 +13,7 @@ use crate::error::{Error, LeaseLost, RenewError, SettleError};
 use crate::event::{Completed, Failed, MaxAttempts, Reason};
 use crate::hub::Lease;
 use crate::hub::message::Ended;
-use crate::store::record::{Cause, Record, State, loss};
+use crate::store::record::{Cause, Record, State, Token, loss};
 use crate::store::{Failure, Op, Outcome, Reply};
 
 pub(super) struct Live {
@@ -135,6 +135,12 @@ impl Run {
         self.grants
             .iter_mut()
             .find(|live| live.lease.fence == fence)
+    }
+
+    /// Whether this token's grant is out: with its stream or, when that has gone, with its guard. Then
+    /// it ends by that, and never by a withdrawal.
+    pub(super) fn holds(&self, token: Token) -> bool {
+        self.grants.iter().any(|live| live.lease.token == token)
     }
 
     pub(super) fn lapse(&mut self, now: Instant) {

@@ -156,11 +156,13 @@ fn until(record: &Record, at: u64) -> Duration {
 /// When the record's lease is over for its holder, by our clock: counted from before the answer
 /// that told us the server's time was asked for, less what two clocks may drift apart until then.
 ///
-/// The margin is 2 ‰ and 3 ms: twice the 500 ppm by which NTP may slew each of two clocks; the grain
-/// of the server's expiry, 1 ms; and that of the timer that tells the holder, 2 ms, since the queue of
-/// timers and Tokio's own each round up to the next.
+/// The margin is 1 % and 3 ms: the drift that [Redlock] allows for; the grain of the server's expiry,
+/// 1 ms; and that of the timer that tells the holder, 2 ms, since the queue of timers and Tokio's own
+/// each round up to the next.
+///
+/// [Redlock]: https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
 pub(super) fn local_end(record: &Record, (sent, at): (Instant, u64)) -> Instant {
     let left = until(record, at);
-    let margin = left / 500 + Duration::from_millis(3);
+    let margin = left / 100 + Duration::from_millis(3);
     sent + left.saturating_sub(margin)
 }

@@ -65,7 +65,7 @@ impl Run {
                         })
                     }
                     // Nobody wants the answer, and it may have been a grant.
-                    _ => Some(withdrawal(token, &terms, ticket, now)),
+                    _ => (!self.holds(token)).then(|| withdrawal(token, &terms, ticket, now)),
                 }
             }
             Purpose::Settle(settling) if fatal => {

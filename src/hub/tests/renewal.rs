@@ -76,7 +76,7 @@ async fn without_any_answer_the_work_stops_before_the_lease_ends() {
         let lost = guard.run(future::pending::<()>()).await.unwrap_err();
         let left = left(&bad).await;
         println!("cancelled {left} ms before the lease ends");
-        assert!(left > 0.0 && left < 10.0, "{left} ms too early");
+        assert!(left > 0.0 && left < 20.0, "{left} ms too early");
         assert!(began.elapsed() > Duration::from_millis(LEASE));
         match lost {
             LeaseLost::Unreachable { source } => assert_eq!(source.is_none(), stalled),
