@@ -9,13 +9,14 @@
 //! port and stops again), the workers are processes. With neither they are tasks on the memory
 //! store.
 
+mod common;
+
 use std::error::Error;
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use common::{Place, now};
 use futures::StreamExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -152,18 +153,7 @@ async fn work(
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Err(error) = run(Args::parse()).await else {
-        return ExitCode::SUCCESS;
-    };
-    // With its causes, which say what to do.
-    eprint!("Error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprint!(": {error}");
-        cause = error.source();
-    }
-    eprintln!();
-    ExitCode::FAILURE
+    common::exit(run(Args::parse()).await)
 }
 
 async fn run(mut args: Args) -> Result<(), Box<dyn Error>> {
@@ -177,42 +167,25 @@ async fn run(mut args: Args) -> Result<(), Box<dyn Error>> {
     // Another key each time: an outcome is remembered for twice the lock timeout.
     let key = format!("cluster-example:{}:{}", std::process::id(), now());
     let (reports, mut heard) = mpsc::unbounded_channel();
-    let mut server = None;
-    match std::env::var("REDIS_URL").ok() {
-        Some(url) => {
-            // Wrong settings and a server that is not there are said once, not by every process.
-            args.builder(&key, 0).url(&url).build().await?;
-            println!("{workers} processes, on the server that REDIS_URL names");
-            start_processes(&args, workers, &url, &key, &reports)?;
-        }
-        None => match find_server() {
-            Some(program) => {
-                let started = server.insert(Server::start(&program)?);
-                args.builder(&key, 0).url(&started.url).build().await?;
-                println!("{workers} processes, on a {} of their own", started.name);
-                start_processes(&args, workers, &started.url, &key, &reports)?;
-            }
-            None => {
-                println!(
-                    "No redis-server on PATH and no REDIS_URL: {workers} tasks on the memory store"
-                );
-                let memory = Memory::new();
-                for number in 1..=workers {
-                    let worker = args
-                        .builder(&key, number)
-                        .in_memory(&memory)
-                        .build()
-                        .await?;
-                    let (args, reports) = (args.clone(), reports.clone());
-                    tokio::spawn(async move {
-                        let heard = |report| drop(reports.send(report));
-                        if let Err(error) = work(worker, &args, heard).await {
-                            let _ = reports.send(Report::Says(format!("Error: {error}")));
-                        }
-                    });
+    let place = Place::find()?;
+    println!("{}", place.describe(workers));
+    if let Some(url) = place.url() {
+        // Wrong settings and a server that is not there are said once, not by every process.
+        args.builder(&key, 0).url(url).build().await?;
+        start_processes(&args, workers, url, &key, &reports)?;
+    } else {
+        let memory = Memory::new();
+        for number in 1..=workers {
+            let worker = args.builder(&key, number).in_memory(&memory);
+            let worker = worker.build().await?;
+            let (args, reports) = (args.clone(), reports.clone());
+            tokio::spawn(async move {
+                let heard = |report| drop(reports.send(report));
+                if let Err(error) = work(worker, &args, heard).await {
+                    let _ = reports.send(Report::Says(format!("Error: {error}")));
                 }
-            }
-        },
+            });
+        }
     }
     drop(reports);
 
@@ -311,78 +284,4 @@ impl Report {
             _ => return None,
         })
     }
-}
-
-fn find_server() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let names = ["redis-server", "valkey-server"];
-    let mut found = names.iter().flat_map(|name| {
-        std::env::split_paths(&path)
-            .map(move |folder| folder.join(name))
-            .filter(|p| p.is_file())
-    });
-    found.next()
-}
-
-/// A server that ends with the example.
-struct Server {
-    name: String,
-    url: String,
-    child: Child,
-}
-
-impl Server {
-    fn start(program: &PathBuf) -> Result<Self, Box<dyn Error>> {
-        let name = program
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        // A port found free may be gone by the time it is used: then the server exits at once.
-        for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            let child = Command::new(program)
-                .args([
-                    "--port",
-                    &port.to_string(),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                ])
-                .stdout(Stdio::null())
-                .spawn()?;
-            let url = format!("redis://127.0.0.1:{port}");
-            let mut server = Self {
-                name: name.clone(),
-                url,
-                child,
-            };
-            for _ in 0..500 {
-                if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Ok(server);
-                }
-                if server.child.try_wait()?.is_some() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        Err(format!("{name} does not start").into())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The wall clock in µs, which all processes of a machine share.
-fn now() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    now.as_micros() as u64
 }

@@ -1,6 +1,7 @@
 //! The work in one's hands.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,7 +48,7 @@ use crate::store::{Failure, GRAIN, Outcome, millis};
 #[must_use = "dropping the guard fails the attempt"]
 pub struct WorkGuard {
     grant: Grant,
-    settled: bool,
+    settled: AtomicBool,
 }
 
 impl WorkGuard {
@@ -64,7 +65,7 @@ impl WorkGuard {
         grant.give();
         Self {
             grant,
-            settled: false,
+            settled: AtomicBool::new(false),
         }
     }
 
@@ -324,8 +325,7 @@ impl WorkGuard {
     /// Dropped before its first poll, the future drops the guard, which fails the attempt without
     /// the reason. After that it goes its way, and only its answer is lost.
     pub async fn fail(self, reason: impl Into<String>) -> Result<(), SettleError> {
-        let reason = Failure::Reason(shorten(reason.into()));
-        self.settle(Outcome::Fail(reason)).await
+        self.settle(failure(reason.into())).await
     }
 
     /// Fails the run: no other attempt is made, however many are left.
@@ -357,23 +357,31 @@ impl WorkGuard {
         self.settle(Outcome::HandOff).await
     }
 
-    async fn settle(mut self, outcome: Outcome) -> Result<(), SettleError> {
+    /// Ends it; the answer is the server's. Only the first end counts.
+    pub(crate) async fn settle(&self, outcome: Outcome) -> Result<(), SettleError> {
+        if self.settled.swap(true, Ordering::Relaxed) {
+            return Err(LeaseLost::Settled.into());
+        }
         let (reply, answer) = oneshot::channel();
-        self.settled = true;
         self.grant.settle(outcome, Some(reply));
         answer.await.unwrap_or(Err(SettleError::Stopped))
     }
-}
 
-impl Drop for WorkGuard {
-    fn drop(&mut self) {
-        if !self.settled {
+    /// Ends it without waiting for an answer, if it has not been settled.
+    pub(crate) fn abandon(&self) {
+        if !self.settled.swap(true, Ordering::Relaxed) {
             let failure = match std::thread::panicking() {
                 true => Failure::Panicked,
                 false => Failure::Dropped,
             };
             self.grant.settle(Outcome::Fail(failure), None);
         }
+    }
+}
+
+impl Drop for WorkGuard {
+    fn drop(&mut self) {
+        self.abandon();
     }
 }
 
@@ -412,6 +420,11 @@ fn arguments(args: Value) -> Result<Vec<Value>, FencedError> {
         }
     }
     Ok(args)
+}
+
+/// A failure for this reason.
+pub(crate) fn failure(reason: String) -> Outcome {
+    Outcome::Fail(Failure::Reason(shorten(reason)))
 }
 
 fn shorten(mut reason: String) -> String {

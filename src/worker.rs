@@ -1,6 +1,7 @@
 //! The handle that takes part in runs.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -71,7 +72,8 @@ impl LockingWorker {
     /// or the guard is lost (which stops it), somebody else is next, up to `max_attempts`; that may be
     /// us again. Whoever comes later gets the result without any work until the retention ends.
     ///
-    /// The lease is the bound on the work's time, unless the worker was built with
+    /// The work's future decides: `Ok` completes the run, `Err` fails the attempt, whoever else has a
+    /// clone of the guard. The lease is the bound on its time, unless the worker was built with
     /// [`Builder::renew`]. While the server does not serve, this waits until it does.
     ///
     /// # Errors
@@ -101,9 +103,10 @@ impl LockingWorker {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn once<W, T, E>(&self, work: W) -> Result<Bytes, OnceError>
+    pub async fn once<W, F, T, E>(&self, work: W) -> Result<Bytes, OnceError>
     where
-        W: AsyncFnMut(&WorkGuard) -> Result<T, E>,
+        W: FnMut(Arc<WorkGuard>) -> F,
+        F: Future<Output = Result<T, E>>,
         T: Into<Bytes>,
         E: Display,
     {
@@ -123,9 +126,10 @@ impl LockingWorker {
     /// As [`once`](Self::once).
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
-    pub async fn once_json<W, T, E>(&self, work: W) -> Result<T, OnceError>
+    pub async fn once_json<W, F, T, E>(&self, work: W) -> Result<T, OnceError>
     where
-        W: AsyncFnMut(&WorkGuard) -> Result<T, E>,
+        W: FnMut(Arc<WorkGuard>) -> F,
+        F: Future<Output = Result<T, E>>,
         T: serde::Serialize + serde::de::DeserializeOwned,
         E: Display,
     {

@@ -141,7 +141,7 @@ async fn a_guard_outside_the_servers_reach_says_so_and_is_not_valid_past_its_lea
 #[tokio::test]
 async fn out_of_reach_the_work_stops_before_its_lease_ends_on_the_server() {
     for way in [Way::Cut, Way::Stalled] {
-        for lease in [600, 3_000] {
+        for lease in [1_000, 3_000] {
             let server = Server::start();
             let proxy = Proxy::start(server.port).await;
             let builder =

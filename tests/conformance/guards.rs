@@ -402,25 +402,66 @@ async fn the_memory_store_runs_no_scripts() {
     assert!(matches!(ran, Err(FencedError::NoScripts)), "{ran:?}");
 }
 
-/// What a spawned task may do with it.
+/// What a spawned task may do with it: its future is `Send`, whatever the work borrows.
 #[tokio::test]
 async fn once_can_be_spawned() {
     let worker = Fleet::in_memory().worker("a").await;
     let task = tokio::spawn(async move {
-        let work = async |guard: &WorkGuard| {
+        let executions = Work::default();
+        let borrowed = worker.once(async |guard| {
+            guard
+                .checkpoint("begun")
+                .await
+                .map_err(|error| error.to_string())?;
+            executions.run(1).await
+        });
+        let owned = worker.once(|guard| async move {
             sleep(Duration::from_millis(1)).await;
-            Ok::<_, std::io::Error>(guard.attempt().to_string())
-        };
-        worker.once(work).await
+            Err::<String, _>(guard.attempt())
+        });
+        let (first, second) = futures::join!(borrowed, owned);
+        assert_eq!(first.unwrap(), second.unwrap());
+        executions.executions()
     });
-    assert_eq!(task.await.unwrap().unwrap(), "1");
+    assert!((1..=2).contains(&task.await.unwrap()));
+}
+
+/// A clone of the guard that outlives the work decides nothing.
+#[tokio::test(start_paused = true)]
+async fn once_ends_its_guard_whoever_has_it_still() {
+    let worker = Fleet::in_memory().worker("a").await;
+    let kept = std::sync::Mutex::new(Vec::new());
+    let work = worker.once(async |guard| {
+        kept.lock().unwrap().push(guard.clone());
+        match guard.attempt() {
+            1 => std::future::pending().await,
+            _ => Ok::<_, std::io::Error>("done"),
+        }
+    });
+    assert!(timeout(Duration::from_millis(1), work).await.is_err());
+    let work = worker.once(async |guard| {
+        kept.lock().unwrap().push(guard.clone());
+        Ok::<_, std::io::Error>(guard.attempt().to_string())
+    });
+    let result = timeout(Duration::from_millis(1), work).await;
+    assert_eq!(result.expect("at once").unwrap(), "2");
+    let kept = kept.into_inner().unwrap();
+    assert_eq!(kept.len(), 2);
+    for guard in kept {
+        assert!(!guard.is_valid());
+        let again = std::sync::Arc::into_inner(guard).unwrap().done().await;
+        assert!(
+            matches!(again, Err(SettleError::Lost(LeaseLost::Settled))),
+            "{again:?}"
+        );
+    }
 }
 
 #[cfg(feature = "json")]
 #[tokio::test]
 async fn a_json_result_is_the_same_for_everybody() {
     let worker = Fleet::in_memory().worker("a").await;
-    let work = async |_: &WorkGuard| Ok::<_, std::io::Error>(vec![(1, "one".to_owned())]);
+    let work = async |_| Ok::<_, std::io::Error>(vec![(1, "one".to_owned())]);
     let (first, second) = futures::join!(worker.once_json(work), worker.once_json(work));
     assert_eq!(first.unwrap(), [(1, "one".to_owned())]);
     assert_eq!(second.unwrap(), [(1, "one".to_owned())]);
