@@ -81,6 +81,8 @@ mutant "hub: a lost answer is taken for a lost lease" src/hub/run/grants.rs \
     'reply.ok || was_settled(record, lease, outcome)' 'reply.ok' $hub::a_settlement_whose_answer
 mutant "hub: the lease is counted from the answer, without a margin" src/hub/run/news.rs \
     'sent + left.saturating_sub(margin)' 'sent + left + margin' $hub::a_guard_is_invalid
+mutant "hub: a late claim ends the guard that a push has brought" src/hub/run.rs \
+    '&& !self.holds(token)' '' $hub::a_claim_that_is_late
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \
     'let newer = order.is_gt() || lost;' 'let newer = true;' $hub::a_late_message
 mutant "hub: a dropped stream stays in line" src/hub/run.rs \
@@ -90,7 +92,7 @@ mutant "hub: an unwanted answer is kept" src/hub/run.rs \
 mutant "hub: close does not wait" src/hub.rs \
     'tracker.wait().await;' '' $hub::draining_waits
 mutant "hub: what nobody takes is given back by a message of its own" src/hub/run/news.rs \
-    'grant.given = true;' 'let _ = &mut grant; member.stage = Stage::Holding; return;' \
+    'lease.give();' 'drop(unsent); member.stage = Stage::Holding; return;' \
     $hub::draining_waits_for_a_grant
 mutant "hub: who is refused stays in line" src/hub/run/outage.rs \
     'member.stage == Stage::Waiting && !member.claiming' 'false' $hub::a_waiter_that_is_refused
@@ -98,14 +100,62 @@ mutant "guard: dropping says nothing" src/guard.rs \
     'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' --test conformance a_dropped_guard
 mutant "guard: a grant that was not yielded is kept" src/hub.rs \
     'self.hub.send(Message::Return(self.lease.clone()));' '' $hub::a_grant_that_is_not_taken
-mutant "stream: lapsed before it was settled" src/acquire.rs \
-    '(State::Working { attempt, .. }, Update::Lapsed) => State::Working {
+mutant "stream: lost before it was settled" src/acquire.rs \
+    '(State::Working { attempt, .. }, Update::Lost) => State::Working {
                 attempt,
-                lapsed: true,
-            },' '(State::Working { attempt, .. }, Update::Lapsed) => self.expired(attempt),' \
+                lost: true,
+            },' '(State::Working { attempt, .. }, Update::Lost) => self.expired(attempt),' \
     --test conformance an_expired_lease_may_still
 mutant "stream: a stale grant is yielded as it is" src/hub.rs \
     'self.lease.remaining() < enough' 'false' --test conformance a_stream_that_is_not_polled
+
+renewal="--lib hub::tests::renewal"
+mutant "renewal: never sent" src/hub/run.rs 'self.renew_due(now);' '' --lib renewal::a_renewal_that_fails
+mutant "renewal: begins with the guard" src/hub.rs \
+    'self.lease.give();' 'self.lease.give(); self.in_use();' --test conformance a_guard_that_nobody_uses
+mutant "renewal: not tried again" src/hub/run/grants.rs \
+    'if !error.is_fatal() {' 'if false {' $renewal::a_renewal_that_fails
+mutant "renewal: past the longest hold" src/hub/run/grants.rs \
+    'self.length.min(left).max(1)' 'self.length' $renewal::no_renewal_reaches
+mutant "renewal: a late one is sent as it was" src/hub/run/outage.rs \
+    'Some(live) => *lease = live.restart(now),' 'Some(_) => {}' $renewal::no_renewal_reaches
+mutant "renewal: a checkpoint shortens the lease" src/hub/run.rs \
+    'live.length = length;' '' --test conformance an_extended_lease
+mutant "renewal: a checkpoint is forgotten" $lua/renew.lua \
+    'r.checkpoint = ARGV[3] or r.checkpoint' '' --test conformance redis::the_next_attempt_finds
+mutant "renewal: waiters are told of it" src/hub/run/news.rs \
+    'if member.told != record.fence {' 'if true {' $renewal::renewals_are_no_news
+mutant "loss: the end of the lease is told to nobody" src/hub/lease.rs \
+    'if given {' 'if false {' $renewal::without_any_answer
+mutant "loss: told when the server lets others in" src/hub/run/news.rs \
+    'sent + left.saturating_sub(margin)' 'sent + left.saturating_sub(margin) + margin + margin' \
+    $renewal::without_any_answer
+mutant "loss: a late answer brings the guard back" src/hub/lease.rs \
+    'match self.lost.get() {' 'match None::<LeaseLost> {' $renewal::an_answer_that_comes_too_late
+mutant "loss: what works for a settled guard goes on" src/hub.rs \
+    'self.lease.lose(LeaseLost::Settled);' '' --test conformance the_end_of_a_guard
+mutant "loss: a dead runtime tells nobody" src/hub/run/grants.rs \
+    'self.lease.lose(LeaseLost::Stopped);' '' $renewal::when_the_runtime_dies
+mutant "loss: the successor is not named" src/store/record.rs \
+    'record.state.is_owned() || record.state == State::Done' 'false' \
+    --test conformance a_renewal_of_a_lost_guard
+mutant "once: a clone keeps the guard" src/once.rs \
+    'self.0.abandon();' '' --test conformance once_ends_its_guard
+mutant "once: who has failed leaves" src/once.rs \
+    'rejoin: true,' 'rejoin: false,' --test conformance once_fails_over
+mutant "fenced: not looked at" $lua/fenced.lua \
+    'and fence == ARGV[1]' '' --test fencing a_holder_writes
+mutant "fenced: another slot is sent" src/store/redis.rs \
+    'if slot != key.slot() {' 'if false {' --test fencing in_a_cluster
+mutant "fenced: a null is sent" src/guard.rs \
+    '| Value::Bytes(_)' '| Value::Bytes(_) | Value::Null' --test fencing what_is_wrong
+mutant "replicas: not waited for" src/store/redis.rs \
+    'if acknowledged >= count {' 'if true {' --test replicas without_its_replica
+mutant "replicas: a grant by push is relied on" src/hub.rs \
+    '(self.lease.terms.replicated && !self.confirmed)' 'false' $renewal::a_grant_by_push
+mutant "replicas: a grant that none has is kept" src/hub/run/outage.rs \
+    'unproven.then(' 'false.then(' $renewal::a_grant_that_no_replica
+
 mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
     'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off
 mutant "redis: a forgotten script is an error" src/store/redis.rs \

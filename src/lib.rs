@@ -39,8 +39,14 @@
 //! | to | call |
 //! |---|---|
 //! | take part in a run | [`LockingWorker::acquire`] |
+//! | have a result computed once by the fleet | [`LockingWorker::once`] |
 //! | the same for many keys, over the same connections | [`LockingWorker::with_key`] |
 //! | complete the work | [`WorkGuard::done`], [`WorkGuard::done_with`] |
+//! | work for longer than the lease | [`Builder::renew`], or [`WorkGuard::extend`] |
+//! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`], [`WorkGuard::cancellation_token`] |
+//! | let the next attempt resume | [`WorkGuard::checkpoint`], [`WorkGuard::previous`] |
+//! | keep a late write out | [`WorkGuard::fenced`], or [`WorkGuard::fencing_token`] with a store that compares |
+//! | survive the loss of a server | [`Builder::replicas`] |
 //! | let another participant try | [`WorkGuard::fail`], or drop the guard |
 //! | have nobody try again | [`WorkGuard::fail_permanently`] |
 //! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
@@ -50,7 +56,8 @@
 //!
 //! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
 //!   turns false on this process's clock before that, provided that the two clocks drift apart by
-//!   less than 1 %.
+//!   less than 1 %; so do [`WorkGuard::lost`] and the others, provided that the runtime runs its
+//!   timers in time.
 //! * [`WorkGuard::fencing_token`] rises with every grant of a key.
 //! * `Ok` from [`WorkGuard::done`] means that the server's record says that this guard completed
 //!   the run. There is at most one such guard a run.

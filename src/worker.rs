@@ -97,9 +97,12 @@ impl LockingWorker {
     /// # let memory = Memory::new();
     /// let worker = LockingWorker::builder("rates").in_memory(&memory).build().await?;
     /// let rates = worker
-    ///     .once(async |guard| Ok::<_, std::io::Error>(format!("fetched at {}", guard.attempt())))
+    ///     .once(|guard| async move {
+    ///         // Whatever takes long, or must not be done by two at a time.
+    ///         Ok::<_, std::io::Error>(format!("fetched at attempt {}", guard.attempt()))
+    ///     })
     ///     .await?;
-    /// assert_eq!(rates, "fetched at 1");
+    /// assert_eq!(rates, "fetched at attempt 1");
     /// # Ok(())
     /// # }
     /// ```

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Server, acquired, end, locked, race};
+use common::{Server, acquired, end, race};
 use redis_locking_worker::{LockEvent, LockingWorker};
 
 #[tokio::test]
@@ -16,7 +16,7 @@ async fn a_run_takes_place_over_a_unix_socket() {
         .build()
         .await
         .unwrap();
-    let (mut first, guard, mut second) = race(&worker, &worker).await;
+    let (_first, guard, mut second) = race(&worker, &worker).await;
     drop(guard);
     acquired(&mut second).await.done().await.unwrap();
     assert!(matches!(end(&mut second).await, LockEvent::Completed(_)));

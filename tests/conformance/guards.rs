@@ -10,8 +10,7 @@ use redis_locking_worker::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::events::{Fleet, on_both};
-use crate::common::{acquired, end, locked, next, race};
-use crate::until;
+use crate::common::{acquired, end, locked, race};
 
 on_both!(
     work_of_five_leases_under_renewal_is_one_attempt,
@@ -355,7 +354,7 @@ async fn once_stops_the_work_when_the_lease_is_lost(fleet: Fleet) {
         if guard.attempt() == 1 {
             std::future::pending::<()>().await;
         }
-        Ok::<_, std::io::Error>(format!("{:?}", previous(guard).reason))
+        Ok::<_, std::io::Error>(format!("{:?}", previous(&guard).reason))
     });
     assert_eq!(result.await.unwrap(), "Dropped");
 }
