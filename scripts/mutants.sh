@@ -51,7 +51,7 @@ mutant "defect 04: anybody may settle" $lua/settle.lua \
 mutant "defect 05: the fence restarts with each run" $lua/record.lua \
     'math.max(r.fence + 1, now)' 'r.fence + 1' $defects defect_05
 mutant "defect 06: the only attempt is not the last" src/guard.rs \
-    'attempt >= self.grant.lease.max_attempts' 'attempt > self.grant.lease.max_attempts' $defects defect_06
+    'lease.attempt >= lease.max_attempts' 'lease.attempt > lease.max_attempts' $defects defect_06
 mutant "defect 07: an outcome that never expires" $lua/record.lua \
     "redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))" \
     "redis.call('SET', KEYS[1], record_text)" $defects defect_07
@@ -125,13 +125,16 @@ mutant "renewal: a checkpoint is forgotten" $lua/renew.lua \
     'r.checkpoint = ARGV[3] or r.checkpoint' '' --test conformance redis::the_next_attempt_finds
 mutant "renewal: waiters are told of it" src/hub/run/news.rs \
     'if member.told != record.fence {' 'if true {' $renewal::renewals_are_no_news
-mutant "loss: the end of the lease is told to nobody" src/hub/lease.rs \
-    'if given {' 'if false {' $renewal::without_any_answer
+mutant "loss: the end of the lease is told to nobody" src/hub/run/grants.rs \
+    'if live.lapsed || lease.is_given() {' 'if live.lapsed {' $renewal::without_any_answer
 mutant "loss: told when the server lets others in" src/hub/run/news.rs \
     'sent + left.saturating_sub(margin)' 'sent + left.saturating_sub(margin) + margin + margin' \
     $renewal::without_any_answer
-mutant "loss: a late answer brings the guard back" src/hub/lease.rs \
-    'match self.lost.get() {' 'match None::<LeaseLost> {' $renewal::an_answer_that_comes_too_late
+mutant "loss: a lost guard is valid until its lease ends" src/hub/lease.rs \
+    'match self.lost.get() {' 'match None::<LeaseLost> {' --test conformance a_lost_record
+mutant "loss: a late answer brings the guard back" src/hub/run/grants.rs \
+    'lease.lose(reason);
+            self.forget(lease.fence);' 'let _ = reason;' $renewal::an_answer_that_comes_too_late
 mutant "loss: what works for a settled guard goes on" src/hub.rs \
     'self.lease.lose(LeaseLost::Settled);' '' --test conformance the_end_of_a_guard
 mutant "loss: a dead runtime tells nobody" src/hub/run/grants.rs \
@@ -160,7 +163,7 @@ mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
     'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off
 mutant "redis: a forgotten script is an error" src/store/redis.rs \
     'starts_with("NOSCRIPT")' 'starts_with("NOSUCH")' --test outage forgotten_scripts
-mutant "redis: a full server keeps what it holds" src/store/redis.rs \
+mutant "redis: a full server keeps what it holds" src/store/redis/scripts.rs \
     '" flags=allow-oom"' '""' --test outage a_full_server
 mutant "redis: a passing error ends the stream" src/store/redis.rs \
     '"READONLY",' '' --test outage a_replica

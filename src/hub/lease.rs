@@ -80,22 +80,12 @@ impl Lease {
 
     /// A guard is made of it, which is lost from the start if the time is over.
     pub(super) fn give(&self) {
-        // Marked first, and then the clock; `lapse` looks at them the other way round. So one of
-        // the two sees that a guard outlives its lease.
+        // Marked first, and then the clock; the hub looks at the clock first, and then at the mark. So
+        // one of the two sees that a guard outlives its lease.
         self.given.store(true, Ordering::SeqCst);
         if self.deadline() <= Instant::now() {
             self.lose(LeaseLost::Expired);
         }
-    }
-
-    /// Its time is over, as the caller has seen: ends it for its holder, if there is one. Without, it
-    /// may still be confirmed.
-    pub(super) fn lapse(&self, reason: LeaseLost) -> bool {
-        let given = self.given.load(Ordering::SeqCst);
-        if given {
-            self.lose(reason);
-        }
-        given
     }
 
     pub(super) fn is_given(&self) -> bool {

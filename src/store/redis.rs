@@ -25,7 +25,7 @@ use futures::{Stream, StreamExt, stream};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::key::{Key, show};
-use super::record::{Frame, loss};
+use super::record::{Frame, Record, loss};
 use super::{Failure, Guarded, Heard, Op, Outcome, Reply, Store};
 use crate::error::{Error, FencedError};
 use connection::{client, establish, quit};
@@ -145,8 +145,8 @@ impl RedisStore {
         // one has, which need not be this.
         let read = self.run(&replication.client, key, &self.scripts.inspect, Vec::new());
         let read = read.await.map_err(failed)?;
-        let fence = |reply: &Reply| reply.record().map(|record| record.fence);
-        if fence(&read) < fence(written) {
+        let order = |reply: &Reply| reply.record().map(Record::order);
+        if order(&read) < order(written) {
             acknowledged = 0;
         }
         let Replicas { count, timeout } = replication.replicas;

@@ -147,7 +147,8 @@ impl Run {
         let over = |live: &&mut Live| !live.settling && live.ends() <= now;
         while let Some(live) = self.grants.iter_mut().find(over) {
             let (lease, reason) = (live.lease.clone(), live.reason());
-            if live.lapsed || lease.lapse(reason.clone()) {
+            // Until a guard was made of it, it may still be confirmed.
+            if live.lapsed || lease.is_given() {
                 self.lose(&lease, reason);
             } else {
                 live.lapsed = true;

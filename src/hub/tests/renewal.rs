@@ -89,13 +89,23 @@ async fn without_any_answer_the_work_stops_before_the_lease_ends() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_comes_too_late_does_not_bring_the_guard_back() {
     let memory = Memory::new();
-    let bad = on_renewals(&memory, |_| Fate::Slow(Duration::from_millis(2 * LEASE)));
-    let a = renewing(&bad, "a");
+    let bad = on_renewals(&memory, |_| Fate::Slow(Duration::from_millis(200)));
+    let a = process(&bad, "a", LEASE);
     let guard = acquired(&mut new_stream(&a)).await;
-    let lost = guard.lost().await;
-    assert!(matches!(lost, LeaseLost::Unreachable { .. }), "{lost:?}");
-    tokio::time::sleep(Duration::from_millis(2 * LEASE)).await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    // Sent in time, and carried out; but the answer comes when the work has been stopped.
+    let extended = guard.extend(Duration::from_secs(60)).await;
+    assert!(
+        matches!(extended, Err(RenewError::Lost(LeaseLost::Expired))),
+        "{extended:?}"
+    );
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        left(&bad).await > 50_000.0,
+        "it is still ours on the server"
+    );
     assert!(!guard.is_valid() && guard.remaining().is_zero());
+    guard.done().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
