@@ -9,9 +9,11 @@ use common::{Monitor, Server, acquired, end, locked, race};
 use futures::StreamExt;
 use redis_locking_worker::{Acquire, LockEvent, LockingWorker};
 
-/// A worker whose server knows all scripts.
+/// A worker whose server knows all scripts. Its lease outlasts the test.
 async fn warm(server: &Server) -> LockingWorker {
-    let worker = server.builder("warm-up").label("w").build().await.unwrap();
+    let builder = server.builder("warm-up").label("w");
+    let worker = builder.lock_timeout(60 * common::PATIENCE).build();
+    let worker = worker.await.unwrap();
     let (first, guard, mut second) = race(&worker, &worker).await;
     let third = {
         let mut third = worker.acquire();

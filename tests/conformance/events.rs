@@ -238,10 +238,9 @@ async fn a_dropped_guard_wakes_the_next_in_line(fleet: Fleet) {
     assert_eq!(guard.attempt(), 2);
     assert!(guard.fencing_token() > fence);
     let told = locked(&mut third).await;
-    assert_eq!(
-        (told.attempt, told.holder.as_str(), told.position),
-        (2, "b", None)
-    );
+    assert_eq!((told.attempt, told.holder.as_str()), (2, "b"));
+    // Heard, it brings no place; its second claim, after subscribing, may be what tells it.
+    assert!(matches!(told.position, None | Some(0)), "{told:?}");
     guard.done().await.unwrap();
     assert_eq!(
         completed(end(&mut third).await),
