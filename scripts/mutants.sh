@@ -47,16 +47,16 @@ mutant "defect 02: done work is claimed again" $lua/claim.lua \
 mutant "defect 03: all keys share a record" src/store/redis.rs \
     'Value::Bytes(key.bytes().clone())' 'Value::from("job")' $defects defect_03
 mutant "defect 04: anybody may settle" $lua/settle.lua \
-    'or int(r.fence) ~= fence then' 'then' $defects defect_04
+    'or r.fence ~= fence then' 'then' $defects defect_04
 mutant "defect 05: the fence restarts with each run" $lua/record.lua \
-    'math.max(r.fence + 1, now)' 'r.fence + 1' $defects defect_05
+    'tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1)' 'int(r.fence + 1)' $defects defect_05
 mutant "defect 06: the only attempt is not the last" src/guard.rs \
     'lease.attempt >= lease.max_attempts' 'lease.attempt > lease.max_attempts' $defects defect_06
 mutant "defect 07: an outcome that never expires" $lua/record.lua \
-    "redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))" \
+    "redis.call('SET', KEYS[1], record_text, 'PX', life)" \
     "redis.call('SET', KEYS[1], record_text)" $defects defect_07
 mutant "defect 08: a fraction of a ms reaches the server" $lua/record.lua \
-    "record_text, 'PX', int(life(r))" "record_text, 'PX', life(r) + 0.5" $defects defect_08
+    "record_text, 'PX', life" "record_text, 'PX', life + 0.5" $defects defect_08
 mutant "defect 09: an error is swallowed" src/hub/run/outage.rs \
     'member.tell(Update::Error(error.clone()));' '' $defects defect_09
 mutant "defect 10: a failure is not told" $lua/record.lua \

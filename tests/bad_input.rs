@@ -6,7 +6,7 @@ mod common;
 use std::error::Error as _;
 use std::time::Duration;
 
-use common::{PATIENCE, Server, acquired, command, end, free_port, next};
+use common::{PATIENCE, Server, acquired, command, end, free_port};
 use fred::types::{Builder as FredBuilder, Value};
 use redis_locking_worker::{
     BuildError, Builder, Error, Key, KeyError, LockEvent, LockingWorker, Memory,
@@ -468,27 +468,18 @@ async fn a_missing_permission_is_a_fatal_error_and_nothing_is_granted() {
     let all = documented_permissions();
     assert!(all.len() > 15, "{all:?}");
     for missing in &all {
-        // The connection itself needs it, or only the end of a run or of waiting does.
-        let late = ["+hello", "+ping", "+zpopmin", "+sunsubscribe"].contains(missing);
-        // Only a waiter needs it.
-        let waits = ["+ssubscribe", "+zadd", "+zrank", "+zrange", "+zcard"].contains(missing);
+        // The connection itself needs it, or only who waits, or has waited.
+        let later = ["+hello", "+ping", "+ssubscribe", "+sunsubscribe"].contains(missing);
         // `EVAL` is needed where the server has forgotten a script.
-        if late || waits || *missing == "+eval" {
+        if later || *missing == "+eval" {
             continue;
         }
         let rules = all.iter().copied().filter(|rule| rule != missing);
         let url = user(&server, rules).await;
         let builder = LockingWorker::builder("job:1").url(url);
-        let error = match tokio::time::timeout(PATIENCE, builder.build())
-            .await
-            .unwrap()
-        {
-            Err(BuildError::Server(error)) => error,
-            Err(other) => panic!("{missing}: {other:?}"),
-            Ok(worker) => match next(&mut worker.acquire()).await {
-                LockEvent::Error(error) => error,
-                other => panic!("without {missing}: {other:?}"),
-            },
+        let error = match refused(builder).await {
+            BuildError::Server(error) => error,
+            other => panic!("{missing}: {other:?}"),
         };
         assert!(
             matches!(error, Error::Refused { .. }),
@@ -503,22 +494,13 @@ async fn a_waiter_without_permission_ends_with_a_fatal_error() {
     let server = Server::start();
     let holder = server.builder("job:1").build().await.unwrap();
     let guard = acquired(&mut holder.acquire()).await;
-    for missing in ["+ssubscribe", "+zadd", "+zrank", "+zrange", "+zcard"] {
-        let all = documented_permissions();
-        let url = user(&server, all.into_iter().filter(|rule| *rule != missing)).await;
-        // `inspect` needs ZCARD: then it is known at build.
-        let error = match LockingWorker::builder("job:1").url(url).build().await {
-            Err(BuildError::Server(error)) => error,
-            Err(other) => panic!("{missing}: {other:?}"),
-            Ok(worker) => match end(&mut worker.acquire()).await {
-                LockEvent::Error(error) => error,
-                other => panic!("without {missing}: {other:?}"),
-            },
-        };
-        assert!(
-            matches!(error, Error::Refused { .. }),
-            "{missing}: {error:?}"
-        );
-    }
+    let all = documented_permissions().into_iter();
+    let url = user(&server, all.filter(|rule| *rule != "+ssubscribe")).await;
+    let worker = LockingWorker::builder("job:1").url(url).build().await;
+    let event = end(&mut worker.unwrap().acquire()).await;
+    assert!(
+        matches!(event, LockEvent::Error(Error::Refused { .. })),
+        "{event:?}"
+    );
     guard.done().await.unwrap();
 }

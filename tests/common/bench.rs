@@ -92,10 +92,9 @@ impl RedisBench {
         let client = server.client().await;
         let store = RedisStore::with_client(client.clone(), None).await.unwrap();
         let store = store.edit_scripts(|script| {
-            let (clock, still) = (
-                "redis.call('TIME')",
-                "{ 0, redis.call('GET', 'bench:now') }",
-            );
+            let clock = "redis.call('TIME')";
+            let still = "(function(now) return { string.sub(now, 1, -7), string.sub(now, -6) } end)\
+                (redis.call('GET', 'bench:now'))";
             assert!(script.contains(clock));
             edit(script.replace(clock, still))
         });

@@ -12,18 +12,20 @@ if not redis.acl_check_cmd('SPUBLISH', KEYS[3], '') then
 end
 
 local function take(attempt)
-  redis.call('ZREM', KEYS[2], member)
+  if r.line then
+    redis.call('ZREM', KEYS[2], member)
+  end
   grant(r, 'held', attempt, token, label, lease)
   save(r)
   return reply(1)
 end
 
 if not r then
-  redis.call('DEL', KEYS[2])
   r = {
-    max = tonumber(ARGV[4]), retention = tonumber(ARGV[5]), fence = 0, owner = '-', last = '-',
+    max = ARGV[4], retention = tonumber(ARGV[5]), fence = '0', owner = '-', last = '-',
     previous = '0', cause = '-', previous_holder = '', reason = '', checkpoint = '', result = '',
   }
+  drop_line(r)
   return take(1)
 elseif owned(r) and r.owner == token then
   if r.state == 'granted' then

@@ -3,17 +3,20 @@
 -- Every script answers {ok (1 or 0), frame, position in the line from 0 or -1}.
 -- src/store/record.rs describes the record's text form.
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local now_ms = math.floor(now / 1000)
-
 -- Lua would write 1e14 and above with an exponent.
 local function int(number)
   return string.format('%.0f', number)
 end
 
+-- In µs, as text: it is only ever compared.
+local time = redis.call('TIME')
+local now = time[1] .. string.sub('00000' .. time[2], -6)
+local now_ms = tonumber(string.sub(now, 1, -4))
+
 local HEADER = '^lw1 (%l+) attempt=(%d+)/(%d+) fence=(%d+) renewal=(%d+) until=(%d+) retention=(%d+)'
   .. ' owner=(%S+) last=(%S+) previous=(%d+):(%S+) sizes=(%d+),(%d+),(%d+),(%d+),(%d+)\n()'
+local FORMAT = 'lw1 %s attempt=%d/%d fence=%s renewal=%d until=%.0f retention=%.0f'
+  .. ' owner=%s last=%s previous=%s:%s sizes=%d,%d,%d,%d,%d\n'
 
 local record_text = ''
 
@@ -25,15 +28,14 @@ local function load()
     return nil
   end
   local r = {}
-  local s1, s2, s3, s4, s5, at
-  r.state, r.attempt, r.max, r.fence, r.renewal, r.ends, r.retention, r.owner, r.last,
+  local attempt, max, ends, retention, s1, s2, s3, s4, s5, at
+  r.state, attempt, max, r.fence, r.renewal, ends, retention, r.owner, r.last,
     r.previous, r.cause, s1, s2, s3, s4, s5, at = string.match(text, HEADER)
   if not at then
     error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'no record') })
   end
-  for _, name in ipairs({ 'attempt', 'max', 'fence', 'renewal', 'ends', 'retention' }) do
-    r[name] = tonumber(r[name])
-  end
+  r.attempt, r.max, r.ends = tonumber(attempt), tonumber(max), tonumber(ends)
+  r.retention = tonumber(retention)
   local function payload(size)
     local from = at
     at = at + size + 1
@@ -45,23 +47,18 @@ local function load()
     error({ err = 'LWFORMAT lw1 (sizes)' })
   end
   record_text = text
+  -- There may be a waiting line, which lives as long as the record.
+  r.line = true
   return r
 end
 
+-- The payloads are not formatted: '%s' ends at a zero byte.
 local function encode(r)
-  return table.concat({
-    'lw1 ', r.state,
-    ' attempt=', int(r.attempt), '/', int(r.max),
-    ' fence=', int(r.fence),
-    ' renewal=', int(r.renewal),
-    ' until=', int(r.ends),
-    ' retention=', int(r.retention),
-    ' owner=', r.owner,
-    ' last=', r.last,
-    ' previous=', r.previous, ':', r.cause,
-    ' sizes=', #r.holder, ',', #r.previous_holder, ',', #r.reason, ',', #r.checkpoint, ',', #r.result,
-    '\n', r.holder, '\n', r.previous_holder, '\n', r.reason, '\n', r.checkpoint, '\n', r.result, '\n',
-  })
+  return string.format(FORMAT, r.state, r.attempt, r.max, r.fence, r.renewal, r.ends, r.retention,
+      r.owner, r.last, r.previous, r.cause,
+      #r.holder, #r.previous_holder, #r.reason, #r.checkpoint, #r.result)
+    .. r.holder .. '\n' .. r.previous_holder .. '\n' .. r.reason .. '\n'
+    .. r.checkpoint .. '\n' .. r.result .. '\n'
 end
 
 local function owned(r)
@@ -73,7 +70,7 @@ local function over(r)
 end
 
 local function frame()
-  return int(now) .. ' ' .. record_text
+  return now .. ' ' .. record_text
 end
 
 -- How long the record lives from now: a lease is remembered for the retention after its end.
@@ -85,8 +82,11 @@ end
 -- user may not be permitted to do comes before the record, so that a refusal leaves it as it was.
 local function save(r)
   record_text = encode(r)
-  redis.call('PEXPIRE', KEYS[2], int(life(r)))
-  redis.call('SET', KEYS[1], record_text, 'PX', int(life(r)))
+  local life = int(life(r))
+  if r.line then
+    redis.call('PEXPIRE', KEYS[2], life)
+  end
+  redis.call('SET', KEYS[1], record_text, 'PX', life)
   redis.call('SPUBLISH', KEYS[3], frame())
 end
 
@@ -96,7 +96,7 @@ end
 
 -- The attempt before the next one.
 local function remember(r, cause, reason)
-  r.previous, r.cause, r.previous_holder, r.reason = int(r.attempt), cause, r.holder, reason
+  r.previous, r.cause, r.previous_holder, r.reason = r.attempt, cause, r.holder, reason
 end
 
 -- Nobody owns it from here on, and the last owner's token is refused.
@@ -110,15 +110,21 @@ end
 local function grant(r, state, attempt, token, label, lease)
   disown(r)
   r.state, r.attempt, r.owner, r.holder = state, attempt, token, label
-  r.fence, r.renewal = math.max(r.fence + 1, now), 0
+  r.fence, r.renewal = tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1), 0
   r.ends = now_ms + lease
+end
+
+-- Nobody waits any more.
+local function drop_line(r)
+  redis.call('DEL', KEYS[2])
+  r.line = false
 end
 
 -- Gives up: no further attempt, and nobody waits.
 local function exhaust(r)
   disown(r)
   r.state, r.ends = 'exhausted', now_ms + r.retention
-  redis.call('DEL', KEYS[2])
+  drop_line(r)
   save(r)
 end
 

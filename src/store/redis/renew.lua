@@ -2,7 +2,7 @@
 -- ARGV: fencing token, lease in ms, then optionally a checkpoint.
 -- Answers ok=1 if the grant stands.
 local r = load()
-if not r or not owned(r) or int(r.fence) ~= ARGV[1] then
+if not r or not owned(r) or r.fence ~= ARGV[1] then
   return reply(0)
 end
 r.state, r.ends, r.renewal = 'held', now_ms + tonumber(ARGV[2]), r.renewal + 1

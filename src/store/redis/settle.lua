@@ -5,13 +5,13 @@
 local fence, outcome, payload, window = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local r = load()
 
-if r and r.state == 'done' and outcome == 'done' and int(r.fence) == fence then
+if r and r.state == 'done' and outcome == 'done' and r.fence == fence then
   return reply(1)
-elseif not r or not owned(r) or int(r.fence) ~= fence then
+elseif not r or not owned(r) or r.fence ~= fence then
   return reply(0)
 elseif outcome == 'done' then
   r.state, r.result, r.ends = 'done', payload, now_ms + r.retention
-  redis.call('DEL', KEYS[2])
+  drop_line(r)
   save(r)
 elseif outcome == 'hand_off' then
   remember(r, 'handed_over', '')
