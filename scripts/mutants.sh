@@ -114,13 +114,25 @@ mutant "renewal: never sent" src/hub/run.rs 'self.renew_due(now);' '' --lib rene
 mutant "renewal: begins with the guard" src/hub.rs \
     'self.lease.give();' 'self.lease.give(); self.in_use();' --test conformance a_guard_that_nobody_uses
 mutant "renewal: not tried again" src/hub/run/grants.rs \
-    'if !error.is_fatal() {' 'if false {' $renewal::a_renewal_that_fails
+    'asker => Some(asker),' 'asker => { drop(asker); None }' $renewal::a_renewal_that_fails
 mutant "renewal: past the longest hold" src/hub/run/grants.rs \
-    'self.length.min(left).max(1)' 'self.length' $renewal::no_renewal_reaches
+    'length.min(left).max(1)' 'length' $renewal::no_renewal_reaches
 mutant "renewal: a late one is sent as it was" src/hub/run/outage.rs \
-    'Some(live) => *lease = live.restart(now),' 'Some(_) => {}' $renewal::no_renewal_reaches
-mutant "renewal: a checkpoint shortens the lease" src/hub/run.rs \
-    'live.length = length;' '' --test conformance an_extended_lease
+    'lease: live.restart(lease, now),' 'lease,' $renewal::no_renewal_reaches
+mutant "renewal: shortens the lease" src/store/memory/transition.rs \
+    'record.until.max(self.now + lease)' 'self.now + lease' --test conformance an_extended_lease
+mutant "renewal: an old checkpoint is sent again" src/hub/run/grants.rs \
+    'checkpoint.filter(|_| nth == live.checkpoints)' 'checkpoint.filter(|_| nth > 0)' \
+    $renewal::an_old_checkpoint
+mutant "renewal: sent for a guard that has ended" src/hub/run/grants.rs \
+    '!self.settling && !self.lease.is_lost()' 'true' $renewal::a_renewal_ends_with_its_guard
+mutant "renewal: counted from the answer" src/hub/run/grants.rs \
+    'let due = self.lease.deadline().checked_sub(lease - every);' \
+    'let due = Some(Instant::now() + every);' $renewal::a_slow_answer
+mutant "loss: a guard that is lost from the start is renewed" src/hub.rs \
+    'self.hub.send(Message::Expired(self.lease.clone()));' '' $renewal::a_guard_that_is_lost_from_the_start
+mutant "replicas: a grant heard of is withdrawn while it is confirmed" src/hub/run/outage.rs \
+    'self.holds(token) || (wanted && !unproven)' 'wanted && !unproven' $renewal::a_claim_that_no_replica_has
 mutant "renewal: a checkpoint is forgotten" $lua/renew.lua \
     'r.checkpoint = ARGV[3] or r.checkpoint' '' --test conformance redis::the_next_attempt_finds
 mutant "renewal: waiters are told of it" src/hub/run/news.rs \
@@ -157,7 +169,7 @@ mutant "replicas: not waited for" src/store/redis.rs \
 mutant "replicas: a grant by push is relied on" src/hub.rs \
     '(self.lease.terms.replicated && !self.confirmed)' 'false' $renewal::a_grant_by_push
 mutant "replicas: a grant that none has is kept" src/hub/run/outage.rs \
-    'unproven.then(' 'false.then(' $renewal::a_grant_that_no_replica
+    'self.holds(token) || (wanted && !unproven)' 'self.holds(token) || wanted' $renewal::a_grant_that_no_replica
 
 mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
     'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off

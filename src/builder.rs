@@ -240,7 +240,8 @@ impl Builder {
     /// [`SettleError::Unknown`](crate::SettleError::Unknown): it has happened, the other participants
     /// are told so, and a failover may forget it. Failures are not waited for.
     ///
-    /// It costs a third connection, and two commands more a grant, a renewal and a completion. It
+    /// It costs a third connection, and two commands more a grant, a renewal and a completion. One
+    /// wait holds up the others on that connection: let the timeout be short against the lease. It
     /// narrows what can be lost, and does not exclude it: `WAIT` makes Redis no consistent store, and a
     /// failover may choose a replica that was not among those.
     ///

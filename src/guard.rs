@@ -181,7 +181,7 @@ impl WorkGuard {
         }
     }
 
-    /// Restarts the lease with another length, which renewals keep to from now on. Rounded up to whole
+    /// Has the lease last this long from now on at least; it is never shortened. Rounded up to whole
     /// milliseconds.
     ///
     /// # Errors
@@ -244,7 +244,8 @@ impl WorkGuard {
     ///
     /// # Cancel safety
     ///
-    /// Once polled the script runs, and dropping the future only loses its answer.
+    /// Once polled it goes its way, and dropping the future loses its answer. If the guard is settled
+    /// or dropped before the script has got there, it does not run.
     ///
     /// # Examples
     ///

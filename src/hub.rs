@@ -197,8 +197,9 @@ impl Grant {
 
     /// Gives it to its holder: from here on only [`Grant::settle`] or its lease ends it.
     pub(crate) fn give(&mut self) {
-        self.lease.give();
-        if !self.confirmed {
+        if !self.lease.give() {
+            self.hub.send(Message::Expired(self.lease.clone()));
+        } else if !self.confirmed {
             self.confirm();
         }
     }
@@ -211,7 +212,7 @@ impl Grant {
         }
     }
 
-    /// Restarts the lease with this length in ms, or the last one, and leaves this for a successor.
+    /// Restarts the lease, for this many ms or the usual length, and leaves this for a successor.
     pub(crate) async fn renew(
         &self,
         length: Option<u64>,

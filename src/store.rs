@@ -42,7 +42,7 @@ pub enum Op {
         /// How long a successor has to confirm.
         window: u64,
     },
-    /// Restart a grant's lease; confirms it if it was handed over.
+    /// Restart a grant's lease, which never shortens it; confirms it if it was handed over.
     Renew {
         /// The grant, by its fencing token.
         fence: u64,

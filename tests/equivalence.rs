@@ -332,6 +332,11 @@ fn a_mistake_in_a_script_is_found() {
         ),
         ("a line served from its end", "ZPOPMIN", "ZPOPMAX"),
         (
+            "a renewal that shortens the lease",
+            "math.max(r.ends, now_ms + lease)",
+            "now_ms + lease",
+        ),
+        (
             "a lapsed grant that counts",
             "return take(r.attempt)\n",
             "return take(r.attempt + 1)\n",

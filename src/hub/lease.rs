@@ -78,22 +78,20 @@ impl Lease {
         }
     }
 
-    /// A guard is made of it, which is lost from the start if the time is over.
-    pub(super) fn give(&self) {
+    /// A guard is made of it, which is lost from the start if the time is over. Whether it is good.
+    pub(super) fn give(&self) -> bool {
         // Marked first, and then the clock; the hub looks at the clock first, and then at the mark. So
         // one of the two sees that a guard outlives its lease.
         self.given.store(true, Ordering::SeqCst);
-        if self.deadline() <= Instant::now() {
+        let good = Instant::now() < self.deadline();
+        if !good {
             self.lose(LeaseLost::Expired);
         }
+        good
     }
 
     pub(super) fn is_given(&self) -> bool {
         self.given.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn began(&self) -> Instant {
-        self.began
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -103,6 +101,10 @@ impl Lease {
     /// No renewal reaches further.
     pub(super) fn hold_ends(&self) -> Instant {
         self.began + self.terms.max_hold
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
     }
 
     /// What is left; zero once it has ended or was lost.

@@ -30,6 +30,8 @@ pub(super) enum Message {
     },
     /// Restart a lease, which also confirms a grant that was handed over.
     Confirm(Arc<Lease>),
+    /// A guard was made of it when its time was over.
+    Expired(Arc<Lease>),
     /// The guard is in use: restart its lease again and again.
     KeepAlive(Arc<Lease>),
     Renew(Renewal),
@@ -49,7 +51,7 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub(super) struct Renewal {
     pub(super) lease: Arc<Lease>,
-    /// The lease from now on, in ms; `None` keeps its length.
+    /// How long it lasts from now on at least, in ms; `None` for the usual length.
     pub(super) length: Option<u64>,
     pub(super) checkpoint: Option<Bytes>,
     /// Dropped unanswered when the lease is lost.

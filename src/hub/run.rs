@@ -54,6 +54,8 @@ enum Purpose {
     Renew {
         lease: Arc<Lease>,
         asker: Asker,
+        /// How many checkpoints had been asked for then.
+        nth: u64,
     },
     Settle(Settling),
     Withdraw {
@@ -169,13 +171,7 @@ impl Run {
     }
 
     pub(super) fn confirm(&mut self, lease: Arc<Lease>, now: Instant) {
-        self.renew(lease, None, Asker::Stream, now);
-    }
-
-    pub(super) fn keep_alive(&mut self, lease: &Lease) {
-        if let Some(live) = self.live(lease.fence) {
-            live.keep_alive();
-        }
+        self.renew(lease, None, None, Asker::Stream, now);
     }
 
     pub(super) fn renewal(&mut self, renewal: Renewal, now: Instant) {
@@ -185,10 +181,7 @@ impl Run {
             checkpoint,
             reply,
         } = renewal;
-        if let (Some(live), Some(length)) = (self.live(lease.fence), length) {
-            live.length = length;
-        }
-        self.renew(lease, checkpoint, Asker::Guard(reply), now);
+        self.renew(lease, length, checkpoint, Asker::Guard(reply), now);
     }
 
     /// A grant that nobody began to work on.
@@ -255,7 +248,7 @@ impl Run {
                 }
                 self.refreshed(id);
             }
-            Purpose::Renew { lease, asker } => self.renewed(&lease, asker, &reply, sent),
+            Purpose::Renew { lease, asker, .. } => self.renewed(&lease, asker, &reply, sent),
             Purpose::Settle(settling) => self.settled(settling, &op, &reply),
             Purpose::Withdraw { .. } => {}
         }

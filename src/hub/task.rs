@@ -17,7 +17,7 @@ use tokio_util::time::delay_queue;
 use super::WeakHandle;
 use super::message::Message;
 use super::run::{Call, Effect, Run};
-use crate::error::Error;
+use crate::error::{Error, LeaseLost};
 use crate::store::key::Key;
 use crate::store::{Heard, Reply, Store};
 
@@ -131,6 +131,9 @@ impl<S: Store> Hub<S> {
                 let key = lease.key.clone();
                 self.with_known(&key, |run| run.confirm(lease, now));
             }
+            Message::Expired(lease) => {
+                self.with_known(&lease.key, |run| run.lose(&lease, LeaseLost::Expired));
+            }
             Message::KeepAlive(lease) => {
                 self.with_known(&lease.key, |run| run.keep_alive(&lease));
             }
@@ -139,8 +142,9 @@ impl<S: Store> Hub<S> {
                 self.with_known(&key, |run| run.renewal(renewal, now));
             }
             Message::Fenced { key, script, reply } => {
-                let store = self.store.clone();
+                let (store, ticket) = (self.store.clone(), self.tracker.token());
                 let run = async move {
+                    let _until_answered = ticket;
                     let ran = store.fenced(&key, &script).await;
                     // A guard that does not wait any more wanted it done all the same.
                     let _ = reply.send(ran);

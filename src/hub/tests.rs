@@ -43,6 +43,8 @@ enum Fate {
     Held(Arc<Notify>),
     /// It is carried out so much later.
     Late(Duration),
+    /// The same, known so much later.
+    UnprovenLate(Duration),
     /// It is carried out so much later, and the answer is lost.
     LostLate(Duration),
     /// It is carried out, and answered so much later.
@@ -105,6 +107,12 @@ impl Store for Bad {
             key: key.clone(),
             source: FredError::new(ErrorKind::IO, "cut"),
         };
+        let unproven = || Error::NotReplicated {
+            key: key.clone(),
+            wanted: 1,
+            acknowledged: 0,
+            timeout: Duration::from_secs(1),
+        };
         match fate {
             Fate::Good => self.store.apply(key, op).await,
             Fate::AnswerLost => {
@@ -115,12 +123,12 @@ impl Store for Bad {
             Fate::Forbidden => Err(forbidden(key)),
             Fate::Unproven => {
                 self.store.apply(key, op).await?;
-                Err(Error::NotReplicated {
-                    key: key.clone(),
-                    wanted: 1,
-                    acknowledged: 0,
-                    timeout: Duration::from_secs(1),
-                })
+                Err(unproven())
+            }
+            Fate::UnprovenLate(time) => {
+                self.store.apply(key, op).await?;
+                tokio::time::sleep(time).await;
+                Err(unproven())
             }
             Fate::Held(until) => {
                 let reply = self.store.apply(key, op).await;

@@ -25,7 +25,7 @@ use futures::{Stream, StreamExt, stream};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::key::{Key, show};
-use super::record::{Frame, Record, loss};
+use super::record::{Frame, loss};
 use super::{Failure, Guarded, Heard, Op, Outcome, Reply, Store};
 use crate::error::{Error, FencedError};
 use connection::{client, establish, quit};
@@ -54,7 +54,7 @@ impl RedisStore {
     ///
     /// Whatever `fred` says of the first attempt; it is not repeated.
     pub async fn connect(config: Config, replicas: Option<Replicas>) -> Result<Self, FredError> {
-        let commands = client(config)?;
+        let commands = client(config, Duration::ZERO)?;
         establish(&commands).await?;
         match Self::with_client(commands.clone(), replicas).await {
             Ok(store) => Ok(Self {
@@ -78,7 +78,7 @@ impl RedisStore {
         commands: Client,
         replicas: Option<Replicas>,
     ) -> Result<Self, FredError> {
-        let subscriber = client(commands.client_config())?;
+        let subscriber = client(commands.client_config(), Duration::ZERO)?;
         establish(&subscriber).await?;
         let replication = match replicas {
             None => None,
@@ -110,28 +110,16 @@ impl RedisStore {
 
     async fn run(
         &self,
-        client: &Client,
+        (client, options): (&Client, &Options),
         key: &Key,
         script: &Script,
         args: Vec<Value>,
     ) -> Result<Reply, FredError> {
-        let keys = [
-            Value::Bytes(key.bytes().clone()),
-            Value::Bytes(key.line().clone()),
-            Value::String(key.channel().as_ref().into()),
-        ];
-        let reply = eval(client, key.slot(), script, &keys, args).await?;
-        let (ok, frame, position): (i64, Bytes, i64) = reply.convert()?;
-        let frame = Frame::decode(&frame)
-            .map_err(|error| FredError::new(ErrorKind::Protocol, error.to_string()))?;
-        Ok(Reply {
-            ok: ok == 1,
-            frame,
-            position: u64::try_from(position).ok(),
-        })
+        let client = client.with_options(options);
+        decode(eval(&client, key.slot(), script, &names(key), args).await?)
     }
 
-    /// Waits until the replicas have acknowledged what was written last.
+    /// Waits until the replicas have acknowledged what a script has written.
     async fn replicate(
         &self,
         replication: &Replication,
@@ -139,17 +127,17 @@ impl RedisStore {
         written: &Reply,
     ) -> Result<(), Error> {
         let failed = |error| explain(key, error);
-        let waited = replication.wait(key.slot()).await;
-        let mut acknowledged = waited.map_err(failed)?;
-        // After a failover in between, the replicas of another master have acknowledged whatever that
-        // one has, which need not be this.
-        let read = self.run(&replication.client, key, &self.scripts.inspect, Vec::new());
-        let read = read.await.map_err(failed)?;
-        let order = |reply: &Reply| reply.record().map(Record::order);
-        if order(&read) < order(written) {
-            acknowledged = 0;
-        }
+        let ran = replication.run(key, &self.scripts.touch).await;
+        let (touched, acknowledged) = ran.map_err(failed)?;
+        // After a failover in between, another master's replicas have acknowledged whatever that one
+        // has, which need not be this.
+        let touched = decode(touched).map_err(failed)?;
+        let stands = match (touched.record(), written.record()) {
+            (Some(now), Some(then)) => now.fence == then.fence && now.order() >= then.order(),
+            _ => false,
+        };
         let Replicas { count, timeout } = replication.replicas;
+        let acknowledged = if stands { acknowledged } else { 0 };
         if acknowledged >= count {
             return Ok(());
         }
@@ -160,6 +148,27 @@ impl RedisStore {
             timeout,
         })
     }
+}
+
+/// The keys of a script of ours.
+fn names(key: &Key) -> [Value; 3] {
+    [
+        Value::Bytes(key.bytes().clone()),
+        Value::Bytes(key.line().clone()),
+        Value::String(key.channel().as_ref().into()),
+    ]
+}
+
+/// The answer of a script of ours.
+fn decode(reply: Value) -> Result<Reply, FredError> {
+    let (ok, frame, position): (i64, Bytes, i64) = reply.convert()?;
+    let frame = Frame::decode(&frame)
+        .map_err(|error| FredError::new(ErrorKind::Protocol, error.to_string()))?;
+    Ok(Reply {
+        ok: ok == 1,
+        frame,
+        position: u64::try_from(position).ok(),
+    })
 }
 
 impl fmt::Debug for RedisStore {
@@ -239,7 +248,15 @@ impl Store for RedisStore {
         };
         let replication = self.replication.as_ref().filter(|_| relied_on);
         let client = replication.map_or(&self.commands, |replication| &replication.client);
-        let reply = self.run(client, key, script, args).await;
+        let options = match replication {
+            None => once(),
+            // Somebody else's wait may be before it.
+            Some(Replication { replicas, .. }) => Options {
+                timeout: Some(replicas.timeout + COMMAND_TIMEOUT),
+                ..once()
+            },
+        };
+        let reply = self.run((client, &options), key, script, args).await;
         let reply = reply.map_err(|error| explain(key, error))?;
         if let (Some(replication), true) = (replication, reply.ok) {
             self.replicate(replication, key, &reply).await?;
@@ -269,7 +286,8 @@ impl Store for RedisStore {
         let fence = Value::String(script.fence.to_string().into());
         let args = [fence].into_iter().chain(script.args.iter().cloned());
         let fenced = Script::fenced(&script.source);
-        let ran = eval(&self.commands, key.slot(), &fenced, &keys, args.collect()).await;
+        let client = self.commands.with_options(&once());
+        let ran = eval(&client, key.slot(), &fenced, &keys, args.collect()).await;
         match ran {
             Ok(value) => Ok(value),
             Err(error) if error.details().starts_with("LWLOST") => {
@@ -357,7 +375,7 @@ impl Store for RedisStore {
 
 /// Runs a script, which the server knows by its digest once it has seen it.
 async fn eval(
-    client: &Client,
+    client: &impl ClientLike,
     slot: u16,
     script: &Script,
     keys: &[Value],
@@ -369,7 +387,6 @@ async fn eval(
         let head = [Value::Bytes(script.clone()), Value::Integer(count)];
         let keys = keys.iter().cloned();
         let args: Vec<Value> = head.into_iter().chain(keys).chain(args).collect();
-        let client = client.with_options(&once());
         client.custom::<Value, _>(command, args).await
     };
     match send("EVALSHA", &script.sha, args.clone()).await {
@@ -425,7 +442,7 @@ fn is_answer(error: &FredError) -> bool {
             | ErrorKind::Backpressure
     );
     // A command whose answer got lost in a reconnect, or in a shutdown that the next one tells.
-    !between && error.details() != "channel closed"
+    !between && error.details() != "channel closed" && !GONE.contains(&error.details())
 }
 
 /// Says which step failed, and so whether it is worth another try.

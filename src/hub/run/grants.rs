@@ -7,14 +7,14 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::news::local_end;
+use super::news::{local_end, until};
 use super::{Purpose, Run, Update};
 use crate::error::{Error, LeaseLost, RenewError, SettleError};
 use crate::event::{Completed, Failed, MaxAttempts, Reason};
 use crate::hub::Lease;
 use crate::hub::message::Ended;
 use crate::store::record::{Cause, Record, State, Token, loss};
-use crate::store::{Failure, Op, Outcome, Reply};
+use crate::store::{Failure, GRAIN, Op, Outcome, Reply};
 
 pub(super) struct Live {
     pub(super) lease: Arc<Lease>,
@@ -22,10 +22,12 @@ pub(super) struct Live {
     pub(super) settling: bool,
     /// Its time is over, and nobody has looked at it yet.
     lapsed: bool,
-    /// For how long the next renewal restarts it, in ms.
-    pub(super) length: u64,
+    /// Whether a renewal that confirms it is on its way.
+    confirming: bool,
     /// The last renewal that was answered, as the record counts them.
     restarts: u64,
+    /// How many checkpoints were asked for.
+    checkpoints: u64,
     upkeep: Upkeep,
 }
 
@@ -61,8 +63,9 @@ impl Live {
         Self {
             settling: false,
             lapsed: false,
-            length: lease.terms.lease,
+            confirming: false,
             restarts: 0,
+            checkpoints: 0,
             upkeep: Upkeep::None,
             lease,
         }
@@ -85,28 +88,39 @@ impl Live {
         }
     }
 
-    pub(super) fn keep_alive(&mut self) {
-        if let Upkeep::None = self.upkeep {
-            self.schedule(self.lease.began());
+    fn keep_alive(&mut self) {
+        match self.upkeep {
+            // Its answer is where renewal begins.
+            Upkeep::None if self.confirming => self.upkeep = Upkeep::Asked(None),
+            Upkeep::None => self.schedule(self.lease.deadline()),
+            _ => {}
         }
     }
 
-    /// When to renew what was restarted at this instant.
-    fn schedule(&mut self, restarted: Instant) {
-        let length = Duration::from_millis(self.length);
+    /// When to renew what ends then on the server: so long before as a whole lease is longer than the
+    /// period.
+    fn schedule(&mut self, ends: Instant) {
+        let lease = Duration::from_millis(self.lease.terms.lease);
         self.upkeep = match self.lease.terms.renew_every {
             None => Upkeep::None,
-            Some(_) if restarted + length >= self.lease.hold_ends() => Upkeep::Over,
-            // A lease that its holder has shortened needs it more often.
-            Some(every) => Upkeep::Due(restarted + every.min(length / 2)),
+            Some(_) if ends + GRAIN >= self.lease.hold_ends() => Upkeep::Over,
+            Some(every) => {
+                let due = self.lease.deadline().checked_sub(lease - every);
+                Upkeep::Due(due.unwrap_or(ends))
+            }
         };
     }
 
     /// For how long a renewal that is sent now may restart it, in ms.
-    pub(super) fn restart(&self, now: Instant) -> u64 {
+    fn restart(&self, length: u64, now: Instant) -> u64 {
         let left = self.lease.hold_ends().saturating_duration_since(now);
         let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        self.length.min(left).max(1)
+        length.min(left).max(1)
+    }
+
+    /// Whether its lease is still worth a renewal.
+    fn is_wanted(&self) -> bool {
+        !self.settling && !self.lease.is_lost()
     }
 
     /// Why it ends when its time has come.
@@ -169,13 +183,21 @@ impl Run {
             })
             .collect();
         for lease in leases {
-            self.renew(lease, None, Asker::Upkeep, now);
+            self.renew(lease, None, None, Asker::Upkeep, now);
+        }
+    }
+
+    /// Its guard is in use.
+    pub(in crate::hub) fn keep_alive(&mut self, lease: &Lease) {
+        if let Some(live) = self.live(lease.fence) {
+            live.keep_alive();
         }
     }
 
     pub(super) fn renew(
         &mut self,
         lease: Arc<Lease>,
+        length: Option<u64>,
         checkpoint: Option<Bytes>,
         asker: Asker,
         now: Instant,
@@ -184,12 +206,34 @@ impl Run {
         let Some(live) = self.live(lease.fence) else {
             return;
         };
+        live.confirming |= matches!(asker, Asker::Stream);
+        live.checkpoints += u64::from(checkpoint.is_some());
         let op = Op::Renew {
             fence: lease.fence,
-            lease: live.restart(now),
+            lease: live.restart(length.unwrap_or(lease.terms.lease), now),
             checkpoint,
         };
-        self.ask(op, Purpose::Renew { lease, asker });
+        let nth = live.checkpoints;
+        self.ask(op, Purpose::Renew { lease, asker, nth });
+    }
+
+    /// What is left to be asked of a renewal that has waited; `None` if nothing.
+    pub(super) fn renew_again(&mut self, op: Op, nth: u64, now: Instant) -> Option<Op> {
+        let Op::Renew {
+            fence,
+            lease,
+            checkpoint,
+        } = op
+        else {
+            return None;
+        };
+        let live = self.live(fence).filter(|live| live.is_wanted())?;
+        Some(Op::Renew {
+            fence,
+            lease: live.restart(lease, now),
+            // A newer one may have been left meanwhile.
+            checkpoint: checkpoint.filter(|_| nth == live.checkpoints),
+        })
     }
 
     pub(super) fn renewed(&mut self, lease: &Lease, asker: Asker, reply: &Reply, sent: Instant) {
@@ -200,13 +244,14 @@ impl Run {
         let Some(live) = self.live(lease.fence) else {
             return;
         };
+        live.confirming = false;
         // Answers may overtake each other; the last restart is what the server goes by.
         if record.renewal > live.restarts {
             live.restarts = record.renewal;
             live.lapsed = false;
             lease.restart(local_end(record, (sent, reply.frame.at)));
             if !matches!(live.upkeep, Upkeep::None) {
-                live.schedule(sent);
+                live.schedule(sent + until(record, reply.frame.at));
             }
         }
         match asker {
@@ -222,33 +267,38 @@ impl Run {
     }
 
     /// The server does not carry out a renewal. One that may yet be is to be sent again, as long as
-    /// the lease runs.
+    /// the lease runs and somebody works under it.
     pub(super) fn not_renewed(
         &mut self,
-        lease: Arc<Lease>,
+        lease: &Lease,
         asker: Asker,
         error: &Error,
-    ) -> Option<Purpose> {
-        if let (Some(live), Asker::Upkeep) = (self.live(lease.fence), &asker) {
-            live.upkeep = Upkeep::Asked(Some(error.clone()));
+        now: Instant,
+    ) -> Option<Asker> {
+        let live = self.live(lease.fence).filter(|live| live.is_wanted())?;
+        if let (Asker::Upkeep, Upkeep::Asked(last)) = (&asker, &mut live.upkeep) {
+            *last = Some(error.clone());
         }
-        if !error.is_fatal() {
-            return Some(Purpose::Renew { lease, asker });
-        }
+        let unproven = matches!(error, Error::NotReplicated { .. });
         match asker {
-            // The lease is good until it ends.
-            Asker::Upkeep => {}
-            Asker::Stream => {
+            // Nobody works under it yet: somebody else may try.
+            Asker::Stream if error.is_fatal() || unproven || now >= lease.deadline() => {
                 let source = Some(error.clone());
-                self.lose(&lease, LeaseLost::Unreachable { source });
+                self.lose(lease, LeaseLost::Unreachable { source });
+                None
             }
-            Asker::Guard(reply) => drop(reply.send(Err(RenewError::Refused(error.clone())))),
+            Asker::Guard(reply) if error.is_fatal() => {
+                let _ = reply.send(Err(RenewError::Refused(error.clone())));
+                None
+            }
+            // The lease is good until it ends.
+            Asker::Upkeep if error.is_fatal() => None,
+            asker => Some(asker),
         }
-        None
     }
 
     /// Its holder has it no longer, unless it is being settled: then that answer tells.
-    pub(super) fn lose(&mut self, lease: &Lease, reason: LeaseLost) {
+    pub(in crate::hub) fn lose(&mut self, lease: &Lease, reason: LeaseLost) {
         let mine = |live: &Live| live.lease.fence == lease.fence && !live.settling;
         if self.grants.iter().any(mine) {
             lease.lose(reason);

@@ -62,8 +62,12 @@ impl Run {
             return;
         };
         let record = view.record.clone();
-        let older = |live: &&Live| live.lease.fence < record.fence && !live.settling;
-        while let Some(live) = self.grants.iter().find(older) {
+        let over = |live: &&Live| {
+            let fence = live.lease.fence;
+            let withdrawn = fence == record.fence && !record.state.is_owned();
+            (fence < record.fence || withdrawn) && !live.settling
+        };
+        while let Some(live) = self.grants.iter().find(over) {
             let lease = live.lease.clone();
             self.lose(&lease, loss(Some(&record), lease.attempt));
         }
@@ -149,7 +153,7 @@ impl Run {
 }
 
 /// What is left of the record's lease, window or retention at this server time in µs.
-fn until(record: &Record, at: u64) -> Duration {
+pub(super) fn until(record: &Record, at: u64) -> Duration {
     Duration::from_micros(record.until.saturating_mul(1_000).saturating_sub(at))
 }
 

@@ -10,7 +10,7 @@ use super::grants::failed;
 use super::{Call, Purpose, Run, Stage, Update, withdrawal};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
-use crate::store::Op;
+use crate::store::GRAIN;
 use crate::store::record::Token;
 
 /// Waits between tries while the server does not serve: doubling, jittered.
@@ -32,8 +32,10 @@ impl Outage {
     fn park(&mut self, call: Call, now: Instant) {
         if let Purpose::Renew { lease, .. } = &call.purpose {
             // Whatever the delay has grown to, it is tried once more before the lease ends.
-            let half = now + lease.remaining() / 2;
-            self.retry_at = self.retry_at.map(|at| at.min(half));
+            let half = lease.remaining() / 2;
+            if half > GRAIN {
+                self.retry_at = self.retry_at.map(|at| at.min(now + half));
+            }
         }
         self.parked.push(call);
     }
@@ -55,17 +57,19 @@ impl Run {
                 if self.refreshing == Some(id) {
                     self.refreshing = None;
                 }
-                match self.members.get_mut(&id) {
-                    Some(member) if member.token == token => {
-                        member.claiming = false;
-                        // It was granted, and does not count: somebody else may try.
-                        unproven.then(|| {
-                            member.token = Token::random();
-                            withdrawal(token, &terms, ticket, now)
-                        })
+                let wanted = self.is_wanted(id, token);
+                if let Some(member) = self.members.get_mut(&id).filter(|_| wanted) {
+                    member.claiming = false;
+                }
+                // It may have been a grant that nobody wants, or one that does not count. One that was
+                // heard of meanwhile is being confirmed, or has its guard.
+                if self.holds(token) || (wanted && !unproven) {
+                    None
+                } else {
+                    if let Some(member) = self.members.get_mut(&id).filter(|_| wanted) {
+                        member.token = Token::random();
                     }
-                    // Nobody wants the answer, and it may have been a grant.
-                    _ => (!self.holds(token)).then(|| withdrawal(token, &terms, ticket, now)),
+                    Some(withdrawal(token, &terms, ticket, now))
                 }
             }
             Purpose::Settle(settling) if fatal => {
@@ -82,12 +86,12 @@ impl Run {
                 self.end(settling, Err(unknown), Update::Settled(ended));
                 None
             }
-            Purpose::Renew { lease, asker } => {
-                let again = self.not_renewed(lease, asker, &error);
-                again.map(|purpose| Call {
+            Purpose::Renew { lease, asker, nth } => {
+                let asker = self.not_renewed(&lease, asker, &error, now);
+                asker.map(|asker| Call {
                     ticket,
                     op,
-                    purpose,
+                    purpose: Purpose::Renew { lease, asker, nth },
                 })
             }
             Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
@@ -201,10 +205,9 @@ impl Run {
             .as_mut()
             .map(|outage| std::mem::take(&mut outage.parked));
         for mut call in parked.into_iter().flatten() {
-            if let Op::Renew { fence, lease, .. } = &mut call.op {
-                // Time has passed: less may be left of the longest hold, or nothing of the lease.
-                match self.live(*fence) {
-                    Some(live) => *lease = live.restart(now),
+            if let Purpose::Renew { nth, .. } = call.purpose {
+                match self.renew_again(call.op, nth, now) {
+                    Some(op) => call.op = op,
                     None => continue,
                 }
             }

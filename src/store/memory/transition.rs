@@ -249,7 +249,7 @@ impl Transition {
     fn hold(&mut self, lease: u64) {
         let record = &mut self.entry.record;
         record.state = State::Held;
-        record.until = self.now + lease;
+        record.until = record.until.max(self.now + lease);
         record.renewal += 1;
         self.changed = true;
     }

@@ -29,7 +29,7 @@ if not r then
   return take(1)
 elseif owned(r) and r.owner == token then
   if r.state == 'granted' then
-    r.state, r.ends, r.renewal = 'held', now_ms + lease, r.renewal + 1
+    hold(r, lease)
     save(r)
   end
   return reply(1)

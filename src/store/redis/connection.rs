@@ -17,20 +17,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait for the hub before it hears of a gap instead.
 const MESSAGES: usize = 8_192;
 
-/// A client that reconnects for ever and notices a dead server.
-pub(super) fn client(mut config: Config) -> Result<Client, FredError> {
+/// How long a server may say nothing to what it was asked before its connection counts as dead.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// A client that reconnects for ever and notices a dead server; `blocked` is how much longer one of its
+/// commands may take by itself.
+pub(super) fn client(mut config: Config, blocked: Duration) -> Result<Client, FredError> {
     config.version = RespVersion::RESP3;
     Builder::from_config(config)
         .set_policy(ReconnectPolicy::new_exponential(0, 20, 1_000, 2))
         .with_performance_config(|performance| {
             performance.broadcast_channel_capacity = MESSAGES;
+            performance.default_command_timeout = blocked + COMMAND_TIMEOUT;
         })
         .with_connection_config(|connection| {
             connection.max_command_attempts = 1;
             connection.connection_timeout = COMMAND_TIMEOUT;
             connection.internal_command_timeout = COMMAND_TIMEOUT;
             connection.unresponsive = UnresponsiveConfig {
-                max_timeout: Some(Duration::from_secs(3)),
+                max_timeout: Some(blocked + SILENCE),
                 interval: Duration::from_millis(500),
             };
         })

@@ -114,6 +114,11 @@ local function grant(r, state, attempt, token, label, lease)
   r.ends = now_ms + lease
 end
 
+-- Its owner is there: the lease lasts this long from now, or longer if it did already.
+local function hold(r, lease)
+  r.state, r.ends, r.renewal = 'held', math.max(r.ends, now_ms + lease), r.renewal + 1
+end
+
 -- Nobody waits any more.
 local function drop_line(r)
   redis.call('DEL', KEYS[2])

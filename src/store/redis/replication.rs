@@ -6,14 +6,15 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use fred::clients::Client;
 use fred::error::Error as FredError;
 use fred::interfaces::ClientLike;
-use fred::types::config::{Config, Options};
-use fred::types::{ClusterHash, CustomCommand};
+use fred::types::config::Config;
+use fred::types::{ClusterHash, CustomCommand, Value};
 
 use super::connection::{client, establish};
-use super::{COMMAND_TIMEOUT, once};
+use super::{Key, Script, names};
 
 /// How many replicas have to acknowledge a write, and how soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,20 +33,42 @@ pub(super) struct Replication {
 
 impl Replication {
     pub(super) async fn connect(config: Config, replicas: Replicas) -> Result<Self, FredError> {
-        let client = client(config)?;
+        let client = client(config, replicas.timeout)?;
         establish(&client).await?;
         Ok(Self { client, replicas })
     }
 
-    /// How many replicas of the slot's master have acknowledged everything written before.
-    pub(super) async fn wait(&self, slot: u16) -> Result<u32, FredError> {
+    /// Runs the script, which writes, and waits for the replicas of its server; the script's answer,
+    /// and how many have acknowledged it.
+    ///
+    /// Both are sent at once: after a reconnect in between, the server would know of nothing to wait
+    /// for.
+    pub(super) async fn run(&self, key: &Key, script: &Script) -> Result<(Value, u32), FredError> {
+        match self.send(key, "EVALSHA", &script.sha).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                self.send(key, "EVAL", &script.source).await
+            }
+            answers => answers,
+        }
+    }
+
+    async fn send(
+        &self,
+        key: &Key,
+        eval: &'static str,
+        script: &Bytes,
+    ) -> Result<(Value, u32), FredError> {
+        let slot = ClusterHash::Custom(key.slot());
+        let eval = CustomCommand::new_static(eval, slot.clone(), false);
+        let head = [Value::Bytes(script.clone()), Value::Integer(3)];
+        let wait = CustomCommand::new_static("WAIT", slot, false);
         let Replicas { count, timeout } = self.replicas;
-        let wait = CustomCommand::new_static("WAIT", ClusterHash::Custom(slot), false);
-        let options = Options {
-            timeout: Some(timeout + COMMAND_TIMEOUT),
-            ..once()
-        };
-        let args = vec![count.to_string(), timeout.as_millis().to_string()];
-        self.client.with_options(&options).custom(wait, args).await
+        let (count, timeout) = (count.to_string(), timeout.as_millis().to_string());
+
+        let pipeline = self.client.pipeline();
+        let args: Vec<Value> = head.into_iter().chain(names(key)).collect();
+        let _: Value = pipeline.custom(eval, args).await?;
+        let _: Value = pipeline.custom(wait, vec![count, timeout]).await?;
+        pipeline.all().await
     }
 }

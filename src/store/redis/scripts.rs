@@ -15,6 +15,7 @@ pub(super) struct Scripts {
     pub(super) renew: Script,
     pub(super) withdraw: Script,
     pub(super) inspect: Script,
+    pub(super) touch: Script,
 }
 
 impl Script {
@@ -52,6 +53,7 @@ impl Scripts {
             renew: script(ending, include_str!("renew.lua")),
             withdraw: script(ending, include_str!("withdraw.lua")),
             inspect: script(" flags=no-writes", include_str!("inspect.lua")),
+            touch: script(ending, include_str!("touch.lua")),
         })
     }
 }
