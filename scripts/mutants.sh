@@ -112,12 +112,12 @@ mutant "stream: a stale grant is yielded as it is" src/hub.rs \
 renewal="--lib hub::tests::renewal"
 mutant "renewal: never sent" src/hub/run.rs 'self.renew_due(now);' '' --lib renewal::a_renewal_that_fails
 mutant "renewal: begins with the guard" src/hub.rs \
-    'self.lease.give();' 'self.lease.give(); self.in_use();' --test conformance a_guard_that_nobody_uses
+    'if !self.lease.give() {' 'self.in_use(); if !self.lease.give() {' --test conformance a_guard_that_nobody_uses
 mutant "renewal: not tried again" src/hub/run/grants.rs \
     'asker => Some(asker),' 'asker => { drop(asker); None }' $renewal::a_renewal_that_fails
 mutant "renewal: past the longest hold" src/hub/run/grants.rs \
     'length.min(left).max(1)' 'length' $renewal::no_renewal_reaches
-mutant "renewal: a late one is sent as it was" src/hub/run/outage.rs \
+mutant "renewal: a late one is sent as it was" src/hub/run/grants.rs \
     'lease: live.restart(lease, now),' 'lease,' $renewal::no_renewal_reaches
 mutant "renewal: shortens the lease" src/store/memory/transition.rs \
     'record.until.max(self.now + lease)' 'self.now + lease' --test conformance an_extended_lease
