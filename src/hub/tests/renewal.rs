@@ -316,9 +316,15 @@ async fn an_old_checkpoint_does_not_come_after_a_newer_one() {
 #[tokio::test(start_paused = true)]
 async fn a_renewal_ends_with_its_guard() {
     let memory = Memory::new();
+    let renewals = Arc::new(AtomicU32::new(0));
+    let seen = renewals.clone();
     // The server answers at once that it does not serve at the moment.
-    let bad = Bad::new(&memory, |op| match op {
-        Op::Renew { .. } | Op::Settle { .. } => Fate::Refused,
+    let bad = Bad::new(&memory, move |op| match op {
+        Op::Renew { .. } => {
+            seen.fetch_add(1, Ordering::SeqCst);
+            Fate::Refused
+        }
+        Op::Settle { .. } => Fate::Refused,
         _ => Fate::Good,
     });
     let a = renewing(&bad, "a");
@@ -326,8 +332,10 @@ async fn a_renewal_ends_with_its_guard() {
     assert_eq!(guard.attempt(), 1);
     tokio::time::sleep(Duration::from_millis(LEASE / 2)).await;
     drop(guard);
-    let asked = bad.calls();
+    let (asked, renewed) = (bad.calls(), renewals.load(Ordering::SeqCst));
+    assert!(renewed > 0);
     tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(renewals.load(Ordering::SeqCst), renewed);
     let asked = bad.calls() - asked;
     assert!(asked < 20, "{asked}: the settlement by backoff, for 5 s");
 }
