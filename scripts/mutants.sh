@@ -113,20 +113,20 @@ renewal="--lib hub::tests::renewal"
 mutant "renewal: never sent" src/hub/run.rs 'self.renew_due(now);' '' --lib renewal::a_renewal_that_fails
 mutant "renewal: begins with the guard" src/hub.rs \
     'if !self.lease.give() {' 'self.in_use(); if !self.lease.give() {' --test conformance a_guard_that_nobody_uses
-mutant "renewal: not tried again" src/hub/run/grants.rs \
+mutant "renewal: not tried again" src/hub/run/renewal.rs \
     'asker => Some(asker),' 'asker => { drop(asker); None }' $renewal::a_renewal_that_fails
-mutant "renewal: past the longest hold" src/hub/run/grants.rs \
+mutant "renewal: past the longest hold" src/hub/run/renewal.rs \
     'length.min(left).max(1)' 'length' $renewal::no_renewal_reaches
-mutant "renewal: a late one is sent as it was" src/hub/run/grants.rs \
+mutant "renewal: a late one is sent as it was" src/hub/run/renewal.rs \
     'lease: live.restart(lease, now),' 'lease,' $renewal::no_renewal_reaches
 mutant "renewal: shortens the lease" src/store/memory/transition.rs \
     'record.until.max(self.now + lease)' 'self.now + lease' --test conformance an_extended_lease
-mutant "renewal: an old checkpoint is sent again" src/hub/run/grants.rs \
+mutant "renewal: an old checkpoint is sent again" src/hub/run/renewal.rs \
     'checkpoint.filter(|_| nth == live.checkpoints)' 'checkpoint.filter(|_| nth > 0)' \
     $renewal::an_old_checkpoint
-mutant "renewal: sent for a guard that has ended" src/hub/run/grants.rs \
+mutant "renewal: sent for a guard that has ended" src/hub/run/renewal.rs \
     '!self.settling && !self.lease.is_lost()' 'true' $renewal::a_renewal_ends_with_its_guard
-mutant "renewal: counted from the answer" src/hub/run/grants.rs \
+mutant "renewal: counted from the answer" src/hub/run/renewal.rs \
     'let due = self.lease.deadline().checked_sub(lease - every);' \
     'let due = Some(Instant::now() + every);' $renewal::a_slow_answer
 mutant "loss: a guard that is lost from the start is renewed" src/hub.rs \

@@ -6,6 +6,7 @@ mod claims;
 mod grants;
 mod news;
 mod outage;
+mod renewal;
 mod subscription;
 
 use std::collections::BTreeMap;
@@ -22,9 +23,10 @@ use crate::error::Error;
 use crate::store::key::Key;
 use crate::store::record::{Frame, Token};
 use crate::store::{Op, Reply};
-use grants::{Asker, Live, Settling};
+use grants::{Live, Settling};
 use news::View;
 use outage::Outage;
+use renewal::Asker;
 use subscription::Subscription;
 
 /// The longest a settlement is tried, if the lease does not end later.
