@@ -15,7 +15,8 @@ use crate::store::key::Key;
 /// Takes part in the runs of one key, over connections that it may share with other keys.
 ///
 /// Cloning and [`with_key`](Self::with_key) are cheap and share the connections: one for commands
-/// and one for subscriptions, however many keys and streams there are. They end with the last
+/// and one for subscriptions (and one more with [`Builder::replicas`]), however many keys and streams
+/// there are. They end with the last
 /// worker, stream and guard.
 #[derive(Clone, Debug)]
 pub struct LockingWorker {

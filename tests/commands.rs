@@ -147,17 +147,14 @@ async fn renewals_cost_one_each_and_nothing_from_a_hundred_waiters() {
     });
     let worked = guard.run(work).await.expect("renewed");
     assert!(worked.is_err(), "all of them wait on");
-    let commands = monitor.commands();
-    println!(
-        "{} commands in 5 leases, all from the holder",
-        commands.len()
-    );
-    assert!(
-        commands.iter().all(|command| command == "EVALSHA"),
-        "{commands:?}"
-    );
-    // Every third of a lease; a hundred waiters would be at least a hundred.
-    assert!((6..=17).contains(&commands.len()), "{commands:?}");
+    let calls = monitor.calls();
+    println!("{} commands in 5 leases, all from the holder", calls.len());
+    // A hundred and one processes, and one of them says all there is.
+    let (holder, _) = calls.first().expect("a renewal").clone();
+    let from_holder = |call: &(String, String)| *call == (holder.clone(), "EVALSHA".to_owned());
+    assert!(calls.iter().all(from_holder), "{calls:?}");
+    // Every third of a lease, less the margin; fewer where the machine is slow.
+    assert!((6..=16).contains(&calls.len()), "{calls:?}");
     assert_eq!(guard.attempt(), 1);
     guard.done().await.unwrap();
 }

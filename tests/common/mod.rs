@@ -175,21 +175,27 @@ impl Monitor {
     /// The names of the commands that clients sent until now, those inside scripts and the
     /// connections' own (`PING`, and this method's mark) left out.
     pub fn commands(&mut self) -> Vec<String> {
+        self.calls().into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// The same with the addresses of the clients that sent them.
+    pub fn calls(&mut self) -> Vec<(String, String)> {
         let mark = format!("mark-{}", rand_number());
         let mut client = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         write!(client, "ECHO {mark}\r\n").unwrap();
-        let mut commands = Vec::new();
+        let mut calls = Vec::new();
         loop {
             let mut line = String::new();
             self.lines.read_line(&mut line).unwrap();
             if line.contains(&mark) {
-                return commands;
+                return calls;
             }
             // +1339518083.107412 [0 127.0.0.1:60866] "evalsha" "…"
             let (head, command) = line.split_once("] ").expect("a line of MONITOR");
             let name = command.split('"').nth(1).unwrap().to_uppercase();
-            if !head.ends_with(" lua") && name != "PING" {
-                commands.push(name);
+            let (_, from) = head.rsplit_once(' ').unwrap();
+            if from != "lua" && name != "PING" {
+                calls.push((from.to_owned(), name));
             }
         }
     }

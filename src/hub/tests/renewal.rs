@@ -76,7 +76,7 @@ async fn without_any_answer_the_work_stops_before_the_lease_ends() {
         let lost = guard.run(future::pending::<()>()).await.unwrap_err();
         let left = left(&bad).await;
         println!("cancelled {left} ms before the lease ends");
-        assert!(left > 0.0 && left < 20.0, "{left} ms too early");
+        assert!(left > 0.0 && left < 15.0, "{left} ms too early");
         assert!(began.elapsed() > Duration::from_millis(LEASE));
         match lost {
             LeaseLost::Unreachable { source } => assert_eq!(source.is_none(), stalled),
@@ -179,7 +179,7 @@ async fn renewals_are_no_news_to_who_waits() {
     guard.run(worked).await.unwrap();
     assert_eq!(quiet.calls(), asked, "and no command");
     let renewed = good.calls() - renewed;
-    assert!((59..=64).contains(&renewed), "{renewed}: three a lease");
+    assert!((61..=63).contains(&renewed), "{renewed}: three a lease");
     guard.done().await.unwrap();
 }
 
