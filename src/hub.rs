@@ -3,6 +3,7 @@
 //! Streams and guards only send it messages, which never blocks and works on any thread, so that
 //! dropping either of them is enough: whatever is in flight is finished, or given back, here.
 
+mod lanes;
 mod lease;
 mod message;
 mod run;

@@ -132,13 +132,31 @@ pub enum Heard {
     Reconnected,
 }
 
+/// A number for what travels together; see [`Store::lane`].
+pub type Lane = u32;
+
 /// Where runs are kept.
 ///
 /// Every operation is atomic, idempotent by its token or fencing token, and publishes what it
 /// changed to the watchers of the key.
 pub trait Store: Debug + Clone + Send + Sync + 'static {
+    /// Which transitions may be carried out in one call: those of one lane. What waits for its turn in
+    /// one lane does not hold up another.
+    fn lane(&self, key: &Key, op: &Op) -> Lane;
+
+    /// Carries out transitions of one lane, each by itself, in any order; the answers are in theirs.
+    fn apply_all(
+        &self,
+        asked: &[(&Key, &Op)],
+    ) -> impl Future<Output = Vec<Result<Reply, Error>>> + Send;
+
     /// Carries out one transition.
-    fn apply(&self, key: &Key, op: &Op) -> impl Future<Output = Result<Reply, Error>> + Send;
+    fn apply(&self, key: &Key, op: &Op) -> impl Future<Output = Result<Reply, Error>> + Send {
+        async move {
+            let mut answers = self.apply_all(&[(key, op)]).await;
+            answers.pop().expect("an answer to each")
+        }
+    }
 
     /// Runs a script in the same step as the check that the grant stands.
     fn fenced(

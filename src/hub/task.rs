@@ -15,11 +15,12 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
 
 use super::WeakHandle;
+use super::lanes::{Lanes, Queue};
 use super::message::Message;
 use super::run::{Call, Effect, Run};
 use crate::error::{Error, LeaseLost};
 use crate::store::key::Key;
-use crate::store::{Heard, Reply, Store};
+use crate::store::{Heard, Lane, Op, Reply, Store};
 
 /// How often the subscriber connection is asked whether it still hears.
 const PING: Duration = Duration::from_millis(500);
@@ -28,7 +29,11 @@ const PING: Duration = Duration::from_millis(500);
 const FAR: Duration = Duration::from_secs(3_600);
 
 /// Messages taken from the inbox at once.
-const BATCH: usize = 64;
+const BATCH: usize = 128;
+
+/// Subscriptions asked for at once. Each is a call of its own, and the client library keeps several
+/// KiB for each that is not answered.
+const SUBSCRIBING: usize = 256;
 
 /// Runs until no handle is left and everything asked is answered.
 pub(super) async fn run<S: Store>(
@@ -43,6 +48,8 @@ pub(super) async fn run<S: Store>(
         runs: HashMap::new(),
         timers: DelayQueue::new(),
         in_flight: FuturesUnordered::new(),
+        calls: Lanes::default(),
+        subscriptions: Queue::default(),
         watched: 0,
         connected: true,
         pinging: false,
@@ -72,6 +79,7 @@ pub(super) async fn run<S: Store>(
             }
             _ = pings.tick(), if hub.wants_ping() => hub.ping(),
         }
+        hub.send();
     }
     hub.store.close().await;
 }
@@ -83,6 +91,8 @@ struct Hub<S> {
     runs: HashMap<Arc<str>, Entry>,
     timers: DelayQueue<Arc<str>>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    calls: Lanes<(Key, Call)>,
+    subscriptions: Queue<(Key, Subscribe)>,
     /// How many keys are subscribed to.
     watched: usize,
     /// Whether the subscriber is connected, and answered its last ping.
@@ -100,7 +110,8 @@ struct Entry {
 
 /// What comes back from the store.
 enum Done {
-    Call(Key, Call, Instant, Result<Reply, Error>),
+    /// What travelled together in a lane, since when, and the answers.
+    Calls(Lane, Instant, Vec<((Key, Call), Result<Reply, Error>)>),
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
@@ -171,15 +182,20 @@ impl<S: Store> Hub<S> {
     fn done(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Call(key, call, sent, result) => {
-                self.with_known(&key, |run| {
-                    run.answered(call, result, sent, now);
-                });
+            Done::Calls(lane, sent, answers) => {
+                self.calls.answered(lane);
+                for ((key, call), result) in answers {
+                    self.with_known(&key, |run| run.answered(call, result, sent, now));
+                }
             }
             Done::Watch(key, result) => {
+                self.subscriptions.answered();
                 self.with_known(&key, |run| run.watched(result, now));
             }
-            Done::Unwatch(key) => self.with_known(&key, |run| run.unwatched()),
+            Done::Unwatch(key) => {
+                self.subscriptions.answered();
+                self.with_known(&key, |run| run.unwatched());
+            }
             Done::Fenced => {}
             Done::Ping(result) => {
                 self.pinging = false;
@@ -246,7 +262,7 @@ impl<S: Store> Hub<S> {
     fn with(&mut self, key: &Key, act: impl FnOnce(&mut Run)) {
         let connected = self.connected;
         self.runs
-            .entry(key.channel().clone())
+            .entry(key.line().clone())
             .or_insert_with(|| Entry {
                 key: key.clone(),
                 run: Run::new(key.clone(), self.handle.clone(), connected),
@@ -257,7 +273,7 @@ impl<S: Store> Hub<S> {
 
     /// Acts on a key's run if there is one, does what follows, and sets its timer.
     fn with_known(&mut self, key: &Key, act: impl FnOnce(&mut Run)) {
-        let Some(entry) = self.runs.get_mut(key.channel()) else {
+        let Some(entry) = self.runs.get_mut(key.line()) else {
             return;
         };
         self.watched -= usize::from(entry.run.is_watched());
@@ -272,11 +288,11 @@ impl<S: Store> Hub<S> {
             }
             entry.timer = deadline.map(|at| {
                 let capped = at.min(Instant::now() + FAR);
-                (capped, self.timers.insert_at(key.channel().clone(), capped))
+                (capped, self.timers.insert_at(key.line().clone(), capped))
             });
         }
         if entry.run.is_over() {
-            self.runs.remove(key.channel());
+            self.runs.remove(key.line());
         }
         for effect in effects {
             self.carry_out(key, effect);
@@ -284,28 +300,51 @@ impl<S: Store> Hub<S> {
     }
 
     fn carry_out(&mut self, key: &Key, effect: Effect) {
-        let (store, key) = (self.store.clone(), key.clone());
-        let doing = match effect {
+        let key = key.clone();
+        match effect {
             Effect::Call(mut call) => {
                 call.ticket.get_or_insert_with(|| self.tracker.token());
-                async move {
-                    let sent = Instant::now();
-                    let result = store.apply(&key, &call.op).await;
-                    Done::Call(key, call, sent, result)
-                }
-                .boxed()
+                let lane = self.store.lane(&key, &call.op);
+                self.calls.push(lane, (key, call));
             }
-            Effect::Watch => async move {
-                let result = store.watch(&key).await;
-                Done::Watch(key, result)
-            }
-            .boxed(),
-            Effect::Unwatch => async move {
-                store.unwatch(&key).await;
-                Done::Unwatch(key)
-            }
-            .boxed(),
-        };
-        self.in_flight.push(doing);
+            Effect::Watch => self.subscriptions.push((key, Subscribe::Begin)),
+            Effect::Unwatch => self.subscriptions.push((key, Subscribe::End)),
+        }
     }
+
+    /// Sends what has been asked for, as far as it is its turn.
+    fn send(&mut self) {
+        while let Some((lane, calls)) = self.calls.next() {
+            let store = self.store.clone();
+            let sending = async move {
+                let sent = Instant::now();
+                let asked: Vec<(&Key, &Op)> =
+                    calls.iter().map(|(key, call)| (key, &call.op)).collect();
+                let results = store.apply_all(&asked).await;
+                Done::Calls(lane, sent, calls.into_iter().zip(results).collect())
+            };
+            self.in_flight.push(sending.boxed());
+        }
+        while let Some((key, subscribe)) = self.subscriptions.next(SUBSCRIBING) {
+            let store = self.store.clone();
+            let sending = async move {
+                match subscribe {
+                    Subscribe::Begin => {
+                        let result = store.watch(&key).await;
+                        Done::Watch(key, result)
+                    }
+                    Subscribe::End => {
+                        store.unwatch(&key).await;
+                        Done::Unwatch(key)
+                    }
+                }
+            };
+            self.in_flight.push(sending.boxed());
+        }
+    }
+}
+
+enum Subscribe {
+    Begin,
+    End,
 }

@@ -22,7 +22,7 @@ use crate::guard::WorkGuard;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::record::{Frame, Record, State, Token};
-use crate::store::{Guarded, Heard, Op, Reply, Store};
+use crate::store::{Guarded, Heard, Lane, Op, Reply, Store};
 
 /// A lease that no test waits for.
 const LONG: u64 = 3_600_000;
@@ -67,6 +67,7 @@ struct Bad {
     /// What this says is heard too.
     rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
     calls: Arc<AtomicU32>,
+    lanes: Arc<AtomicU32>,
     closed: Arc<Notify>,
 }
 
@@ -80,6 +81,7 @@ impl Bad {
             refuses_to_watch: false,
             rumours: Arc::default(),
             calls: Arc::default(),
+            lanes: Arc::default(),
             closed: Arc::default(),
         }
     }
@@ -100,6 +102,18 @@ impl std::fmt::Debug for Bad {
 }
 
 impl Store for Bad {
+    /// Nothing waits for anything else.
+    fn lane(&self, _: &Key, _: &Op) -> Lane {
+        self.lanes.fetch_add(1, Ordering::SeqCst)
+    }
+
+    async fn apply_all(&self, asked: &[(&Key, &Op)]) -> Vec<Result<Reply, Error>> {
+        let [(key, op)] = asked else {
+            unreachable!("one a lane");
+        };
+        vec![self.apply(key, op).await]
+    }
+
     async fn apply(&self, key: &Key, op: &Op) -> Result<Reply, Error> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let fate = (self.judge.lock().unwrap())(op);
@@ -571,7 +585,7 @@ async fn a_late_message_of_the_last_run_ends_nothing() {
         at: now.frame.at,
         record,
     });
-    let channel = key().channel().clone();
+    let channel = key().line().clone();
     say.unbounded_send(Heard::Message { channel, frame })
         .unwrap();
     settle_down().await;

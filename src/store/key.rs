@@ -10,10 +10,10 @@ use crate::error::KeyError;
 
 /// The name of one unit of work: any bytes, from 1 to [`Key::MAX_LEN`] of them.
 ///
-/// On the server the record lies under exactly this name. Two more names are derived from it, the
-/// waiting line `{key}:line` and the channel `{key}:events`; the braces are Redis Cluster's [hash
-/// tag], which keeps all three in one slot. A key that brings a hash tag of its own (`jobs:{7}`)
-/// keeps it: `jobs:{7}:line`.
+/// On the server the record lies under exactly this name. Another name is derived from it, `{key}:line`,
+/// for the waiting line and for the channel beside it; the braces are Redis Cluster's [hash tag], which
+/// keeps all of them in one slot. A key that brings a hash tag of its own (`jobs:{7}`) keeps it:
+/// `jobs:{7}:line`.
 ///
 /// Cloning is cheap.
 ///
@@ -34,9 +34,8 @@ pub struct Key(Arc<Names>);
 
 struct Names {
     key: bytes::Bytes,
-    line: bytes::Bytes,
     /// Text, because the client library reads channel names as text.
-    channel: Arc<str>,
+    line: Arc<str>,
     slot: u16,
 }
 
@@ -61,22 +60,19 @@ impl Key {
                 max: Self::MAX_LEN,
             });
         }
-        let tagged = if has_hash_tag(key) {
-            key.to_vec()
-        } else if key.contains(&b'}') {
+        let tagged = has_hash_tag(key);
+        if !tagged && key.contains(&b'}') {
             return Err(KeyError::NotColocatable { key: show(key) });
-        } else {
-            [b"{", key, b"}"].concat()
-        };
+        }
         let slot = redis_keyslot(key);
-        let channel = match std::str::from_utf8(&tagged) {
-            Ok(tagged) => format!("{tagged}:events"),
-            Err(_) => format!("{{{}}}:{}:events", tag_of(slot), key.escape_ascii()),
+        let line = match std::str::from_utf8(key) {
+            Ok(key) if tagged => [key, ":line"].concat(),
+            Ok(key) => ["{", key, "}:line"].concat(),
+            Err(_) => format!("{{{}}}:{}:line", tag_of(slot), key.escape_ascii()),
         };
         Ok(Self(Arc::new(Names {
             key: bytes::Bytes::copy_from_slice(key),
-            line: [&tagged[..], b":line"].concat().into(),
-            channel: channel.into(),
+            line: line.into(),
             slot,
         })))
     }
@@ -90,23 +86,20 @@ impl Key {
         &self.0.key
     }
 
-    pub(crate) fn line(&self) -> &bytes::Bytes {
+    /// The name of its waiting line, and of the channel where its transitions are published; one key,
+    /// one line.
+    pub(crate) fn line(&self) -> &Arc<str> {
         &self.0.line
-    }
-
-    /// Where the key's transitions are published; one key, one channel.
-    pub(crate) fn channel(&self) -> &Arc<str> {
-        &self.0.channel
     }
 
     pub(crate) fn slot(&self) -> u16 {
         self.0.slot
     }
 
-    /// The names this key uses on the server: record, line, channel.
+    /// The names this key uses on the server: of the record, and of its line and channel.
     #[doc(hidden)]
-    pub fn server_names(&self) -> [&[u8]; 3] {
-        [&self.0.key, &self.0.line, self.0.channel.as_bytes()]
+    pub fn server_names(&self) -> [&[u8]; 2] {
+        [&self.0.key, self.0.line.as_bytes()]
     }
 }
 
@@ -169,10 +162,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_channel_is_text_in_the_slot_of_its_key() {
+    fn a_line_is_text_in_the_slot_of_its_key() {
         let key = Key::new([0xff, 0xfe, b'x']).unwrap();
-        assert_eq!(redis_keyslot(key.channel().as_bytes()), key.slot());
-        assert_eq!(redis_keyslot(key.line()), key.slot());
-        assert!(key.channel().ends_with(r":\xff\xfex:events"));
+        assert_eq!(redis_keyslot(key.line().as_bytes()), key.slot());
+        assert!(key.line().ends_with(r":\xff\xfex:line"));
     }
 }

@@ -14,7 +14,7 @@ use futures::Stream;
 use futures::channel::mpsc;
 
 use super::key::Key;
-use super::{Guarded, Heard, Op, Reply, Store};
+use super::{Guarded, Heard, Lane, Op, Reply, Store};
 use crate::error::{Error, FencedError};
 use server::{Server, Watcher};
 
@@ -123,8 +123,14 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl Store for MemoryStore {
-    async fn apply(&self, key: &Key, op: &Op) -> Result<Reply, Error> {
-        Ok(self.memory.lock().apply(key, op))
+    fn lane(&self, _: &Key, _: &Op) -> Lane {
+        0
+    }
+
+    async fn apply_all(&self, asked: &[(&Key, &Op)]) -> Vec<Result<Reply, Error>> {
+        let mut server = self.memory.lock();
+        let answers = asked.iter().map(|(key, op)| Ok(server.apply(key, op)));
+        answers.collect()
     }
 
     async fn fenced(&self, _: &Key, _: &Guarded) -> Result<Value, FencedError> {

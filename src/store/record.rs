@@ -1,17 +1,20 @@
 //! What the server remembers of one key, and its text form.
 //!
-//! One line of `name=value` fields for people and scripts, then five payloads, each followed by a
-//! line feed, whose sizes in bytes are the line's last field:
+//! One line of `name=value` fields for people and scripts, then five payloads. Each but the last is
+//! followed by a line feed; their sizes in bytes are the line's last field. The last is what is left.
 //!
 //! ```text
-//! lw1 held attempt=2/5 fence=1763900000000001 renewal=0 until=1763900005000 retention=10000
-//!     owner=<token> last=<token> previous=1:dropped sizes=9,9,0,0,0        (in one line)
+//! lw1 held at=1763900000000001 until=1763900005000 retention=10000 fence=1763900000000001 line=0
+//!     attempt=2/5 renewal=0 owner=<token> last=<token> previous=1:dropped sizes=9,9,0,0   (in one line)
 //! billing-7      the holder's label
 //! billing-6      the previous attempt's holder
 //!                the previous attempt's reason, when it gave one
 //!                the checkpoint
 //!                the result
 //! ```
+//!
+//! `at` is the server's time in µs at which it was written, `line` whether anybody has waited in line. What
+//! the completion of a run changes comes first and last, so that the script need not read what is between.
 //!
 //! `redis/record.lua` reads and writes the same form.
 

@@ -5,6 +5,7 @@
 //! each other on one connection. Nothing is retried here: a script whose connection broke may have
 //! run, and only the caller knows whether it still wants the answer.
 
+mod batch;
 mod connection;
 mod replication;
 mod scripts;
@@ -20,14 +21,15 @@ use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::config::{Config, Options};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use futures::{Stream, StreamExt, stream};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::key::{Key, show};
 use super::record::{Frame, loss};
-use super::{Failure, Guarded, Heard, Op, Outcome, Reply, Store};
+use super::{Guarded, Heard, Lane, Op, Outcome, Reply, Store};
 use crate::error::{Error, FencedError};
+use batch::{Batch, batches, decode, names};
 use connection::{client, establish, quit};
 pub use replication::Replicas;
 use replication::Replication;
@@ -108,67 +110,60 @@ impl RedisStore {
         self
     }
 
-    async fn run(
-        &self,
-        (client, options): (&Client, &Options),
-        key: &Key,
-        script: &Script,
-        args: Vec<Value>,
-    ) -> Result<Reply, FredError> {
-        let client = client.with_options(options);
-        decode(eval(&client, key.slot(), script, &names(key), args).await?)
-    }
-
-    /// Waits until the replicas have acknowledged what a script has written.
-    async fn replicate(
-        &self,
-        replication: &Replication,
-        key: &Key,
-        written: &Reply,
-    ) -> Result<(), Error> {
-        let failed = |error| explain(key, error);
-        let ran = replication.run(key, &self.scripts.touch).await;
-        let (touched, acknowledged) = ran.map_err(failed)?;
-        // After a failover in between, another master's replicas have acknowledged whatever that one
-        // has, which need not be this.
-        let touched = decode(touched).map_err(failed)?;
-        let stands = match (touched.record(), written.record()) {
-            (Some(now), Some(then)) => now.fence == then.fence && now.order() >= then.order(),
-            _ => false,
+    /// Carries a batch out, and what the server refuses as a whole one by one: that may be the fault of
+    /// one of them, such as a key that the user has no access to.
+    async fn carry_out(&self, batch: &Batch<'_>) -> Vec<Result<Reply, Error>> {
+        let results = match self.run(batch).await {
+            Err(error) if batch.items.len() > 1 && blames_one(&error) => {
+                let apart = batch.apart();
+                let ran = join_all(apart.iter().map(|one| self.run(one))).await;
+                ran.into_iter()
+                    .map(|ran| ran.and_then(|mut answers| answers.pop().unwrap_or(Err(error.clone()))))
+                    .collect()
+            }
+            Err(error) => vec![Err(error); batch.items.len()],
+            Ok(answers) => answers,
         };
-        let Replicas { count, timeout } = replication.replicas;
-        let acknowledged = if stands { acknowledged } else { 0 };
-        if acknowledged >= count {
-            return Ok(());
+        let keys = batch.keys();
+        let mut results: Vec<Result<Reply, Error>> = keys
+            .zip(results)
+            .map(|(key, result)| result.map_err(|error| explain(key, error)))
+            .collect();
+        if let Some(replication) = self.replicating(batch.first()) {
+            replication.prove(batch, &self.scripts.touch, &mut results).await;
         }
-        Err(Error::NotReplicated {
-            key: key.clone(),
-            wanted: count,
-            acknowledged,
-            timeout,
-        })
+        results
     }
-}
 
-/// The keys of a script of ours.
-fn names(key: &Key) -> [Value; 3] {
-    [
-        Value::Bytes(key.bytes().clone()),
-        Value::Bytes(key.line().clone()),
-        Value::String(key.channel().as_ref().into()),
-    ]
-}
+    async fn run(&self, batch: &Batch<'_>) -> Result<Vec<Result<Reply, FredError>>, FredError> {
+        let (client, options) = match self.replicating(batch.first()) {
+            None => (&self.commands, once()),
+            // Somebody else's wait may be before it.
+            Some(Replication { client, replicas }) => (
+                client,
+                Options {
+                    timeout: Some(replicas.timeout + COMMAND_TIMEOUT),
+                    ..once()
+                },
+            ),
+        };
+        let client = client.with_options(&options);
+        let script = batch.script(&self.scripts);
+        let keys = names(batch.keys());
+        let answer = eval(&client, batch.slot(), script, keys, batch.args()).await?;
+        decode(answer, batch.items.len())
+    }
 
-/// The answer of a script of ours.
-fn decode(reply: Value) -> Result<Reply, FredError> {
-    let (ok, frame, position): (i64, Bytes, i64) = reply.convert()?;
-    let frame = Frame::decode(&frame)
-        .map_err(|error| FredError::new(ErrorKind::Protocol, error.to_string()))?;
-    Ok(Reply {
-        ok: ok == 1,
-        frame,
-        position: u64::try_from(position).ok(),
-    })
+    /// Whether others may only rely on it once replicas have it: who holds the key, until when, and
+    /// that the work is complete.
+    fn replicating(&self, op: &Op) -> Option<&Replication> {
+        let relied_on = match op {
+            Op::Claim { .. } | Op::Renew { .. } => true,
+            Op::Settle { outcome, .. } => matches!(outcome, Outcome::Done(_)),
+            Op::Withdraw { .. } | Op::Inspect => false,
+        };
+        self.replication.as_ref().filter(|_| relied_on)
+    }
 }
 
 impl fmt::Debug for RedisStore {
@@ -181,87 +176,25 @@ impl fmt::Debug for RedisStore {
 }
 
 impl Store for RedisStore {
-    async fn apply(&self, key: &Key, op: &Op) -> Result<Reply, Error> {
-        let scripts = &self.scripts;
-        let text = |text: &str| Value::String(text.into());
-        let number = |number: u64| Value::String(number.to_string().into());
-        let (script, args) = match op {
-            Op::Claim {
-                token,
-                label,
-                lease,
-                max_attempts,
-                retention,
-            } => (
-                &scripts.claim,
-                vec![
-                    text(&token.to_string()),
-                    text(label),
-                    number(*lease),
-                    number(u64::from(*max_attempts)),
-                    number(*retention),
-                ],
-            ),
-            Op::Settle {
-                fence,
-                outcome,
-                window,
-            } => {
-                let (outcome, payload) = match outcome {
-                    Outcome::Done(result) => ("done", Value::Bytes(result.clone())),
-                    Outcome::HandOff => ("hand_off", text("")),
-                    Outcome::Fail(Failure::Dropped) => ("dropped", text("")),
-                    Outcome::Fail(Failure::Panicked) => ("panicked", text("")),
-                    Outcome::Fail(Failure::Reason(reason)) => ("failed", text(reason)),
-                    Outcome::FailPermanently(reason) => ("failed_permanently", text(reason)),
-                };
-                let args = vec![number(*fence), text(outcome), payload, number(*window)];
-                (&scripts.settle, args)
-            }
-            Op::Renew {
-                fence,
-                lease,
-                checkpoint,
-            } => {
-                let checkpoint = checkpoint.iter().cloned().map(Value::Bytes);
-                let args = [number(*fence), number(*lease)]
-                    .into_iter()
-                    .chain(checkpoint);
-                (&scripts.renew, args.collect())
-            }
-            Op::Withdraw {
-                token,
-                label,
-                window,
-            } => (
-                &scripts.withdraw,
-                vec![text(&token.to_string()), text(label), number(*window)],
-            ),
-            Op::Inspect => (&scripts.inspect, Vec::new()),
+    fn lane(&self, key: &Key, op: &Op) -> Lane {
+        // What waits for replicas holds up only its like, and a call has one slot.
+        let slot = match self.commands.is_clustered() {
+            true => Lane::from(key.slot()),
+            false => 0,
         };
-        // What others may only rely on once replicas have it: who holds the key, until when, and that
-        // the work is complete.
-        let relied_on = match op {
-            Op::Claim { .. } | Op::Renew { .. } => true,
-            Op::Settle { outcome, .. } => matches!(outcome, Outcome::Done(_)),
-            Op::Withdraw { .. } | Op::Inspect => false,
+        slot << 1 | Lane::from(self.replicating(op).is_some())
+    }
+
+    async fn apply_all(&self, asked: &[(&Key, &Op)]) -> Vec<Result<Reply, Error>> {
+        let alike = |one: &Op, other: &Op| {
+            self.replicating(one).is_some() == self.replicating(other).is_some()
         };
-        let replication = self.replication.as_ref().filter(|_| relied_on);
-        let client = replication.map_or(&self.commands, |replication| &replication.client);
-        let options = match replication {
-            None => once(),
-            // Somebody else's wait may be before it.
-            Some(Replication { replicas, .. }) => Options {
-                timeout: Some(replicas.timeout + COMMAND_TIMEOUT),
-                ..once()
-            },
-        };
-        let reply = self.run((client, &options), key, script, args).await;
-        let reply = reply.map_err(|error| explain(key, error))?;
-        if let (Some(replication), true) = (replication, reply.ok) {
-            self.replicate(replication, key, &reply).await?;
-        }
-        Ok(reply)
+        let batches = batches(asked, alike);
+        let carried_out = join_all(batches.iter().map(|batch| self.carry_out(batch))).await;
+        let items = batches.iter().flat_map(|batch| batch.items.iter().copied());
+        let mut results: Vec<_> = items.zip(carried_out.into_iter().flatten()).collect();
+        results.sort_unstable_by_key(|(place, _)| *place);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 
     async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
@@ -278,16 +211,13 @@ impl Store for RedisStore {
                 }
             }
         }
-        let keys = [Value::Bytes(key.bytes().clone())];
-        let keys: Vec<Value> = keys
-            .into_iter()
-            .chain(script.keys.iter().cloned())
-            .collect();
+        let record = [Value::Bytes(key.bytes().clone())];
+        let keys = record.into_iter().chain(script.keys.iter().cloned());
         let fence = Value::String(script.fence.to_string().into());
         let args = [fence].into_iter().chain(script.args.iter().cloned());
         let fenced = Script::fenced(&script.source);
         let client = self.commands.with_options(&once());
-        let ran = eval(&client, key.slot(), &fenced, &keys, args.collect()).await;
+        let ran = eval(&client, key.slot(), &fenced, keys.collect(), args.collect()).await;
         match ran {
             Ok(value) => Ok(value),
             Err(error) if error.details().starts_with("LWLOST") => {
@@ -303,14 +233,14 @@ impl Store for RedisStore {
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         // One channel a call: fred counts the acknowledgements of one only.
         let subscriber = self.subscriber.with_options(&once());
-        let subscribed = subscriber.ssubscribe(key.channel().as_ref()).await;
+        let subscribed = subscriber.ssubscribe(key.line().as_ref()).await;
         subscribed.map_err(|error| explain(key, error))
     }
 
     async fn unwatch(&self, key: &Key) {
         // A subscription that stays is only a message nobody waits for.
         let subscriber = self.subscriber.with_options(&once());
-        let _ = subscriber.sunsubscribe(key.channel().as_ref()).await;
+        let _ = subscriber.sunsubscribe(key.line().as_ref()).await;
     }
 
     async fn ping(&self) -> Result<(), Error> {
@@ -378,21 +308,21 @@ async fn eval(
     client: &impl ClientLike,
     slot: u16,
     script: &Script,
-    keys: &[Value],
+    keys: Vec<Value>,
     args: Vec<Value>,
 ) -> Result<Value, FredError> {
-    let send = async |command, script: &Bytes, args: Vec<Value>| {
+    let send = async |command, script: &Bytes| {
         let command = CustomCommand::new_static(command, ClusterHash::Custom(slot), false);
         let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
-        let head = [Value::Bytes(script.clone()), Value::Integer(count)];
-        let keys = keys.iter().cloned();
-        let args: Vec<Value> = head.into_iter().chain(keys).chain(args).collect();
-        client.custom::<Value, _>(command, args).await
+        let mut said = Vec::with_capacity(2 + keys.len() + args.len());
+        said.extend([Value::Bytes(script.clone()), Value::Integer(count)]);
+        said.extend(keys.iter().chain(&args).cloned());
+        client.custom::<Value, _>(command, said).await
     };
-    match send("EVALSHA", &script.sha, args.clone()).await {
+    match send("EVALSHA", &script.sha).await {
         // The server has forgotten its scripts. EVAL teaches the one node that was asked.
         Err(error) if error.details().starts_with("NOSCRIPT") => {
-            send("EVAL", &script.source, args).await
+            send("EVAL", &script.source).await
         }
         reply => reply,
     }
@@ -422,6 +352,13 @@ const PASSING: &[&str] = &[
     "TRYAGAIN",
     "UNKILLABLE",
 ];
+
+/// Whether an error may be due to one of the keys of a call, which was not carried out then.
+fn blames_one(error: &FredError) -> bool {
+    let word = error.details().split(' ').next().unwrap_or_default();
+    // In a slot that is being moved, some of the keys are here and some are not.
+    is_answer(error) && (word == "TRYAGAIN" || !PASSING.contains(&word))
+}
 
 /// What fred says once its client has been closed, or before it was connected.
 const GONE: [&str; 2] = [

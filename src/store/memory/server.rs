@@ -115,7 +115,7 @@ impl Server {
         // A hub whose runtime has shut down has not said so.
         watchers.retain(|watcher| {
             let message = Heard::Message {
-                channel: key.channel().clone(),
+                channel: key.line().clone(),
                 frame: Some(frame.clone()),
             };
             watcher.tell.unbounded_send(message).is_ok()

@@ -8,28 +8,34 @@ use bytes::Bytes;
 use super::{Frame, Malformed, Previous, Record, Token};
 
 impl Frame {
-    /// Reads `<server time in µs> <record>`, the form of every answer and message.
+    /// Reads a record's text, the form of every message, as it was when it was written.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] unless the whole text is one frame.
+    /// [`Malformed`] unless the whole text is one record.
     pub fn decode(text: &Bytes) -> Result<Self, Malformed> {
-        let space = text
-            .iter()
-            .position(|b| *b == b' ')
-            .ok_or(Malformed("time"))?;
-        let at = number(ascii(&text[..space], "time")?, "time")?;
-        let text = text.slice(space + 1..);
+        let (record, at) = Record::decode(text)?;
+        let record = Some(Arc::new(record));
+        Ok(Self { at, record })
+    }
+
+    /// Reads what a script has answered at this server time: a record's text, or none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Frame::decode`].
+    pub fn answered(at: u64, text: &Bytes) -> Result<Self, Malformed> {
         let record = match text.is_empty() {
             true => None,
-            false => Some(Arc::new(Record::decode(&text)?)),
+            false => Some(Arc::new(Record::decode(text)?.0)),
         };
         Ok(Self { at, record })
     }
 }
 
 impl Record {
-    fn decode(text: &Bytes) -> Result<Self, Malformed> {
+    /// The record, and the server's time in µs at which it was written.
+    fn decode(text: &Bytes) -> Result<(Self, u64), Malformed> {
         let end = text
             .iter()
             .position(|b| *b == b'\n')
@@ -41,12 +47,16 @@ impl Record {
             return Err(Malformed("version"));
         }
         let state = word("state")?.parse()?;
-        let attempts = field(word("attempt")?, "attempt")?;
-        let (attempt, max_attempts) = attempts.split_once('/').ok_or(Malformed("attempt"))?;
-        let fence = field(word("fence")?, "fence")?;
-        let renewal = field(word("renewal")?, "renewal")?;
+        let at = field(word("at")?, "at")?;
         let until = field(word("until")?, "until")?;
         let retention = field(word("retention")?, "retention")?;
+        let fence = field(word("fence")?, "fence")?;
+        if !matches!(word("line")?, "line=0" | "line=1") {
+            return Err(Malformed("line"));
+        }
+        let attempts = field(word("attempt")?, "attempt")?;
+        let (attempt, max_attempts) = attempts.split_once('/').ok_or(Malformed("attempt"))?;
+        let renewal = field(word("renewal")?, "renewal")?;
         let owner = field(word("owner")?, "owner")?;
         let last = field(word("last")?, "last")?;
         let previous = field(word("previous")?, "previous")?;
@@ -64,10 +74,9 @@ impl Record {
         let previous_holder = payloads.text("previous holder")?;
         let reason = payloads.text("reason")?;
         let checkpoint = payloads.bytes("checkpoint")?;
-        let result = payloads.bytes("result")?;
-        payloads.finish()?;
+        let result = payloads.rest()?;
 
-        Ok(Self {
+        let record = Self {
             state,
             attempt: number(attempt, "attempt")?,
             max_attempts: number(max_attempts, "max_attempts")?,
@@ -89,7 +98,8 @@ impl Record {
             holder,
             checkpoint,
             result,
-        })
+        };
+        Ok((record, number(at, "at")?))
     }
 }
 
@@ -120,10 +130,12 @@ impl Payloads<'_> {
         String::from_utf8(bytes.into()).map_err(|_| Malformed(what))
     }
 
-    fn finish(mut self) -> Result<(), Malformed> {
-        match self.sizes.next().is_none() && self.at == self.text.len() {
-            true => Ok(()),
-            false => Err(Malformed("sizes")),
+    /// What is left is the last payload, which needs no size.
+    fn rest(mut self) -> Result<Bytes, Malformed> {
+        match self.sizes.next() {
+            None if self.at == self.text.len() => Ok(Bytes::new()),
+            None => Ok(self.text.slice(self.at..)),
+            Some(_) => Err(Malformed("sizes")),
         }
     }
 }
@@ -159,9 +171,10 @@ mod tests {
     use super::super::State;
     use super::*;
 
-    const TEXT: &str = "1763900000000009 lw1 held attempt=2/5 fence=1763900000000001 renewal=3 \
-        until=1763900005000 retention=10000 owner=0000000000000000000000000000002a last=- \
-        previous=1:dropped sizes=9,9,0,2,0\nbilling-7\nbilling-6\n\na\n\n\n";
+    const TEXT: &str = "lw1 held at=1763900000000009 until=1763900005000 retention=10000 \
+        fence=1763900000000001 line=1 attempt=2/5 renewal=3 \
+        owner=0000000000000000000000000000002a last=- \
+        previous=1:dropped sizes=9,9,0,2\nbilling-7\nbilling-6\n\na\n\n";
 
     fn decode(text: &str) -> Result<Frame, Malformed> {
         Frame::decode(&Bytes::copy_from_slice(text.as_bytes()))
@@ -176,23 +189,30 @@ mod tests {
             (record.state, record.attempt, record.max_attempts),
             (State::Held, 2, 5)
         );
+        assert_eq!((record.fence, record.until), (1_763_900_000_000_001, 1_763_900_005_000));
         assert_eq!((record.renewal, record.retention), (3, 10_000));
         assert_eq!(record.owner, Some(Token::from_number(42)));
         assert_eq!(record.last, None);
         assert_eq!(record.holder, "billing-7");
         assert_eq!(record.previous.as_ref().unwrap().holder, "billing-6");
-        assert_eq!(record.checkpoint, "a\n");
+        assert_eq!((&record.checkpoint[..], &record.result[..]), (&b"a\n"[..], &b""[..]));
     }
 
     #[test]
-    fn an_absent_key_is_a_time_alone() {
-        assert_eq!(
-            decode("17 ").unwrap(),
-            Frame {
-                at: 17,
-                record: None
-            }
-        );
+    fn what_follows_the_sized_payloads_is_the_result() {
+        for result in ["42", "\n", "4\n2\n"] {
+            let frame = decode(&[TEXT, result].concat()).unwrap();
+            assert_eq!(frame.record.unwrap().result, result);
+        }
+    }
+
+    #[test]
+    fn an_absent_key_is_no_text() {
+        let absent = Frame {
+            at: 17,
+            record: None,
+        };
+        assert_eq!(Frame::answered(17, &Bytes::new()).unwrap(), absent);
     }
 
     #[test]
@@ -200,17 +220,17 @@ mod tests {
         for (change, to) in [
             ("lw1", "lw2"),
             ("held", "hold"),
+            ("at=", "at=x"),
+            ("line=1", "line=2"),
             ("attempt=2/5", "attempt=2"),
             ("attempt=2/5", "attempt=+2/5"),
             ("fence=", "fense="),
-            ("sizes=9,9,0,2,0", "sizes=9,9,0,2"),
-            ("sizes=9,9,0,2,0", "sizes=9,9,0,2,0,0"),
-            ("sizes=9,9,0,2,0", "sizes=9,9,0,3,0"),
-            ("sizes=9,9,0,2,0", "sizes=9,9,0,2,18446744073709551615"),
+            ("sizes=9,9,0,2", "sizes=9,9,0"),
+            ("sizes=9,9,0,2", "sizes=9,9,0,2,0"),
+            ("sizes=9,9,0,2", "sizes=9,9,0,4"),
+            ("sizes=9,9,0,2", "sizes=9,9,0,18446744073709551615"),
             ("002a", "002g"),
             ("last=-", "last=--"),
-            ("1763900000000009 ", "x "),
-            ("\n\n\n", "\n\n\n\n"),
         ] {
             assert!(TEXT.contains(change), "{change:?}");
             assert!(
@@ -219,7 +239,7 @@ mod tests {
             );
         }
         for cut in 0..TEXT.len() {
-            assert!(decode(&TEXT[..cut]).is_err() || &TEXT[..cut] == "1763900000000009 ");
+            assert!(decode(&TEXT[..cut]).is_err(), "cut at {cut}");
         }
     }
 }

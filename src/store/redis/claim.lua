@@ -1,58 +1,56 @@
--- Take the key, or join its waiting line.
--- ARGV: token (32 hex digits), label, lease in ms, max attempts, retention in ms.
+-- Take a key that has a record, or join its waiting line.
+-- ARGV: label, lease in ms, max attempts, retention in ms; for each item its token (32 hex digits).
 -- Answers ok=1 if the token holds the key, 0 otherwise; a position only if it waits.
-local token, label, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local member = token .. label
-local r = load()
+local label, lease = ARGV[1], tonumber(ARGV[2])
 
--- The one check a script does not get from its first call: a refused publish would come after the
--- writes.
-if not redis.acl_check_cmd('SPUBLISH', KEYS[3], '') then
-  error({ err = 'NOPERM publish' })
-end
+return function(n)
+  local token = ARGV[4 + n]
+  local member = token .. label
+  local r = load(n)
 
-local function take(attempt)
-  if r.line then
-    redis.call('ZREM', KEYS[2], member)
-  end
-  grant(r, 'held', attempt, token, label, lease)
-  save(r)
-  return reply(1)
-end
-
-if not r then
-  r = {
-    max = ARGV[4], retention = tonumber(ARGV[5]), fence = '0', owner = '-', last = '-',
-    previous = '0', cause = '-', previous_holder = '', reason = '', checkpoint = '', result = '',
-  }
-  drop_line(r)
-  return take(1)
-elseif owned(r) and r.owner == token then
-  if r.state == 'granted' then
-    hold(r, lease)
+  local function take(attempt)
+    if r.line then
+      redis.call('ZREM', line, member)
+    end
+    grant(r, 'held', attempt, token, label, lease)
     save(r)
+    return reply(1)
   end
-  return reply(1)
-elseif r.last == token or r.state == 'done' or r.state == 'exhausted' then
-  return reply(0)
-elseif owned(r) and not over(r) then
-  local rank = redis.call('ZRANK', KEYS[2], member)
-  if not rank then
-    local tail = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
-    redis.call('ZADD', KEYS[2], (tail[2] or 0) + 1, member)
-    redis.call('PEXPIRE', KEYS[2], int(life(r)))
-    rank = redis.call('ZCARD', KEYS[2]) - 1
-  end
-  return reply(0, rank)
-elseif r.state == 'granted' then
-  return take(r.attempt)
-end
 
-if r.state == 'held' then
-  remember(r, 'expired', '')
+  if owned(r) and r.owner == token then
+    if r.state == 'granted' then
+      hold(r, lease)
+      save(r)
+    end
+    return reply(1)
+  elseif r.last == token or r.state == 'done' or r.state == 'exhausted' then
+    return reply(0)
+  elseif owned(r) and not over(r) then
+    if not r.line then
+      -- Nobody has waited in this run. What there is was left by a run whose record was lost.
+      redis.call('DEL', line)
+      r.line = true
+      record_text = encode(r)
+      redis.call('SET', key, record_text, 'KEEPTTL')
+    end
+    local rank = redis.call('ZRANK', line, member)
+    if not rank then
+      local tail = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')
+      redis.call('ZADD', line, (tail[2] or 0) + 1, member)
+      redis.call('PEXPIRE', line, life(r))
+      rank = redis.call('ZCARD', line) - 1
+    end
+    return reply(0, rank)
+  elseif r.state == 'granted' then
+    return take(r.attempt)
+  end
+
+  if r.state == 'held' then
+    remember(r, 'expired', '')
+  end
+  if r.attempt >= r.max then
+    exhaust(r)
+    return reply(0)
+  end
+  return take(r.attempt + 1)
 end
-if r.attempt >= r.max then
-  exhaust(r)
-  return reply(0)
-end
-return take(r.attempt + 1)

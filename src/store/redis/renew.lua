@@ -1,11 +1,16 @@
 -- Restart a grant's lease, which never shortens it; confirms it if it was handed over.
--- ARGV: fencing token, lease in ms, then optionally a checkpoint.
+-- ARGV: for each item its fencing token, lease in ms, and 1 with a checkpoint or 0 with ''.
 -- Answers ok=1 if the grant stands.
-local r = load()
-if not r or not owned(r) or r.fence ~= ARGV[1] then
-  return reply(0)
+return function(n)
+  local fence, lease, leaves, checkpoint = ARGV[4 * n - 3], ARGV[4 * n - 2], ARGV[4 * n - 1], ARGV[4 * n]
+  local r = load(n)
+  if not r or not owned(r) or r.fence ~= fence then
+    return reply(0)
+  end
+  hold(r, tonumber(lease))
+  if leaves == '1' then
+    r.checkpoint = checkpoint
+  end
+  save(r)
+  return reply(1)
 end
-hold(r, tonumber(ARGV[2]))
-r.checkpoint = ARGV[3] or r.checkpoint
-save(r)
-return reply(1)

@@ -38,22 +38,28 @@ impl Script {
 }
 
 impl Scripts {
-    /// Assembles every script: flags, what they share, and its own part. A shebang makes the
-    /// server check its flags before the first line runs.
+    /// Assembles every script: flags, what they share, and its own part, which may have one in front of
+    /// it for what happens most. A shebang makes the server check its flags before the first line runs.
     pub(super) fn new(edit: impl Fn(String) -> String) -> Arc<Self> {
-        let script = |flags: &str, body: &str| {
-            let shared = include_str!("record.lua");
-            Script::new(edit(format!("#!lua{flags}\n{shared}\n{body}")))
+        let script = |flags: &str, transition: &str, first: Option<&str>| {
+            let (batch, record) = (include_str!("batch.lua"), include_str!("record.lua"));
+            let first = first.unwrap_or("local carry_out = transition()");
+            let each = include_str!("each.lua");
+            Script::new(edit(format!(
+                "#!lua{flags}\n{batch}\nlocal function transition()\n{record}\n{transition}end\n\n{first}\n{each}"
+            )))
         };
         // A full server refuses new work, but lets go of what there is.
         let ending = " flags=allow-oom";
+        let claim = (include_str!("claim.lua"), include_str!("claim_absent.lua"));
+        let settle = (include_str!("settle.lua"), include_str!("settle_done.lua"));
         Arc::new(Self {
-            claim: script("", include_str!("claim.lua")),
-            settle: script(ending, include_str!("settle.lua")),
-            renew: script(ending, include_str!("renew.lua")),
-            withdraw: script(ending, include_str!("withdraw.lua")),
-            inspect: script(" flags=no-writes", include_str!("inspect.lua")),
-            touch: script(ending, include_str!("touch.lua")),
+            claim: script("", claim.0, Some(claim.1)),
+            settle: script(ending, settle.0, Some(settle.1)),
+            renew: script(ending, include_str!("renew.lua"), None),
+            withdraw: script(ending, include_str!("withdraw.lua"), None),
+            inspect: script(" flags=no-writes", include_str!("inspect.lua"), None),
+            touch: script(ending, include_str!("touch.lua"), None),
         })
     }
 }

@@ -1,27 +1,31 @@
 -- End a grant.
--- ARGV: fencing token, outcome, result or reason, confirm window of a successor in ms.
+-- ARGV: confirm window of a successor in ms; for each item its fencing token, outcome, result or reason.
 -- Outcomes: done, hand_off, dropped, panicked, failed, failed_permanently.
 -- Answers ok=1 if it was done as asked, now or before.
-local fence, outcome, payload, window = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local r = load()
+local window = tonumber(ARGV[1])
 
-if r and r.state == 'done' and outcome == 'done' and r.fence == fence then
-  return reply(1)
-elseif not r or not owned(r) or r.fence ~= fence then
-  return reply(0)
-elseif outcome == 'done' then
-  r.state, r.result, r.ends = 'done', payload, now_ms + r.retention
-  drop_line(r)
-  save(r)
-elseif outcome == 'hand_off' then
-  remember(r, 'handed_over', '')
-  pass_on(r, r.attempt, window)
-else
-  remember(r, outcome == 'failed_permanently' and 'failed' or outcome, payload)
-  if outcome == 'failed_permanently' or r.attempt >= r.max then
-    exhaust(r)
+return function(n)
+  local fence, outcome, payload = ARGV[3 * n - 1], ARGV[3 * n], ARGV[3 * n + 1]
+  local r = load(n)
+
+  if r and r.state == 'done' and outcome == 'done' and r.fence == fence then
+    return reply(1)
+  elseif not r or not owned(r) or r.fence ~= fence then
+    return reply(0)
+  elseif outcome == 'done' then
+    r.state, r.result, r.ends = 'done', payload, now_ms + r.retention
+    drop_line(r)
+    save(r)
+  elseif outcome == 'hand_off' then
+    remember(r, 'handed_over', '')
+    pass_on(r, r.attempt, window)
   else
-    pass_on(r, r.attempt + 1, window)
+    remember(r, outcome == 'failed_permanently' and 'failed' or outcome, payload)
+    if outcome == 'failed_permanently' or r.attempt >= r.max then
+      exhaust(r)
+    else
+      pass_on(r, r.attempt + 1, window)
+    end
   end
+  return reply(1)
 end
-return reply(1)

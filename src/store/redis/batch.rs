@@ -1,0 +1,248 @@
+//! Transitions on their way to the server: which of them one call of a script carries out, and how they
+//! are said.
+
+use bytes::Bytes;
+use fred::error::{Error as FredError, ErrorKind};
+use fred::types::Value;
+
+use super::scripts::{Script, Scripts};
+use crate::store::key::Key;
+use crate::store::record::Frame;
+use crate::store::{Failure, Op, Outcome, Reply};
+
+/// A call holds up the server for others, and a long one says so much at once.
+const MAX_BYTES: usize = 256 * 1024;
+
+/// What one call carries out: one script, with the same arguments for all items but their own.
+pub(super) struct Batch<'a> {
+    asked: &'a [(&'a Key, &'a Op)],
+    /// Places in `asked`; never empty.
+    pub(super) items: Vec<usize>,
+    bytes: usize,
+}
+
+/// Puts together what one call can carry out.
+///
+/// A key can be in more than one of the calls. They are in the order in which their answers matter least
+/// to each other: what ends a grant after what restarts it, and a claim after what makes room for it.
+pub(super) fn batches<'a>(
+    asked: &'a [(&'a Key, &'a Op)],
+    alike: impl Fn(&Op, &Op) -> bool,
+) -> Vec<Batch<'a>> {
+    let mut batches: Vec<Batch<'a>> = Vec::new();
+    for (place, (_, op)) in asked.iter().enumerate() {
+        let bytes = payload(op).len();
+        let fits = |batch: &&mut Batch<'a>| {
+            let first = batch.first();
+            batch.bytes + bytes <= MAX_BYTES && shares(first, op) && alike(first, op)
+        };
+        match batches.iter_mut().find(fits) {
+            Some(batch) => {
+                batch.items.push(place);
+                batch.bytes += bytes;
+            }
+            None => batches.push(Batch {
+                asked,
+                items: vec![place],
+                bytes,
+            }),
+        }
+    }
+    batches.sort_by_key(|batch| match batch.first() {
+        Op::Renew { .. } => 0,
+        Op::Settle { .. } => 1,
+        Op::Withdraw { .. } => 2,
+        Op::Inspect => 3,
+        Op::Claim { .. } => 4,
+    });
+    batches
+}
+
+/// What may be long in it.
+fn payload(op: &Op) -> &[u8] {
+    match op {
+        Op::Settle { outcome, .. } => match outcome {
+            Outcome::Done(result) => result,
+            Outcome::Fail(Failure::Reason(reason)) | Outcome::FailPermanently(reason) => {
+                reason.as_bytes()
+            }
+            Outcome::Fail(_) | Outcome::HandOff => &[],
+        },
+        Op::Renew { checkpoint, .. } => checkpoint.as_deref().unwrap_or_default(),
+        Op::Claim { .. } | Op::Withdraw { .. } | Op::Inspect => &[],
+    }
+}
+
+/// Whether one call can carry out both.
+fn shares(one: &Op, other: &Op) -> bool {
+    let shared = |op: &Op| match op {
+        Op::Claim {
+            label,
+            lease,
+            max_attempts,
+            retention,
+            ..
+        } => (0, Some(label.clone()), [*lease, u64::from(*max_attempts), *retention]),
+        Op::Settle { window, .. } => (1, None, [*window, 0, 0]),
+        Op::Renew { .. } => (2, None, [0; 3]),
+        Op::Withdraw { label, window, .. } => (3, Some(label.clone()), [*window, 0, 0]),
+        Op::Inspect => (4, None, [0; 3]),
+    };
+    shared(one) == shared(other)
+}
+
+impl Batch<'_> {
+    pub(super) fn first(&self) -> &Op {
+        self.asked[self.items[0]].1
+    }
+
+    pub(super) fn script<'s>(&self, scripts: &'s Scripts) -> &'s Script {
+        match self.first() {
+            Op::Claim { .. } => &scripts.claim,
+            Op::Settle { .. } => &scripts.settle,
+            Op::Renew { .. } => &scripts.renew,
+            Op::Withdraw { .. } => &scripts.withdraw,
+            Op::Inspect => &scripts.inspect,
+        }
+    }
+
+    pub(super) fn slot(&self) -> u16 {
+        self.asked[self.items[0]].0.slot()
+    }
+
+    /// A call for each item.
+    pub(super) fn apart(&self) -> Vec<Self> {
+        let one = |item| Self {
+            asked: self.asked,
+            items: vec![item],
+            bytes: 0,
+        };
+        self.items.iter().copied().map(one).collect()
+    }
+
+    /// In their order, which is the answers'.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.items.iter().map(|item| self.asked[*item].0)
+    }
+
+    /// As the scripts say.
+    pub(super) fn args(&self) -> Vec<Value> {
+        let mut args = shared(self.first());
+        for item in &self.items {
+            own(self.asked[*item].1, &mut args);
+        }
+        args
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::String(text.into())
+}
+
+fn number(number: u64) -> Value {
+    Value::String(number.to_string().into())
+}
+
+fn shared(op: &Op) -> Vec<Value> {
+    match op {
+        Op::Claim {
+            label,
+            lease,
+            max_attempts,
+            retention,
+            ..
+        } => vec![
+            text(label),
+            number(*lease),
+            number(u64::from(*max_attempts)),
+            number(*retention),
+        ],
+        Op::Settle { window, .. } => vec![number(*window)],
+        Op::Withdraw { label, window, .. } => vec![text(label), number(*window)],
+        Op::Renew { .. } | Op::Inspect => Vec::new(),
+    }
+}
+
+fn own(op: &Op, args: &mut Vec<Value>) {
+    match op {
+        Op::Claim { token, .. } | Op::Withdraw { token, .. } => {
+            args.push(text(&token.to_string()));
+        }
+        Op::Settle { fence, outcome, .. } => {
+            let (outcome, payload) = match outcome {
+                Outcome::Done(result) => ("done", Value::Bytes(result.clone())),
+                Outcome::HandOff => ("hand_off", text("")),
+                Outcome::Fail(Failure::Dropped) => ("dropped", text("")),
+                Outcome::Fail(Failure::Panicked) => ("panicked", text("")),
+                Outcome::Fail(Failure::Reason(reason)) => ("failed", text(reason)),
+                Outcome::FailPermanently(reason) => ("failed_permanently", text(reason)),
+            };
+            args.extend([number(*fence), text(outcome), payload]);
+        }
+        Op::Renew {
+            fence,
+            lease,
+            checkpoint,
+        } => {
+            let (leaves, checkpoint) = match checkpoint {
+                Some(checkpoint) => (1, checkpoint.clone()),
+                None => (0, Bytes::new()),
+            };
+            args.extend([
+                number(*fence),
+                number(*lease),
+                number(leaves),
+                Value::Bytes(checkpoint),
+            ]);
+        }
+        Op::Inspect => {}
+    }
+}
+
+/// The names that a script has for these keys.
+pub(super) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> Vec<Value> {
+    let names = keys.flat_map(|key| [Value::Bytes(key.bytes().clone()), text(key.line())]);
+    names.collect()
+}
+
+/// A script's answer, to each of so many items.
+///
+/// # Errors
+///
+/// When it is none of ours.
+pub(super) fn decode(
+    answer: Value,
+    items: usize,
+) -> Result<Vec<Result<Reply, FredError>>, FredError> {
+    let mut values = answer.into_array().into_iter();
+    let at = values.next().and_then(|at| at.as_u64());
+    let at = at.ok_or_else(|| malformed("time"))?;
+    let mut replies = Vec::with_capacity(items);
+    for _ in 0..items {
+        let (Some(ok), Some(position), Some(text)) = (
+            values.next().and_then(|ok| ok.as_i64()),
+            values.next().and_then(|position| position.as_i64()),
+            values.next().and_then(Value::into_bytes),
+        ) else {
+            return Err(malformed("answer"));
+        };
+        replies.push(match ok {
+            -1 => Err(FredError::new(
+                ErrorKind::Unknown,
+                String::from_utf8_lossy(&text).into_owned(),
+            )),
+            ok => Frame::answered(at, &text)
+                .map(|frame| Reply {
+                    ok: ok == 1,
+                    frame,
+                    position: u64::try_from(position).ok(),
+                })
+                .map_err(|error| malformed(error.0)),
+        });
+    }
+    Ok(replies)
+}
+
+fn malformed(what: &str) -> FredError {
+    FredError::new(ErrorKind::Protocol, format!("malformed record: {what}"))
+}
