@@ -10,14 +10,18 @@ use crate::store::Lane;
 
 /// Calls of one lane that may be on their way at once: the server works on one while the answers of another
 /// are read.
-const WINDOW: usize = 2;
+const WINDOW: usize = 4;
 
 /// What travels together at most. Beyond that a call gains little, and holds up the server for others.
 const MOST: usize = 128;
 
+const LEAST: usize = 8;
+const PART: usize = 4;
+
 pub(super) struct Queue<T> {
     waiting: VecDeque<T>,
     in_flight: usize,
+    items: usize,
 }
 
 /// A queue a lane.
@@ -50,7 +54,7 @@ impl<T> Queue<T> {
 impl<T> Lanes<T> {
     pub(super) fn push(&mut self, lane: Lane, item: T) {
         let queue = self.queues.entry(lane).or_default();
-        if queue.waiting.is_empty() {
+        if self.ready.last() != Some(&lane) {
             self.ready.push(lane);
         }
         queue.push(item);
@@ -62,9 +66,12 @@ impl<T> Lanes<T> {
             if let Some(queue) = self.queues.get_mut(&lane)
                 && !queue.waiting.is_empty()
                 && queue.in_flight < WINDOW
+                && queue.waiting.len() * PART >= queue.items
             {
                 queue.in_flight += 1;
-                let most = queue.waiting.len().min(MOST);
+                let share = queue.waiting.len().div_ceil(WINDOW + 1 - queue.in_flight);
+                let most = queue.waiting.len().min(share.max(LEAST)).min(MOST);
+                queue.items += most;
                 return Some((lane, queue.waiting.drain(..most).collect()));
             }
             self.ready.pop();
@@ -73,10 +80,11 @@ impl<T> Lanes<T> {
     }
 
     /// A call of this lane has been answered.
-    pub(super) fn answered(&mut self, lane: Lane) {
+    pub(super) fn answered(&mut self, lane: Lane, items: usize) {
         let Some(queue) = self.queues.get_mut(&lane) else {
             return;
         };
+        queue.items -= items;
         queue.answered();
         if !queue.waiting.is_empty() {
             self.ready.push(lane);
@@ -91,6 +99,7 @@ impl<T> Default for Queue<T> {
         Self {
             waiting: VecDeque::new(),
             in_flight: 0,
+            items: 0,
         }
     }
 }

@@ -51,6 +51,7 @@ pub(super) async fn run<S: Store>(
         calls: Lanes::default(),
         subscriptions: Queue::default(),
         watched: 0,
+        woken: 0,
         connected: true,
         pinging: false,
         tracker: TaskTracker::new(),
@@ -79,6 +80,13 @@ pub(super) async fn run<S: Store>(
             }
             _ = pings.tick(), if hub.wants_ping() => hub.ping(),
         }
+        if hub.woken > 1 {
+            hub.woken = 0;
+            tokio::task::yield_now().await;
+            while let Ok(message) = inbox.try_recv() {
+                hub.asked(message);
+            }
+        }
         hub.send();
     }
     hub.store.close().await;
@@ -95,6 +103,7 @@ struct Hub<S> {
     subscriptions: Queue<(Key, Subscribe)>,
     /// How many keys are subscribed to.
     watched: usize,
+    woken: usize,
     /// Whether the subscriber is connected, and answered its last ping.
     connected: bool,
     pinging: bool,
@@ -183,7 +192,8 @@ impl<S: Store> Hub<S> {
         let now = Instant::now();
         match done {
             Done::Calls(lane, sent, answers) => {
-                self.calls.answered(lane);
+                self.calls.answered(lane, answers.len());
+                self.woken += answers.len();
                 for ((key, call), result) in answers {
                     self.with_known(&key, |run| run.answered(call, result, sent, now));
                 }
