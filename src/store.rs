@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::bytes_utils::Str;
 use fred::types::Value;
 
 use crate::error::{Error, FencedError};
@@ -120,7 +121,7 @@ pub enum Heard {
     /// A transition, on the channel of its key.
     Message {
         /// The key's channel.
-        channel: Arc<str>,
+        channel: Str,
         /// The record after the transition; `None` when it could not be read.
         frame: Option<Frame>,
     },

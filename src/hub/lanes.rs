@@ -10,13 +10,13 @@ use crate::store::Lane;
 
 /// Calls of one lane that may be on their way at once: the server works on one while the answers of another
 /// are read.
-const WINDOW: usize = 4;
+const WINDOW: usize = 2;
 
 /// What travels together at most. Beyond that a call gains little, and holds up the server for others.
-const MOST: usize = 128;
+const MOST: usize = 256;
 
 const LEAST: usize = 8;
-const PART: usize = 4;
+const PART: usize = 2;
 
 pub(super) struct Queue<T> {
     waiting: VecDeque<T>,

@@ -2,9 +2,9 @@
 //! [`Run`]s.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
+use fred::bytes_utils::Str;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -95,9 +95,9 @@ pub(super) async fn run<S: Store>(
 struct Hub<S> {
     store: S,
     handle: WeakHandle,
-    /// By channel, which is what messages name.
-    runs: HashMap<Arc<str>, Entry>,
-    timers: DelayQueue<Arc<str>>,
+    /// By the key's line, which is what messages name.
+    runs: HashMap<Str, Entry>,
+    timers: DelayQueue<Key>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     calls: Lanes<(Key, Call)>,
     subscriptions: Queue<(Key, Subscribe)>,
@@ -241,13 +241,12 @@ impl<S: Store> Hub<S> {
         self.with_all(|run| run.missed(connected));
     }
 
-    fn fire(&mut self, channel: &Arc<str>) {
-        let Some(entry) = self.runs.get_mut(channel) else {
-            return;
-        };
-        entry.timer = None;
-        let (key, now) = (entry.key.clone(), Instant::now());
-        self.with_known(&key, |run| run.fire(now));
+    fn fire(&mut self, key: &Key) {
+        if let Some(entry) = self.runs.get_mut(key.line()) {
+            entry.timer = None;
+            let now = Instant::now();
+            self.with_known(key, |run| run.fire(now));
+        }
     }
 
     fn wants_ping(&self) -> bool {
@@ -298,7 +297,7 @@ impl<S: Store> Hub<S> {
             }
             entry.timer = deadline.map(|at| {
                 let capped = at.min(Instant::now() + FAR);
-                (capped, self.timers.insert_at(key.line().clone(), capped))
+                (capped, self.timers.insert_at(key.clone(), capped))
             });
         }
         if entry.run.is_over() {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
+use fred::bytes_utils::Str;
 use fred::util::redis_keyslot;
 
 use crate::error::KeyError;
@@ -13,7 +15,7 @@ use crate::error::KeyError;
 /// On the server the record lies under exactly this name. Another name is derived from it, `{key}:line`,
 /// for the waiting line and for the channel beside it; the braces are Redis Cluster's [hash tag], which
 /// keeps all of them in one slot. A key that brings a hash tag of its own (`jobs:{7}`) keeps it:
-/// `jobs:{7}:line`.
+/// `jobs:{7}::line`.
 ///
 /// Cloning is cheap.
 ///
@@ -33,9 +35,9 @@ use crate::error::KeyError;
 pub struct Key(Arc<Names>);
 
 struct Names {
-    key: bytes::Bytes,
+    key: Bytes,
     /// Text, because the client library reads channel names as text.
-    line: Arc<str>,
+    line: Str,
     slot: u16,
 }
 
@@ -65,16 +67,21 @@ impl Key {
             return Err(KeyError::NotColocatable { key: show(key) });
         }
         let slot = redis_keyslot(key);
-        let line = match std::str::from_utf8(key) {
-            Ok(key) if tagged => [key, ":line"].concat(),
-            Ok(key) => ["{", key, "}:line"].concat(),
-            Err(_) => format!("{{{}}}:{}:line", tag_of(slot), key.escape_ascii()),
+        // No two keys have the same: `{7}` is not the line of `7`, and no text is that of other bytes.
+        let (line, at) = match std::str::from_utf8(key) {
+            Ok(key) if tagged => ([key, "::line"].concat(), Some(0)),
+            Ok(key) => (["{", key, "}:line"].concat(), Some(1)),
+            Err(_) => (
+                format!("{{{}}}:{}:bytes", tag_of(slot), key.escape_ascii()),
+                None,
+            ),
         };
-        Ok(Self(Arc::new(Names {
-            key: bytes::Bytes::copy_from_slice(key),
-            line: line.into(),
-            slot,
-        })))
+        let line = Str::from(line);
+        let key = match at {
+            Some(at) => line.inner().slice(at..at + key.len()),
+            None => Bytes::copy_from_slice(key),
+        };
+        Ok(Self(Arc::new(Names { key, line, slot })))
     }
 
     /// The key's bytes.
@@ -82,13 +89,13 @@ impl Key {
         &self.0.key
     }
 
-    pub(crate) fn bytes(&self) -> &bytes::Bytes {
+    pub(crate) fn bytes(&self) -> &Bytes {
         &self.0.key
     }
 
     /// The name of its waiting line, and of the channel where its transitions are published; one key,
     /// one line.
-    pub(crate) fn line(&self) -> &Arc<str> {
+    pub(crate) fn line(&self) -> &Str {
         &self.0.line
     }
 
@@ -165,6 +172,16 @@ mod tests {
     fn a_line_is_text_in_the_slot_of_its_key() {
         let key = Key::new([0xff, 0xfe, b'x']).unwrap();
         assert_eq!(redis_keyslot(key.line().as_bytes()), key.slot());
-        assert!(key.line().ends_with(r":\xff\xfex:line"));
+        assert!(key.line().ends_with(r":\xff\xfex:bytes"));
+    }
+
+    #[test]
+    fn no_two_keys_share_a_line() {
+        let line = |key: &[u8]| Key::new(key).unwrap().line().clone();
+        let bytes = Key::new(b"\xff:").unwrap();
+        let text = bytes.line().strip_suffix(":bytes").unwrap().to_owned();
+        let keys = [b"7", &b"{7}"[..], b"{7}:", b"{7}:line", text.as_bytes(), bytes.as_bytes()];
+        let lines: std::collections::HashSet<_> = keys.into_iter().map(line).collect();
+        assert_eq!(lines.len(), keys.len(), "{lines:?}");
     }
 }

@@ -149,8 +149,8 @@ impl RedisStore {
         };
         let client = client.with_options(&options);
         let script = batch.script(&self.scripts);
-        let keys = names(batch.keys());
-        let answer = eval(&client, batch.slot(), script, keys, batch.args()).await?;
+        let said = || (names(batch.keys()).collect(), batch.args());
+        let answer = eval(&client, batch.slot(), script, said).await?;
         decode(answer, batch.items.len())
     }
 
@@ -211,13 +211,16 @@ impl Store for RedisStore {
                 }
             }
         }
-        let record = [Value::Bytes(key.bytes().clone())];
-        let keys = record.into_iter().chain(script.keys.iter().cloned());
-        let fence = Value::String(script.fence.to_string().into());
-        let args = [fence].into_iter().chain(script.args.iter().cloned());
+        let said = || {
+            let mut keys = vec![Value::Bytes(key.bytes().clone())];
+            keys.extend_from_slice(&script.keys);
+            let mut args = vec![Value::String(script.fence.to_string().into())];
+            args.extend_from_slice(&script.args);
+            (keys, args)
+        };
         let fenced = Script::fenced(&script.source);
         let client = self.commands.with_options(&once());
-        let ran = eval(&client, key.slot(), &fenced, keys.collect(), args.collect()).await;
+        let ran = eval(&client, key.slot(), &fenced, said).await;
         match ran {
             Ok(value) => Ok(value),
             Err(error) if error.details().starts_with("LWLOST") => {
@@ -233,14 +236,14 @@ impl Store for RedisStore {
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         // One channel a call: fred counts the acknowledgements of one only.
         let subscriber = self.subscriber.with_options(&once());
-        let subscribed = subscriber.ssubscribe(key.line().as_ref()).await;
+        let subscribed = subscriber.ssubscribe(key.line().clone()).await;
         subscribed.map_err(|error| explain(key, error))
     }
 
     async fn unwatch(&self, key: &Key) {
         // A subscription that stays is only a message nobody waits for.
         let subscriber = self.subscriber.with_options(&once());
-        let _ = subscriber.sunsubscribe(key.line().as_ref()).await;
+        let _ = subscriber.sunsubscribe(key.line().clone()).await;
     }
 
     async fn ping(&self) -> Result<(), Error> {
@@ -272,7 +275,7 @@ impl Store for RedisStore {
             };
             let frame = message.value.into_bytes();
             Heard::Message {
-                channel: Arc::from(&*message.channel),
+                channel: message.channel,
                 frame: frame.and_then(|frame| Frame::decode(&frame).ok()),
             }
         });
@@ -303,21 +306,22 @@ impl Store for RedisStore {
     }
 }
 
-/// Runs a script, which the server knows by its digest once it has seen it.
+/// Runs a script, which the server knows by its digest once it has seen it; `said` is its keys and its
+/// arguments.
 async fn eval(
     client: &impl ClientLike,
     slot: u16,
     script: &Script,
-    keys: Vec<Value>,
-    args: Vec<Value>,
+    said: impl Fn() -> (Vec<Value>, Vec<Value>),
 ) -> Result<Value, FredError> {
     let send = async |command, script: &Bytes| {
         let command = CustomCommand::new_static(command, ClusterHash::Custom(slot), false);
+        let (keys, args) = said();
         let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
-        let mut said = Vec::with_capacity(2 + keys.len() + args.len());
-        said.extend([Value::Bytes(script.clone()), Value::Integer(count)]);
-        said.extend(keys.iter().chain(&args).cloned());
-        client.custom::<Value, _>(command, said).await
+        let mut all = Vec::with_capacity(2 + keys.len() + args.len());
+        all.extend([Value::Bytes(script.clone()), Value::Integer(count)]);
+        all.extend(keys.into_iter().chain(args));
+        client.custom::<Value, _>(command, all).await
     };
     match send("EVALSHA", &script.sha).await {
         // The server has forgotten its scripts. EVAL teaches the one node that was asked.

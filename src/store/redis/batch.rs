@@ -1,7 +1,9 @@
 //! Transitions on their way to the server: which of them one call of a script carries out, and how they
 //! are said.
 
-use bytes::Bytes;
+use std::fmt::{Display, Write};
+
+use bytes::BytesMut;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::types::Value;
 
@@ -82,11 +84,17 @@ fn shares(one: &Op, other: &Op) -> bool {
             max_attempts,
             retention,
             ..
-        } => (0, Some(label.clone()), [*lease, u64::from(*max_attempts), *retention]),
-        Op::Settle { window, .. } => (1, None, [*window, 0, 0]),
-        Op::Renew { .. } => (2, None, [0; 3]),
-        Op::Withdraw { label, window, .. } => (3, Some(label.clone()), [*window, 0, 0]),
-        Op::Inspect => (4, None, [0; 3]),
+        } => (
+            "claim",
+            Some(label.clone()),
+            [*lease, u64::from(*max_attempts), *retention],
+        ),
+        Op::Settle {
+            outcome, window, ..
+        } => (name(outcome), None, [*window, 0, 0]),
+        Op::Renew { .. } => ("renew", None, [0; 3]),
+        Op::Withdraw { label, window, .. } => ("withdraw", Some(label.clone()), [*window, 0, 0]),
+        Op::Inspect => ("inspect", None, [0; 3]),
     };
     shared(one) == shared(other)
 }
@@ -127,82 +135,107 @@ impl Batch<'_> {
 
     /// As the scripts say.
     pub(super) fn args(&self) -> Vec<Value> {
-        let mut args = shared(self.first());
+        let mut args = Args {
+            text: BytesMut::with_capacity(32 * (self.items.len() + 4)),
+            values: Vec::with_capacity(4 * (self.items.len() + 1)),
+        };
+        args.shared(self.first());
         for item in &self.items {
-            own(self.asked[*item].1, &mut args);
+            args.own(self.asked[*item].1);
         }
-        args
+        args.values
     }
 }
 
-fn text(text: &str) -> Value {
-    Value::String(text.into())
+/// Arguments as they are written, one behind the other in as few allocations as can be.
+struct Args {
+    text: BytesMut,
+    values: Vec<Value>,
 }
 
-fn number(number: u64) -> Value {
-    Value::String(number.to_string().into())
-}
+impl Args {
+    fn say(&mut self, text: impl Display) {
+        // Writing to a buffer that grows does not fail.
+        let _ = write!(self.text, "{text}");
+        let said = self.text.split().freeze();
+        self.values.push(Value::Bytes(said));
+    }
 
-fn shared(op: &Op) -> Vec<Value> {
-    match op {
-        Op::Claim {
-            label,
-            lease,
-            max_attempts,
-            retention,
-            ..
-        } => vec![
-            text(label),
-            number(*lease),
-            number(u64::from(*max_attempts)),
-            number(*retention),
-        ],
-        Op::Settle { window, .. } => vec![number(*window)],
-        Op::Withdraw { label, window, .. } => vec![text(label), number(*window)],
-        Op::Renew { .. } | Op::Inspect => Vec::new(),
+    /// What all items have in common.
+    fn shared(&mut self, op: &Op) {
+        match op {
+            Op::Claim {
+                label,
+                lease,
+                max_attempts,
+                retention,
+                ..
+            } => {
+                self.say(label);
+                self.say(lease);
+                self.say(max_attempts);
+                self.say(retention);
+            }
+            Op::Settle {
+                outcome, window, ..
+            } => {
+                self.say(name(outcome));
+                self.say(window);
+            }
+            Op::Withdraw { label, window, .. } => {
+                self.say(label);
+                self.say(window);
+            }
+            Op::Renew { .. } | Op::Inspect => {}
+        }
+    }
+
+    fn own(&mut self, op: &Op) {
+        match op {
+            Op::Claim { token, .. } | Op::Withdraw { token, .. } => self.say(token),
+            Op::Settle { fence, outcome, .. } => {
+                self.say(fence);
+                match outcome {
+                    Outcome::Done(result) => self.values.push(Value::Bytes(result.clone())),
+                    Outcome::Fail(Failure::Reason(reason)) | Outcome::FailPermanently(reason) => {
+                        self.say(reason);
+                    }
+                    Outcome::Fail(_) | Outcome::HandOff => self.say(""),
+                }
+            }
+            Op::Renew {
+                fence,
+                lease,
+                checkpoint,
+            } => {
+                self.say(fence);
+                self.say(lease);
+                self.say(u8::from(checkpoint.is_some()));
+                let checkpoint = checkpoint.clone().unwrap_or_default();
+                self.values.push(Value::Bytes(checkpoint));
+            }
+            Op::Inspect => {}
+        }
     }
 }
 
-fn own(op: &Op, args: &mut Vec<Value>) {
-    match op {
-        Op::Claim { token, .. } | Op::Withdraw { token, .. } => {
-            args.push(text(&token.to_string()));
-        }
-        Op::Settle { fence, outcome, .. } => {
-            let (outcome, payload) = match outcome {
-                Outcome::Done(result) => ("done", Value::Bytes(result.clone())),
-                Outcome::HandOff => ("hand_off", text("")),
-                Outcome::Fail(Failure::Dropped) => ("dropped", text("")),
-                Outcome::Fail(Failure::Panicked) => ("panicked", text("")),
-                Outcome::Fail(Failure::Reason(reason)) => ("failed", text(reason)),
-                Outcome::FailPermanently(reason) => ("failed_permanently", text(reason)),
-            };
-            args.extend([number(*fence), text(outcome), payload]);
-        }
-        Op::Renew {
-            fence,
-            lease,
-            checkpoint,
-        } => {
-            let (leaves, checkpoint) = match checkpoint {
-                Some(checkpoint) => (1, checkpoint.clone()),
-                None => (0, Bytes::new()),
-            };
-            args.extend([
-                number(*fence),
-                number(*lease),
-                number(leaves),
-                Value::Bytes(checkpoint),
-            ]);
-        }
-        Op::Inspect => {}
+fn name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done(_) => "done",
+        Outcome::HandOff => "hand_off",
+        Outcome::Fail(Failure::Dropped) => "dropped",
+        Outcome::Fail(Failure::Panicked) => "panicked",
+        Outcome::Fail(Failure::Reason(_)) => "failed",
+        Outcome::FailPermanently(_) => "failed_permanently",
     }
 }
 
 /// The names that a script has for these keys.
-pub(super) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> Vec<Value> {
-    let names = keys.flat_map(|key| [Value::Bytes(key.bytes().clone()), text(key.line())]);
-    names.collect()
+pub(super) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> impl Iterator<Item = Value> {
+    keys.flat_map(|key| {
+        let names = [key.bytes(), key.line().inner()];
+        names.map(|name| Value::Bytes(name.clone()))
+    })
 }
 
 /// A script's answer, to each of so many items.
@@ -219,25 +252,24 @@ pub(super) fn decode(
     let at = at.ok_or_else(|| malformed("time"))?;
     let mut replies = Vec::with_capacity(items);
     for _ in 0..items {
-        let (Some(ok), Some(position), Some(text)) = (
-            values.next().and_then(|ok| ok.as_i64()),
-            values.next().and_then(|position| position.as_i64()),
+        let (Some(number), Some(text)) = (
+            values.next().and_then(|number| number.as_i64()),
             values.next().and_then(Value::into_bytes),
         ) else {
             return Err(malformed("answer"));
         };
-        replies.push(match ok {
-            -1 => Err(FredError::new(
+        replies.push(match u64::try_from(number) {
+            Ok(number) => Frame::answered(at, &text)
+                .map(|frame| Reply {
+                    ok: number % 2 == 1,
+                    frame,
+                    position: (number / 2).checked_sub(1),
+                })
+                .map_err(|error| malformed(error.0)),
+            Err(_) => Err(FredError::new(
                 ErrorKind::Unknown,
                 String::from_utf8_lossy(&text).into_owned(),
             )),
-            ok => Frame::answered(at, &text)
-                .map(|frame| Reply {
-                    ok: ok == 1,
-                    frame,
-                    position: u64::try_from(position).ok(),
-                })
-                .map_err(|error| malformed(error.0)),
         });
     }
     Ok(replies)

@@ -1,6 +1,6 @@
 -- Take a key that has a record, or join its waiting line.
 -- ARGV: label, lease in ms, max attempts, retention in ms; for each item its token (32 hex digits).
--- Answers ok=1 if the token holds the key, 0 otherwise; a position only if it waits.
+-- Answers ok=1 if the token holds the key, 0 otherwise; a place only if it waits.
 local label, lease = ARGV[1], tonumber(ARGV[2])
 
 return function(n)

@@ -16,7 +16,7 @@ local function carry_out(n)
   end
   if not redis.call('SET', key, record, 'NX', 'GET', 'PX', life) then
     redis.call('SPUBLISH', line, record)
-    return 1, -1, record
+    return 1, record
   end
   claim = claim or transition()
   return claim(n)

@@ -1,6 +1,6 @@
 -- Read a record; changes nothing. Fails if the user may not do what the other scripts do, so that
 -- this is known before one of them is half-way.
--- Answers ok=1, and the line's length as the position.
+-- Answers ok=1, and the line's length as the place.
 return function(n)
   local key, line = KEYS[2 * n - 1], KEYS[2 * n]
   for _, command in ipairs({

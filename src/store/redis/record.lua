@@ -73,8 +73,9 @@ local function save(r)
   redis.call('SPUBLISH', line, record_text)
 end
 
-local function reply(ok, position)
-  return ok, position or -1, record_text
+-- `place` in the line is from 0.
+local function reply(ok, place)
+  return place and ok + 2 * (place + 1) or ok, record_text
 end
 
 -- The attempt before the next one.

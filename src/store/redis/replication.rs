@@ -123,7 +123,7 @@ impl Replication {
     ) -> Result<(Value, u32), FredError> {
         let slot = ClusterHash::Custom(slot);
         let eval = CustomCommand::new_static(eval, slot.clone(), false);
-        let names = names(keys.iter().copied());
+        let names: Vec<Value> = names(keys.iter().copied()).collect();
         let head = [script.clone().into(), names.len().to_string().into()];
         let wait = CustomCommand::new_static("WAIT", slot, false);
         let Replicas { count, timeout } = self.replicas;

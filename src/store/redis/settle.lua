@@ -1,11 +1,11 @@
 -- End a grant.
--- ARGV: confirm window of a successor in ms; for each item its fencing token, outcome, result or reason.
+-- ARGV: outcome, confirm window of a successor in ms; for each item its fencing token, and result or reason.
 -- Outcomes: done, hand_off, dropped, panicked, failed, failed_permanently.
 -- Answers ok=1 if it was done as asked, now or before.
-local window = tonumber(ARGV[1])
+local outcome, window = ARGV[1], tonumber(ARGV[2])
 
 return function(n)
-  local fence, outcome, payload = ARGV[3 * n - 1], ARGV[3 * n], ARGV[3 * n + 1]
+  local fence, payload = ARGV[2 * n + 1], ARGV[2 * n + 2]
   local r = load(n)
 
   if r and r.state == 'done' and outcome == 'done' and r.fence == fence then

@@ -1,20 +1,20 @@
 -- Complete a run that nobody has waited in: all of the record stays as it is, but for its state, its times
 -- and the result at its end. What else there is to do is for the function above, which is not made before
 -- it is needed.
+local done, settle = ARGV[1] == 'done', nil
 local ends = {}
-local settle
 
 local function carry_out(n)
-  local key, fence = KEYS[2 * n - 1], ARGV[3 * n - 1]
-  if ARGV[3 * n] == 'done' then
+  if done then
+    local key, fence, result = KEYS[2 * n - 1], ARGV[2 * n + 1], ARGV[2 * n + 2]
     local text = redis.call('GET', key) or ''
     local rest, retention, held = string.match(text, '^lw1 held at=%d+ until=%d+() retention=(%d+) fence=(%d+) line=0 ')
     if held == fence then
       ends[retention] = ends[retention] or int(now_ms + retention)
-      local record = 'lw1 done at=' .. now .. ' until=' .. ends[retention] .. string.sub(text, rest) .. ARGV[3 * n + 1]
+      local record = 'lw1 done at=' .. now .. ' until=' .. ends[retention] .. string.sub(text, rest) .. result
       redis.call('SET', key, record, 'PX', retention)
       redis.call('SPUBLISH', KEYS[2 * n], record)
-      return 1, -1, record
+      return 1, record
     end
   end
   settle = settle or transition()
