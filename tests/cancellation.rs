@@ -32,11 +32,15 @@ async fn worker(server: &Server) -> LockingWorker {
     builder.build().await.unwrap()
 }
 
-/// The record's first words and the length of the line.
+/// The record's state and attempt, and the length of the line.
 async fn left(server: &Server) -> (Option<String>, Value) {
     let client = server.client().await;
     let record = command(&client, [b"GET", b"job"]).await.into_string();
-    let state = record.map(|record| record.split(' ').take(3).collect::<Vec<_>>().join(" "));
+    let state = record.map(|record| {
+        let words: Vec<&str> = record.split(' ').collect();
+        let attempt = words.iter().find(|word| word.starts_with("attempt="));
+        [&words[..2], &[*attempt.unwrap()]].concat().join(" ")
+    });
     (state, command(&client, [b"ZCARD", b"{job}:line"]).await)
 }
 

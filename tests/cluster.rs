@@ -76,7 +76,6 @@ async fn everything_of_a_key_lies_in_its_slot() {
                 .server_names()
                 .map(|name| runtime.block_on(command(&client, [b"CLUSTER", b"KEYSLOT", name])));
             prop_assert_eq!(&slots[0], &slots[1]);
-            prop_assert_eq!(&slots[0], &slots[2]);
             prop_assert!(matches!(slots[0], Value::Integer(_)));
             Ok(())
         })

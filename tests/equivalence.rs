@@ -1,10 +1,12 @@
 //! The scripts against the memory store: the same random operations on both, every answer compared.
+//! On the server, what comes next on different keys travels together.
 //!
 //! `PROPTEST_CASES` sets the number of cases, 1,000 by default.
 
 mod common;
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,12 +15,14 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use redis_locking_worker::Key;
-use redis_locking_worker::internals::{Failure, Op, Outcome, Reply, Token};
+use redis_locking_worker::internals::{Failure, Op, Outcome, Reply, Store, Token};
 use tokio::runtime::Runtime;
 
 use common::bench::{Bench, MemoryBench, RedisBench};
 
 const OPERATIONS: usize = 60;
+
+const KEYS: usize = 4;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -111,12 +115,15 @@ fn key() -> impl Strategy<Value = Key> {
     bytes.prop_filter_map("no key", |bytes| Key::new(bytes).ok())
 }
 
-/// What a case is: two keys, five workers' labels, and what happens.
-fn case() -> impl Strategy<Value = (Vec<Key>, Vec<String>, Vec<(bool, Step)>)> {
+/// What a case is: some keys, five workers' labels, and what happens.
+fn case() -> impl Strategy<Value = (Vec<Key>, Vec<String>, Vec<(usize, Step)>)> {
+    let keys = vec(key(), KEYS).prop_filter("different keys", |keys| {
+        keys.iter().collect::<HashSet<_>>().len() == KEYS
+    });
     (
-        vec(key(), 2),
+        keys,
         vec(".{0,12}", 5),
-        vec((any::<bool>(), step()), OPERATIONS),
+        vec((0..KEYS, step()), OPERATIONS),
     )
 }
 
@@ -153,10 +160,16 @@ impl Both {
         }
     }
 
-    fn apply(&mut self, key: &Key, op: &Op) -> Result<Reply, TestCaseError> {
-        let expected = self.paused.block_on(self.memory.apply(key, op));
-        let actual = self.real.block_on(self.redis.apply(key, op));
-        prop_assert_eq!(&actual, &expected, "scripts against memory, {:?}", op);
+    fn apply_all(&mut self, asked: &[(&Key, &Op)]) -> Result<Vec<Reply>, TestCaseError> {
+        let expected: Vec<Reply> = asked
+            .iter()
+            .map(|(key, op)| self.paused.block_on(self.memory.apply(key, op)))
+            .collect();
+        let actual = self.real.block_on(self.redis.store().apply_all(asked));
+        for ((actual, expected), asked) in actual.into_iter().zip(&expected).zip(asked) {
+            let actual = actual.map_err(|error| TestCaseError::fail(format!("{error:?}, {asked:?}")))?;
+            prop_assert_eq!(&actual, expected, "scripts against memory, {:?}", asked);
+        }
         Ok(expected)
     }
 
@@ -183,16 +196,16 @@ impl Both {
         &mut self,
         keys: &[Key],
         labels: &[String],
-        steps: &[(bool, Step)],
+        steps: &[(usize, Step)],
     ) -> Result<(), TestCaseError> {
         self.reset(keys);
         let labels: Vec<Arc<str>> = labels.iter().map(|label| label.as_str().into()).collect();
         // A worker that has had a grant draws a new token, as a stream does; now and then the old
         // one comes again, as a late duplicate does.
         let mut tokens: Vec<u128> = (0..5).collect();
-        let mut fences = vec![0];
-        for (nth, (first, step)) in steps.iter().enumerate() {
-            let key = &keys[usize::from(!*first)];
+        let mut fences = vec![vec![0]; KEYS];
+        let mut next = Vec::new();
+        for (nth, (key, step)) in steps.iter().enumerate() {
             let op = match step {
                 Step::Claim {
                     who,
@@ -211,7 +224,7 @@ impl Both {
                     outcome,
                     window,
                 } => Op::Settle {
-                    fence: grant.fence(&fences),
+                    fence: grant.fence(&fences[*key]),
                     outcome: outcome.clone(),
                     window: *window,
                 },
@@ -220,7 +233,7 @@ impl Both {
                     lease,
                     checkpoint,
                 } => Op::Renew {
-                    fence: grant.fence(&fences),
+                    fence: grant.fence(&fences[*key]),
                     lease: *lease,
                     checkpoint: checkpoint.clone().map(Bytes::from),
                 },
@@ -231,23 +244,47 @@ impl Both {
                 },
                 Step::Inspect => Op::Inspect,
                 Step::Pass(ms) => {
+                    self.together(keys, &mut next, &mut tokens, &mut fences)?;
                     self.paused.block_on(self.memory.pass(*ms));
                     self.real.block_on(self.redis.pass(*ms));
                     continue;
                 }
                 Step::Lose => {
-                    self.paused.block_on(self.memory.lose(key));
-                    self.real.block_on(self.redis.lose(key));
+                    self.together(keys, &mut next, &mut tokens, &mut fences)?;
+                    self.paused.block_on(self.memory.lose(&keys[*key]));
+                    self.real.block_on(self.redis.lose(&keys[*key]));
                     continue;
                 }
             };
-            let reply = self.apply(key, &op)?;
-            self.compare_lives(key)?;
+            if next.iter().any(|(other, _, _)| other == key) {
+                self.together(keys, &mut next, &mut tokens, &mut fences)?;
+            }
+            let grantee = match step {
+                Step::Claim { who, .. } if nth % 3 > 0 => Some(usize::from(*who)),
+                _ => None,
+            };
+            next.push((*key, op, grantee));
+        }
+        self.together(keys, &mut next, &mut tokens, &mut fences)
+    }
+
+    /// What comes next, each on a key of its own, and what follows from the answers.
+    fn together(
+        &mut self,
+        keys: &[Key],
+        next: &mut Vec<(usize, Op, Option<usize>)>,
+        tokens: &mut [u128],
+        fences: &mut [Vec<u64>],
+    ) -> Result<(), TestCaseError> {
+        let asked: Vec<(&Key, &Op)> = next.iter().map(|(key, op, _)| (&keys[*key], op)).collect();
+        let replies = self.apply_all(&asked)?;
+        for ((key, _, grantee), reply) in next.drain(..).zip(replies) {
+            self.compare_lives(&keys[key])?;
             if let Some(record) = reply.record() {
-                fences.push(record.fence);
-                if let (Step::Claim { who, .. }, true, true) = (step, reply.ok, nth % 3 > 0) {
-                    tokens[usize::from(*who)] += 5;
-                }
+                fences[key].push(record.fence);
+            }
+            if let (Some(who), true) = (grantee, reply.ok) {
+                tokens[who] += 5;
             }
         }
         Ok(())
@@ -311,7 +348,7 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "a line that is never left",
-            "redis.call('ZREM', KEYS[2], member)",
+            "redis.call('ZREM', line, member)",
             "",
         ),
         (
@@ -327,8 +364,8 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "an outcome remembered for ever",
-            "redis.call('SET', KEYS[1], record_text, 'PX', life)",
-            "redis.call('SET', KEYS[1], record_text)",
+            "redis.call('SET', key, record_text, 'PX', life(r))",
+            "redis.call('SET', key, record_text)",
         ),
         ("a line served from its end", "ZPOPMIN", "ZPOPMAX"),
         (

@@ -309,7 +309,7 @@ async fn a_subscriber_that_was_cut_off_hears_again() {
     let client = server.client().await;
     let (_first, guard, mut second) = race(&worker, &worker).await;
     let subscribers = async || {
-        let count = command(&client, [b"PUBSUB", b"SHARDNUMSUB", b"{job}:events"]).await;
+        let count = command(&client, [b"PUBSUB", b"SHARDNUMSUB", b"{job}:line"]).await;
         count.into_array()[1].as_i64().unwrap()
     };
     let until = Instant::now() + PATIENCE;

@@ -146,8 +146,11 @@ impl Bench for RedisBench {
     }
 
     async fn life(&mut self, key: &Key) -> Option<(u64, u64)> {
-        let [record, line, _] = key.server_names();
-        let script = "return { redis.call('PTTL', ARGV[1]), redis.call('ZCARD', ARGV[2]) }";
+        let [record, line] = key.server_names();
+        // A line that a lost record has left is nobody's.
+        let script = "local record = redis.call('GET', ARGV[1])
+            local has_line = record and string.find(record, ' line=1 ', 1, true)
+            return { redis.call('PTTL', ARGV[1]), has_line and redis.call('ZCARD', ARGV[2]) or 0 }";
         let args = vec![Value::from(record), Value::from(line)];
         let (ttl, line): (i64, u64) = self.eval(script, args).await.convert().unwrap();
         Some((u64::try_from(ttl).ok()?, line))

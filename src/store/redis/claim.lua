@@ -27,8 +27,10 @@ return function(n)
     return reply(0)
   elseif owned(r) and not over(r) then
     if not r.line then
-      -- Nobody has waited in this run. What there is was left by a run whose record was lost.
-      redis.call('DEL', line)
+      -- Nobody has waited in this run: who is in the line was left there by a record that was lost.
+      if redis.call('ZCARD', line) > 0 then
+        redis.call('DEL', line)
+      end
       r.line = true
       record_text = encode(r)
       redis.call('SET', key, record_text, 'KEEPTTL')
