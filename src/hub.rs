@@ -165,8 +165,18 @@ impl Stream for Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let key = self.key.clone();
-        self.hub.send(Message::Leave { key, id: self.id });
+        // A grant that is in it finds its own way back. A run that has ended lets go of the mailbox.
+        let ended = loop {
+            match self.updates.try_recv() {
+                Ok(update) => drop(update),
+                Err(mailbox::TryRecvError::Empty) => break false,
+                Err(mailbox::TryRecvError::Closed) => break true,
+            }
+        };
+        if !ended {
+            let key = self.key.clone();
+            self.hub.send(Message::Leave { key, id: self.id });
+        }
     }
 }
 

@@ -83,6 +83,7 @@ pub(super) struct Run {
     outage: Option<Outage>,
     /// Calls that have not come back.
     calls: usize,
+    /// What shall follow from the present act.
     effects: Vec<Effect>,
 }
 
@@ -134,8 +135,10 @@ impl Run {
             && self.outage.is_none()
     }
 
-    /// What is to be done since this was asked last.
-    pub(super) fn take_effects(&mut self) -> Vec<Effect> {
+    /// Acts, and says what shall follow in the list that is given.
+    pub(super) fn act(&mut self, effects: Vec<Effect>, act: impl FnOnce(&mut Self)) -> Vec<Effect> {
+        self.effects = effects;
+        act(self);
         std::mem::take(&mut self.effects)
     }
 

@@ -50,6 +50,7 @@ pub(super) async fn run<S: Store>(
         in_flight: FuturesUnordered::new(),
         calls: Lanes::default(),
         subscriptions: Queue::default(),
+        effects: Vec::new(),
         watched: 0,
         woken: 0,
         connected: true,
@@ -66,8 +67,9 @@ pub(super) async fn run<S: Store>(
         tokio::select! {
             taken = inbox.recv_many(&mut batch, BATCH), if open => {
                 open = taken > 0;
+                let now = Instant::now();
                 for message in batch.drain(..) {
-                    hub.asked(message);
+                    hub.asked(message, now);
                 }
             }
             Some(done) = hub.in_flight.next(), if !hub.in_flight.is_empty() => hub.done(done),
@@ -83,8 +85,9 @@ pub(super) async fn run<S: Store>(
         if hub.woken > 1 {
             hub.woken = 0;
             tokio::task::yield_now().await;
+            let now = Instant::now();
             while let Ok(message) = inbox.try_recv() {
-                hub.asked(message);
+                hub.asked(message, now);
             }
         }
         hub.send();
@@ -101,6 +104,8 @@ struct Hub<S> {
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     calls: Lanes<(Key, Call)>,
     subscriptions: Queue<(Key, Subscribe)>,
+    /// Empty between two acts.
+    effects: Vec<Effect>,
     /// How many keys are subscribed to.
     watched: usize,
     woken: usize,
@@ -133,8 +138,7 @@ impl<S: Store> Hub<S> {
         self.runs.is_empty() && self.in_flight.is_empty()
     }
 
-    fn asked(&mut self, message: Message) {
-        let now = Instant::now();
+    fn asked(&mut self, message: Message, now: Instant) {
         match message {
             Message::Join {
                 key,
@@ -142,24 +146,24 @@ impl<S: Store> Hub<S> {
                 terms,
                 mailbox,
             } => {
-                self.with(&key, |run| run.join(id, terms, mailbox));
+                self.with(&key, now, |run| run.join(id, terms, mailbox));
             }
             Message::Leave { key, id } => {
-                self.with_known(&key, |run| run.leave(id, now));
+                self.with_known(&key, now, |run| run.leave(id, now));
             }
             Message::Confirm(lease) => {
                 let key = lease.key.clone();
-                self.with_known(&key, |run| run.confirm(lease, now));
+                self.with_known(&key, now, |run| run.confirm(lease, now));
             }
             Message::Expired(lease) => {
-                self.with_known(&lease.key, |run| run.lose(&lease, LeaseLost::Expired));
+                self.with_known(&lease.key, now, |run| run.lose(&lease, LeaseLost::Expired));
             }
             Message::KeepAlive(lease) => {
-                self.with_known(&lease.key, |run| run.keep_alive(&lease));
+                self.with_known(&lease.key, now, |run| run.keep_alive(&lease));
             }
             Message::Renew(renewal) => {
                 let key = renewal.lease.key.clone();
-                self.with_known(&key, |run| run.renewal(renewal, now));
+                self.with_known(&key, now, |run| run.renewal(renewal, now));
             }
             Message::Fenced { key, script, reply } => {
                 let (store, ticket) = (self.store.clone(), self.tracker.token());
@@ -173,11 +177,11 @@ impl<S: Store> Hub<S> {
                 self.in_flight.push(run.boxed());
             }
             Message::Return(lease) => {
-                self.with(&lease.key, |run| run.give_back(&lease, now));
+                self.with(&lease.key, now, |run| run.give_back(&lease, now));
             }
             Message::Settle(settlement) => {
                 let key = settlement.lease.key.clone();
-                self.with(&key, |run| run.settle(settlement, now));
+                self.with(&key, now, |run| run.settle(settlement, now));
             }
             Message::Drain(drained) => {
                 let tracker = std::mem::take(&mut self.tracker);
@@ -195,16 +199,16 @@ impl<S: Store> Hub<S> {
                 self.calls.answered(lane, answers.len());
                 self.woken += answers.len();
                 for ((key, call), result) in answers {
-                    self.with_known(&key, |run| run.answered(call, result, sent, now));
+                    self.with_known(&key, now, |run| run.answered(call, result, sent, now));
                 }
             }
             Done::Watch(key, result) => {
                 self.subscriptions.answered();
-                self.with_known(&key, |run| run.watched(result, now));
+                self.with_known(&key, now, |run| run.watched(result, now));
             }
             Done::Unwatch(key) => {
                 self.subscriptions.answered();
-                self.with_known(&key, |run| run.unwatched());
+                self.with_known(&key, now, |run| run.unwatched());
             }
             Done::Fenced => {}
             Done::Ping(result) => {
@@ -222,7 +226,7 @@ impl<S: Store> Hub<S> {
             Heard::Message { channel, frame } => {
                 if let Some(entry) = self.runs.get(&channel) {
                     let (key, now) = (entry.key.clone(), Instant::now());
-                    self.with_known(&key, |run| run.heard(frame, now));
+                    self.with_known(&key, now, |run| run.heard(frame, now));
                 }
             }
             Heard::Gap => self.missed(self.connected),
@@ -245,7 +249,7 @@ impl<S: Store> Hub<S> {
         if let Some(entry) = self.runs.get_mut(key.line()) {
             entry.timer = None;
             let now = Instant::now();
-            self.with_known(key, |run| run.fire(now));
+            self.with_known(key, now, |run| run.fire(now));
         }
     }
 
@@ -261,33 +265,34 @@ impl<S: Store> Hub<S> {
     }
 
     fn with_all(&mut self, act: impl Fn(&mut Run)) {
+        let now = Instant::now();
         let keys: Vec<Key> = self.runs.values().map(|entry| entry.key.clone()).collect();
         for key in keys {
-            self.with_known(&key, &act);
+            self.with_known(&key, now, &act);
         }
     }
 
     /// Acts on a key's run, beginning one if there is none.
-    fn with(&mut self, key: &Key, act: impl FnOnce(&mut Run)) {
-        let connected = self.connected;
-        self.runs
-            .entry(key.line().clone())
-            .or_insert_with(|| Entry {
+    fn with(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut Run)) {
+        if !self.runs.contains_key(key.line()) {
+            let entry = Entry {
                 key: key.clone(),
-                run: Run::new(key.clone(), self.handle.clone(), connected),
+                run: Run::new(key.clone(), self.handle.clone(), self.connected),
                 timer: None,
-            });
-        self.with_known(key, act);
+            };
+            self.runs.insert(key.line().clone(), entry);
+        }
+        self.with_known(key, now, act);
     }
 
     /// Acts on a key's run if there is one, does what follows, and sets its timer.
-    fn with_known(&mut self, key: &Key, act: impl FnOnce(&mut Run)) {
+    fn with_known(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut Run)) {
         let Some(entry) = self.runs.get_mut(key.line()) else {
             return;
         };
         self.watched -= usize::from(entry.run.is_watched());
-        act(&mut entry.run);
-        let effects = entry.run.take_effects();
+        // One list serves all runs: each has something for it only now.
+        let mut effects = entry.run.act(std::mem::take(&mut self.effects), act);
         self.watched += usize::from(entry.run.is_watched());
 
         let deadline = entry.run.deadline();
@@ -296,16 +301,17 @@ impl<S: Store> Hub<S> {
                 self.timers.remove(&timer);
             }
             entry.timer = deadline.map(|at| {
-                let capped = at.min(Instant::now() + FAR);
+                let capped = at.min(now + FAR);
                 (capped, self.timers.insert_at(key.clone(), capped))
             });
         }
         if entry.run.is_over() {
             self.runs.remove(key.line());
         }
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.carry_out(key, effect);
         }
+        self.effects = effects;
     }
 
     fn carry_out(&mut self, key: &Key, effect: Effect) {

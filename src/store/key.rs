@@ -180,7 +180,14 @@ mod tests {
         let line = |key: &[u8]| Key::new(key).unwrap().line().clone();
         let bytes = Key::new(b"\xff:").unwrap();
         let text = bytes.line().strip_suffix(":bytes").unwrap().to_owned();
-        let keys = [b"7", &b"{7}"[..], b"{7}:", b"{7}:line", text.as_bytes(), bytes.as_bytes()];
+        let keys = [
+            b"7",
+            &b"{7}"[..],
+            b"{7}:",
+            b"{7}:line",
+            text.as_bytes(),
+            bytes.as_bytes(),
+        ];
         let lines: std::collections::HashSet<_> = keys.into_iter().map(line).collect();
         assert_eq!(lines.len(), keys.len(), "{lines:?}");
     }

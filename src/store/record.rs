@@ -65,12 +65,19 @@ impl FromStr for Token {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
+        // As it is displayed, and not in any other way that is a number.
+        let digit = |b: u8| match b {
+            b'0'..=b'9' => Some(b - b'0'),
+            b'a'..=b'f' => Some(b - b'a' + 10),
+            _ => None,
+        };
         if text.len() != 32 {
             return Err(Malformed("token"));
         }
-        u128::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| Malformed("token"))
+        let number = text.bytes().try_fold(0, |number: u128, b| {
+            digit(b).map(|digit| number << 4 | u128::from(digit))
+        });
+        number.map(Self).ok_or(Malformed("token"))
     }
 }
 

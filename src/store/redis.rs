@@ -118,7 +118,9 @@ impl RedisStore {
                 let apart = batch.apart();
                 let ran = join_all(apart.iter().map(|one| self.run(one))).await;
                 ran.into_iter()
-                    .map(|ran| ran.and_then(|mut answers| answers.pop().unwrap_or(Err(error.clone()))))
+                    .map(|ran| {
+                        ran.and_then(|mut answers| answers.pop().unwrap_or(Err(error.clone())))
+                    })
                     .collect()
             }
             Err(error) => vec![Err(error); batch.items.len()],
@@ -130,7 +132,9 @@ impl RedisStore {
             .map(|(key, result)| result.map_err(|error| explain(key, error)))
             .collect();
         if let Some(replication) = self.replicating(batch.first()) {
-            replication.prove(batch, &self.scripts.touch, &mut results).await;
+            replication
+                .prove(batch, &self.scripts.touch, &mut results)
+                .await;
         }
         results
     }
@@ -325,9 +329,7 @@ async fn eval(
     };
     match send("EVALSHA", &script.sha).await {
         // The server has forgotten its scripts. EVAL teaches the one node that was asked.
-        Err(error) if error.details().starts_with("NOSCRIPT") => {
-            send("EVAL", &script.source).await
-        }
+        Err(error) if error.details().starts_with("NOSCRIPT") => send("EVAL", &script.source).await,
         reply => reply,
     }
 }

@@ -1,6 +1,5 @@
 //! Reading the text form. Strict: whatever is not exactly a record is refused.
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -36,60 +35,55 @@ impl Frame {
 impl Record {
     /// The record, and the server's time in µs at which it was written.
     fn decode(text: &Bytes) -> Result<(Self, u64), Malformed> {
-        let end = text
-            .iter()
-            .position(|b| *b == b'\n')
-            .ok_or(Malformed("header"))?;
-        let mut words = ascii(&text[..end], "header")?.split(' ');
-        let mut word = |what| words.next().ok_or(Malformed(what));
-
-        if word("version")? != "lw1" {
-            return Err(Malformed("version"));
-        }
-        let state = word("state")?.parse()?;
-        let at = field(word("at")?, "at")?;
-        let until = field(word("until")?, "until")?;
-        let retention = field(word("retention")?, "retention")?;
-        let fence = field(word("fence")?, "fence")?;
-        if !matches!(word("line")?, "line=0" | "line=1") {
+        let mut header = Header(text);
+        header.literal(b"lw1 ", "version")?;
+        let state = header.word("state")?.parse()?;
+        let at = header.number(b" at=", "at")?;
+        let until = header.number(b" until=", "until")?;
+        let retention = header.number(b" retention=", "retention")?;
+        let fence = header.number(b" fence=", "fence")?;
+        if header.number(b" line=", "line")? > 1 {
             return Err(Malformed("line"));
         }
-        let attempts = field(word("attempt")?, "attempt")?;
-        let (attempt, max_attempts) = attempts.split_once('/').ok_or(Malformed("attempt"))?;
-        let renewal = field(word("renewal")?, "renewal")?;
-        let owner = field(word("owner")?, "owner")?;
-        let last = field(word("last")?, "last")?;
-        let previous = field(word("previous")?, "previous")?;
-        let sizes = field(word("sizes")?, "sizes")?;
-        if words.next().is_some() {
-            return Err(Malformed("header"));
-        }
+        let attempt = header.number(b" attempt=", "attempt")?;
+        let max_attempts = header.number(b"/", "max_attempts")?;
+        let renewal = header.number(b" renewal=", "renewal")?;
+        let owner = header.token(b" owner=", "owner")?;
+        let last = header.token(b" last=", "last")?;
+        let previous = header.number(b" previous=", "previous")?;
+        header.literal(b":", "previous")?;
+        let cause = header.word("previous")?;
+        let sizes = [
+            header.number(b" sizes=", "sizes")?,
+            header.number(b",", "sizes")?,
+            header.number(b",", "sizes")?,
+            header.number(b",", "sizes")?,
+        ];
+        header.literal(b"\n", "header")?;
 
         let mut payloads = Payloads {
+            at: text.len() - header.0.len(),
             text,
-            at: end + 1,
-            sizes: sizes.split(','),
         };
-        let holder = payloads.text("holder")?;
-        let previous_holder = payloads.text("previous holder")?;
-        let reason = payloads.text("reason")?;
-        let checkpoint = payloads.bytes("checkpoint")?;
-        let result = payloads.rest()?;
+        let holder = payloads.text(sizes[0], "holder")?;
+        let previous_holder = payloads.text(sizes[1], "previous holder")?;
+        let reason = payloads.text(sizes[2], "reason")?;
+        let checkpoint = payloads.bytes(sizes[3], "checkpoint")?;
 
         let record = Self {
             state,
-            attempt: number(attempt, "attempt")?,
-            max_attempts: number(max_attempts, "max_attempts")?,
-            fence: number(fence, "fence")?,
-            renewal: number(renewal, "renewal")?,
-            until: number(until, "until")?,
-            retention: number(retention, "retention")?,
-            owner: token(owner)?,
-            last: token(last)?,
-            previous: match previous.split_once(':').ok_or(Malformed("previous"))? {
-                ("0", "-") => None,
+            attempt: narrow(attempt, "attempt")?,
+            max_attempts: narrow(max_attempts, "max_attempts")?,
+            fence,
+            renewal,
+            until,
+            retention,
+            owner,
+            last,
+            previous: match (previous, cause) {
+                (0, "-") => None,
                 (attempt, cause) => Some(Previous {
-                    attempt: number(attempt, "previous")?,
+                    attempt: narrow(attempt, "previous")?,
                     cause: cause.parse()?,
                     holder: previous_holder,
                     reason,
@@ -97,72 +91,96 @@ impl Record {
             },
             holder,
             checkpoint,
-            result,
+            result: payloads.rest(),
         };
-        Ok((record, number(at, "at")?))
+        Ok((record, at))
     }
 }
 
-/// The payloads behind the header, taken in order by their sizes.
+/// What is left to read of the first line.
+struct Header<'a>(&'a [u8]);
+
+impl<'a> Header<'a> {
+    fn literal(&mut self, literal: &[u8], what: &'static str) -> Result<(), Malformed> {
+        self.0 = self.0.strip_prefix(literal).ok_or(Malformed(what))?;
+        Ok(())
+    }
+
+    /// A plain decimal behind its name: no sign, as the scripts write it.
+    fn number(&mut self, name: &[u8], what: &'static str) -> Result<u64, Malformed> {
+        self.literal(name, what)?;
+        let digits = self.0.iter().take_while(|b| b.is_ascii_digit()).count();
+        let (digits, rest) = self.0.split_at(digits);
+        if digits.is_empty() {
+            return Err(Malformed(what));
+        }
+        self.0 = rest;
+        digits
+            .iter()
+            .try_fold(0u64, |number, digit| {
+                let digit = u64::from(digit - b'0');
+                number.checked_mul(10)?.checked_add(digit)
+            })
+            .ok_or(Malformed(what))
+    }
+
+    /// Up to the next space.
+    fn word(&mut self, what: &'static str) -> Result<&'a str, Malformed> {
+        let end = self.0.iter().position(|b| *b == b' ');
+        let (word, rest) = self.0.split_at(end.ok_or(Malformed(what))?);
+        self.0 = rest;
+        std::str::from_utf8(word).map_err(|_| Malformed(what))
+    }
+
+    fn token(&mut self, name: &[u8], what: &'static str) -> Result<Option<Token>, Malformed> {
+        self.literal(name, what)?;
+        match self.word(what)? {
+            "-" => Ok(None),
+            token => token.parse().map(Some),
+        }
+    }
+}
+
+fn narrow(number: u64, what: &'static str) -> Result<u32, Malformed> {
+    number.try_into().map_err(|_| Malformed(what))
+}
+
+/// The payloads behind the header, taken in order by their sizes; the last has none.
 struct Payloads<'a> {
     text: &'a Bytes,
     at: usize,
-    sizes: std::str::Split<'a, char>,
 }
 
 impl Payloads<'_> {
-    fn bytes(&mut self, what: &'static str) -> Result<Bytes, Malformed> {
-        let size: usize = number(self.sizes.next().ok_or(Malformed("sizes"))?, "sizes")?;
-        let end = self.at.checked_add(size).ok_or(Malformed("sizes"))?;
+    fn bytes(&mut self, size: u64, what: &'static str) -> Result<Bytes, Malformed> {
+        let end = usize::try_from(size)
+            .ok()
+            .and_then(|size| self.at.checked_add(size));
+        let end = end.ok_or(Malformed("sizes"))?;
         if self.text.get(end) != Some(&b'\n') {
             return Err(Malformed(what));
         }
-        let payload = match size {
-            0 => Bytes::new(),
-            _ => self.text.slice(self.at..end),
-        };
+        let payload = self.take(end);
         self.at = end + 1;
         Ok(payload)
     }
 
-    fn text(&mut self, what: &'static str) -> Result<String, Malformed> {
-        let bytes = self.bytes(what)?;
-        String::from_utf8(bytes.into()).map_err(|_| Malformed(what))
+    fn text(&mut self, size: u64, what: &'static str) -> Result<String, Malformed> {
+        let bytes = self.bytes(size, what)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| Malformed(what))?;
+        Ok(text.to_owned())
     }
 
-    /// What is left is the last payload, which needs no size.
-    fn rest(mut self) -> Result<Bytes, Malformed> {
-        match self.sizes.next() {
-            None if self.at == self.text.len() => Ok(Bytes::new()),
-            None => Ok(self.text.slice(self.at..)),
-            Some(_) => Err(Malformed("sizes")),
+    fn rest(self) -> Bytes {
+        self.take(self.text.len())
+    }
+
+    fn take(&self, end: usize) -> Bytes {
+        match self.at == end {
+            true => Bytes::new(),
+            // Of its own: a slice would keep all of the answer that it came in.
+            false => Bytes::copy_from_slice(&self.text[self.at..end]),
         }
-    }
-}
-
-fn ascii<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
-    std::str::from_utf8(bytes).map_err(|_| Malformed(what))
-}
-
-fn field<'a>(word: &'a str, name: &'static str) -> Result<&'a str, Malformed> {
-    let value = word
-        .strip_prefix(name)
-        .and_then(|rest| rest.strip_prefix('='));
-    value.ok_or(Malformed(name))
-}
-
-/// A plain decimal: no sign, as the scripts write it.
-fn number<T: FromStr>(text: &str, what: &'static str) -> Result<T, Malformed> {
-    match text.bytes().all(|b| b.is_ascii_digit()) {
-        true => text.parse().map_err(|_| Malformed(what)),
-        false => Err(Malformed(what)),
-    }
-}
-
-fn token(text: &str) -> Result<Option<Token>, Malformed> {
-    match text {
-        "-" => Ok(None),
-        text => text.parse().map(Some),
     }
 }
 
@@ -189,13 +207,19 @@ mod tests {
             (record.state, record.attempt, record.max_attempts),
             (State::Held, 2, 5)
         );
-        assert_eq!((record.fence, record.until), (1_763_900_000_000_001, 1_763_900_005_000));
+        assert_eq!(
+            (record.fence, record.until),
+            (1_763_900_000_000_001, 1_763_900_005_000)
+        );
         assert_eq!((record.renewal, record.retention), (3, 10_000));
         assert_eq!(record.owner, Some(Token::from_number(42)));
         assert_eq!(record.last, None);
         assert_eq!(record.holder, "billing-7");
         assert_eq!(record.previous.as_ref().unwrap().holder, "billing-6");
-        assert_eq!((&record.checkpoint[..], &record.result[..]), (&b"a\n"[..], &b""[..]));
+        assert_eq!(
+            (&record.checkpoint[..], &record.result[..]),
+            (&b"a\n"[..], &b""[..])
+        );
     }
 
     #[test]
@@ -230,6 +254,8 @@ mod tests {
             ("sizes=9,9,0,2", "sizes=9,9,0,4"),
             ("sizes=9,9,0,2", "sizes=9,9,0,18446744073709551615"),
             ("002a", "002g"),
+            ("002a", "002A"),
+            ("owner=0", "owner=+"),
             ("last=-", "last=--"),
         ] {
             assert!(TEXT.contains(change), "{change:?}");

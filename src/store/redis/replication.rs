@@ -13,8 +13,8 @@ use fred::interfaces::ClientLike;
 use fred::types::config::Config;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
-use super::connection::{client, establish};
 use super::batch::{Batch, decode, names};
+use super::connection::{client, establish};
 use super::{Key, Script, explain};
 use crate::error::Error;
 use crate::store::Reply;
