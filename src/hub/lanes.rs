@@ -1,26 +1,28 @@
 //! What is to be asked of the store, until its turn comes.
 //!
-//! Nothing waits for others to come: what is asked while a call could leave leaves at once. While as many
-//! calls as may be are on their way, what is asked gathers, and leaves in one call when one of them is
-//! answered. So the busier the server is, the more travels together.
+//! What is asked while nothing is on its way leaves at once. What is asked meanwhile gathers, and leaves in
+//! one call: when it is about half as much as what is on its way, or when that is answered. So a single
+//! request waits for nobody, and the busier the server is, the more travels together.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::store::Lane;
 
-/// Calls of one lane that may be on their way at once: the server works on one while the answers of another
-/// are read.
+/// Calls of one lane that may be on their way: the server works on one while the answers of the
+/// other are read. More of them are smaller, and cost more than they hide; `benches/cycle.rs` decided.
 const WINDOW: usize = 2;
+
+/// Fewer than this are not shared out among calls.
+const FEW: usize = 8;
 
 /// What travels together at most. Beyond that a call gains little, and holds up the server for others.
 const MOST: usize = 256;
 
-const LEAST: usize = 8;
-const PART: usize = 2;
-
+/// Where what is asked waits, and how much of it is on its way.
 pub(super) struct Queue<T> {
     waiting: VecDeque<T>,
-    in_flight: usize,
+    calls: usize,
+    /// In all those calls.
     items: usize,
 }
 
@@ -36,60 +38,75 @@ impl<T> Queue<T> {
         self.waiting.push_back(item);
     }
 
-    /// The next whose turn it is, when so many may be on their way.
+    /// What leaves now, alone, when so many may be on their way.
     pub(super) fn next(&mut self, window: usize) -> Option<T> {
-        if self.in_flight >= window {
+        if self.calls >= window {
             return None;
         }
         let next = self.waiting.pop_front()?;
-        self.in_flight += 1;
+        self.leave(1);
         Some(next)
     }
 
-    pub(super) fn answered(&mut self) {
-        self.in_flight -= 1;
+    /// What leaves now, together.
+    fn next_call(&mut self) -> Option<Vec<T>> {
+        let waiting = self.waiting.len();
+        if waiting == 0 || self.calls >= WINDOW || 2 * waiting < self.items {
+            return None;
+        }
+        // Shared out among the calls that may leave, so that none has to wait for all the others.
+        let share = waiting.div_ceil(WINDOW - self.calls);
+        let together = share.max(FEW).min(waiting).min(MOST);
+        self.leave(together);
+        Some(self.waiting.drain(..together).collect())
+    }
+
+    fn leave(&mut self, items: usize) {
+        self.calls += 1;
+        self.items += items;
+    }
+
+    /// A call with so many items has come back.
+    pub(super) fn answered(&mut self, items: usize) {
+        self.calls -= 1;
+        self.items -= items;
     }
 }
 
 impl<T> Lanes<T> {
     pub(super) fn push(&mut self, lane: Lane, item: T) {
-        let queue = self.queues.entry(lane).or_default();
-        if self.ready.last() != Some(&lane) {
-            self.ready.push(lane);
-        }
-        queue.push(item);
+        self.queues.entry(lane).or_default().push(item);
+        self.may_send(lane);
     }
 
-    /// The next lane's turn, and what leaves.
-    pub(super) fn next(&mut self) -> Option<(Lane, Vec<T>)> {
+    /// The next call, and its lane.
+    pub(super) fn next_call(&mut self) -> Option<(Lane, Vec<T>)> {
         while let Some(lane) = self.ready.last().copied() {
-            if let Some(queue) = self.queues.get_mut(&lane)
-                && !queue.waiting.is_empty()
-                && queue.in_flight < WINDOW
-                && queue.waiting.len() * PART >= queue.items
-            {
-                queue.in_flight += 1;
-                let share = queue.waiting.len().div_ceil(WINDOW + 1 - queue.in_flight);
-                let most = queue.waiting.len().min(share.max(LEAST)).min(MOST);
-                queue.items += most;
-                return Some((lane, queue.waiting.drain(..most).collect()));
+            let queue = self.queues.get_mut(&lane);
+            if let Some(call) = queue.and_then(Queue::next_call) {
+                return Some((lane, call));
             }
             self.ready.pop();
         }
         None
     }
 
-    /// A call of this lane has been answered.
+    /// A call of this lane with so many items has come back.
     pub(super) fn answered(&mut self, lane: Lane, items: usize) {
         let Some(queue) = self.queues.get_mut(&lane) else {
             return;
         };
-        queue.items -= items;
-        queue.answered();
-        if !queue.waiting.is_empty() {
-            self.ready.push(lane);
-        } else if queue.in_flight == 0 {
+        queue.answered(items);
+        if queue.waiting.is_empty() && queue.calls == 0 {
             self.queues.remove(&lane);
+        } else {
+            self.may_send(lane);
+        }
+    }
+
+    fn may_send(&mut self, lane: Lane) {
+        if self.ready.last() != Some(&lane) {
+            self.ready.push(lane);
         }
     }
 }
@@ -98,7 +115,7 @@ impl<T> Default for Queue<T> {
     fn default() -> Self {
         Self {
             waiting: VecDeque::new(),
-            in_flight: 0,
+            calls: 0,
             items: 0,
         }
     }
@@ -110,5 +127,91 @@ impl<T> Default for Lanes<T> {
             queues: HashMap::new(),
             ready: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LANE: Lane = 7;
+
+    fn lanes(waiting: usize) -> Lanes<usize> {
+        let mut lanes = Lanes::default();
+        add(&mut lanes, waiting);
+        lanes
+    }
+
+    fn add(lanes: &mut Lanes<usize>, items: usize) {
+        (0..items).for_each(|item| lanes.push(LANE, item));
+    }
+
+    /// How many items each call has that leaves now.
+    fn calls(lanes: &mut Lanes<usize>) -> Vec<usize> {
+        std::iter::from_fn(|| lanes.next_call())
+            .map(|(_, items)| items.len())
+            .collect()
+    }
+
+    #[test]
+    fn one_request_waits_for_nobody() {
+        let mut lanes = lanes(1);
+        assert_eq!(calls(&mut lanes), [1]);
+        add(&mut lanes, 1);
+        assert_eq!(calls(&mut lanes), [1], "nor for the one before it");
+    }
+
+    #[test]
+    fn what_waits_leaves_together_when_a_call_comes_back() {
+        let mut lanes = lanes(2);
+        assert_eq!(calls(&mut lanes), [2]);
+        add(&mut lanes, 1);
+        assert_eq!(calls(&mut lanes), [1]);
+        for _ in 0..5 {
+            add(&mut lanes, 1);
+            assert!(
+                calls(&mut lanes).is_empty(),
+                "as many as may be are under way"
+            );
+        }
+        lanes.answered(LANE, 2);
+        assert_eq!(calls(&mut lanes), [5]);
+    }
+
+    #[test]
+    fn a_few_do_not_leave_behind_many() {
+        let mut lanes = lanes(9);
+        assert_eq!(calls(&mut lanes), [8]);
+        add(&mut lanes, 2);
+        assert!(calls(&mut lanes).is_empty());
+        add(&mut lanes, 1);
+        assert_eq!(calls(&mut lanes), [4]);
+    }
+
+    #[test]
+    fn many_are_shared_out_among_calls_that_have_a_bound() {
+        assert_eq!(calls(&mut lanes(64)), [32, 32]);
+        let mut many = lanes(10 * MOST);
+        assert_eq!(calls(&mut many), [MOST, MOST]);
+        many.answered(LANE, MOST);
+        assert_eq!(calls(&mut many), [MOST]);
+    }
+
+    #[test]
+    fn one_lane_does_not_hold_up_another() {
+        let mut lanes = lanes(64);
+        assert_eq!(calls(&mut lanes), [32, 32]);
+        add(&mut lanes, 1);
+        lanes.push(LANE + 1, 0);
+        assert_eq!(lanes.next_call(), Some((LANE + 1, vec![0])));
+        assert_eq!(lanes.next_call(), None);
+    }
+
+    #[test]
+    fn a_lane_without_anything_to_do_is_forgotten() {
+        let mut lanes = lanes(1);
+        assert_eq!(calls(&mut lanes), [1]);
+        lanes.answered(LANE, 1);
+        assert!(lanes.queues.is_empty());
     }
 }

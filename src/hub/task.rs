@@ -82,8 +82,9 @@ pub(super) async fn run<S: Store>(
             }
             _ = pings.tick(), if hub.wants_ping() => hub.ping(),
         }
-        if hub.woken > 1 {
-            hub.woken = 0;
+        if std::mem::take(&mut hub.woken) > 1 {
+            // Those who have been answered together are about to ask again: what they ask travels
+            // together too, if they come before it is sent.
             tokio::task::yield_now().await;
             let now = Instant::now();
             while let Ok(message) = inbox.try_recv() {
@@ -108,6 +109,7 @@ struct Hub<S> {
     effects: Vec<Effect>,
     /// How many keys are subscribed to.
     watched: usize,
+    /// How many were answered in this turn.
     woken: usize,
     /// Whether the subscriber is connected, and answered its last ping.
     connected: bool,
@@ -203,11 +205,11 @@ impl<S: Store> Hub<S> {
                 }
             }
             Done::Watch(key, result) => {
-                self.subscriptions.answered();
+                self.subscriptions.answered(1);
                 self.with_known(&key, now, |run| run.watched(result, now));
             }
             Done::Unwatch(key) => {
-                self.subscriptions.answered();
+                self.subscriptions.answered(1);
                 self.with_known(&key, now, |run| run.unwatched());
             }
             Done::Fenced => {}
@@ -329,7 +331,7 @@ impl<S: Store> Hub<S> {
 
     /// Sends what has been asked for, as far as it is its turn.
     fn send(&mut self) {
-        while let Some((lane, calls)) = self.calls.next() {
+        while let Some((lane, calls)) = self.calls.next_call() {
             let store = self.store.clone();
             let sending = async move {
                 let sent = Instant::now();
