@@ -120,11 +120,7 @@ fn case() -> impl Strategy<Value = (Vec<Key>, Vec<String>, Vec<(usize, Step)>)> 
     let keys = vec(key(), KEYS).prop_filter("different keys", |keys| {
         keys.iter().collect::<HashSet<_>>().len() == KEYS
     });
-    (
-        keys,
-        vec(".{0,12}", 5),
-        vec((0..KEYS, step()), OPERATIONS),
-    )
+    (keys, vec(".{0,12}", 5), vec((0..KEYS, step()), OPERATIONS))
 }
 
 struct Both {
@@ -167,7 +163,8 @@ impl Both {
             .collect();
         let actual = self.real.block_on(self.redis.store().apply_all(asked));
         for ((actual, expected), asked) in actual.into_iter().zip(&expected).zip(asked) {
-            let actual = actual.map_err(|error| TestCaseError::fail(format!("{error:?}, {asked:?}")))?;
+            let actual =
+                actual.map_err(|error| TestCaseError::fail(format!("{error:?}, {asked:?}")))?;
             prop_assert_eq!(&actual, expected, "scripts against memory, {:?}", asked);
         }
         Ok(expected)

@@ -22,7 +22,8 @@ use fred::types::config::{Config, Options};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
 use futures::future::{join_all, try_join_all};
-use futures::{Stream, StreamExt, stream};
+use futures::stream::select_all;
+use futures::{Stream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::key::{Key, show};
@@ -287,16 +288,13 @@ impl Store for RedisStore {
         let reconnects = BroadcastStream::new(self.subscriber.reconnect_rx());
         // A slot that moves is silent on the subscriber; the command connection is redirected.
         let moves = BroadcastStream::new(self.commands.cluster_change_rx());
-        stream::select(
-            messages,
-            stream::select(
-                errors.map(|_| Heard::Disconnected),
-                stream::select(
-                    reconnects.map(|_| Heard::Reconnected),
-                    moves.map(|_| Heard::Reconnected),
-                ),
-            ),
-        )
+        // Polls only what has something to say; the hub polls this each time that anything happens.
+        select_all([
+            messages.boxed(),
+            errors.map(|_| Heard::Disconnected).boxed(),
+            reconnects.map(|_| Heard::Reconnected).boxed(),
+            moves.map(|_| Heard::Reconnected).boxed(),
+        ])
     }
 
     async fn close(&self) {
