@@ -239,6 +239,8 @@ impl Stream for Acquire {
                 ) => this.expired(attempt),
                 (state, Some(Poll::Pending)) => {
                     this.state = state;
+                    // Many may wait for long: nothing is kept for events to come.
+                    this.events = VecDeque::new();
                     return Poll::Pending;
                 }
                 (state, Some(Poll::Ready(Some(update)))) => this.take(state, update),

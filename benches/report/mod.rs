@@ -1,7 +1,12 @@
 //! What all benchmarks have in common: their options, and how they tell what they saw.
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::runtime::Runtime;
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -107,15 +112,73 @@ pub fn micros(duration: Duration) -> f64 {
 }
 
 /// The two kinds of runtime.
-pub fn runtimes() -> [(&'static str, tokio::runtime::Runtime); 2] {
-    let current = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+pub fn runtimes() -> [(&'static str, Runtime); 2] {
     let multi = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     [
-        ("current-thread", current.unwrap()),
+        ("current-thread", current_thread()),
         ("multi-thread", multi.unwrap()),
     ]
+}
+
+pub fn current_thread() -> Runtime {
+    let current = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    current.unwrap()
+}
+
+/// In ns, on a clock that all processes share.
+pub fn now() -> u64 {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
+/// This benchmark once more, as a child process that says what it sees, and is told what to do, line by
+/// line.
+pub struct Peer {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    pub fn start(args: &[&str]) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let mut child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            input: child.stdin.take().unwrap(),
+            output: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    /// The numbers in its next line.
+    pub fn hear<const N: usize>(&mut self) -> [f64; N] {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        let numbers = line.split_whitespace().map(|word| word.parse().unwrap());
+        let numbers: Vec<f64> = numbers.collect();
+        numbers.try_into().unwrap_or_else(|_| panic!("{line:?}"))
+    }
+
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    pub fn end(mut self) {
+        drop(self.input);
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }

@@ -68,8 +68,8 @@ enum Purpose {
 pub(super) struct Run {
     key: Key,
     hub: WeakHandle,
-    /// In the order in which they joined.
-    members: BTreeMap<Id, Member>,
+    /// In the order in which they joined. Boxed, since a map has room for many, and most runs have one.
+    members: BTreeMap<Id, Box<Member>>,
     /// Grants of this process that are neither settled nor given back.
     grants: Vec<Live>,
     view: Option<View>,
@@ -145,7 +145,7 @@ impl Run {
     // What participants ask.
 
     pub(super) fn join(&mut self, id: Id, terms: Arc<Terms>, mailbox: UnboundedSender<Update>) {
-        let member = Member {
+        let member = Box::new(Member {
             token: Token::random(),
             terms,
             mailbox,
@@ -153,7 +153,7 @@ impl Run {
             claiming: false,
             place: 0,
             told: 0,
-        };
+        });
         if let Some(outage) = &self.outage {
             member.tell(Update::Error(outage.error.clone()));
         }

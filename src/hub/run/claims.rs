@@ -95,7 +95,7 @@ impl Run {
     pub(super) fn front(&self) -> Option<(Id, &Member)> {
         let mut waiting = self.members.iter();
         let front = waiting.find(|(_, member)| member.stage == Stage::Waiting && !member.claiming);
-        front.map(|(id, member)| (*id, member))
+        front.map(|(id, member)| (*id, &**member))
     }
 
     /// When the front waiter claims on its own, having heard nothing.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::outage::{RETRY_FIRST, jittered, next_delay};
-use super::{Effect, Member, Run, Stage};
+use super::{Effect, Run, Stage};
 use crate::error::Error;
 
 pub(super) struct Subscription {
@@ -60,8 +60,8 @@ impl Run {
 
     /// Subscribes, if anybody waits and it has not been done.
     pub(super) fn watch(&mut self) {
-        let waits = |member: &Member| member.stage == Stage::Waiting;
-        if self.subscription.is_none() && self.members.values().any(waits) {
+        let mut members = self.members.values();
+        if self.subscription.is_none() && members.any(|member| member.stage == Stage::Waiting) {
             self.subscription.phase = Phase::Watching;
             self.calls += 1;
             self.effects.push(Effect::Watch);
