@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -97,6 +98,15 @@ fn figure(number: f64) -> String {
     }
 }
 
+/// The points of a distribution that are told.
+pub const PARTS: [(&str, f64); 5] = [
+    ("us, p10", 0.1),
+    ("us, p50", 0.5),
+    ("us, p90", 0.9),
+    ("us, p99", 0.99),
+    ("us, max", 1.0),
+];
+
 pub fn median(mut numbers: Vec<f64>) -> f64 {
     percentile(&mut numbers, 0.5)
 }
@@ -140,7 +150,8 @@ pub fn now() -> u64 {
 pub struct Peer {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    /// Until somebody else reads it.
+    output: Option<BufReader<ChildStdout>>,
 }
 
 impl Peer {
@@ -154,7 +165,7 @@ impl Peer {
             .unwrap();
         Self {
             input: child.stdin.take().unwrap(),
-            output: BufReader::new(child.stdout.take().unwrap()),
+            output: child.stdout.take().map(BufReader::new),
             child,
         }
     }
@@ -162,10 +173,21 @@ impl Peer {
     /// The numbers in its next line.
     pub fn hear<const N: usize>(&mut self) -> [f64; N] {
         let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        let numbers = line.split_whitespace().map(|word| word.parse().unwrap());
-        let numbers: Vec<f64> = numbers.collect();
-        numbers.try_into().unwrap_or_else(|_| panic!("{line:?}"))
+        let output = self.output.as_mut().expect("nobody else reads it");
+        output.read_line(&mut line).unwrap();
+        let numbers = numbers(&line).try_into();
+        numbers.unwrap_or_else(|_| panic!("{line:?}"))
+    }
+
+    /// From here on the numbers in all its lines go there.
+    pub fn tell(&mut self, name: usize, listener: Sender<(usize, Vec<f64>)>) {
+        let output = self.output.take().expect("nobody else reads it");
+        std::thread::spawn(move || {
+            for line in output.lines() {
+                // The benchmark may not care any more.
+                let _ = listener.send((name, numbers(&line.unwrap())));
+            }
+        });
     }
 
     pub fn say(&mut self, line: &str) {
@@ -181,4 +203,9 @@ impl Peer {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+fn numbers(line: &str) -> Vec<f64> {
+    let numbers = line.split_whitespace().map(|word| word.parse().unwrap());
+    numbers.collect()
 }

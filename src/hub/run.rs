@@ -80,6 +80,8 @@ pub(super) struct Run {
     refreshing: Option<Id>,
     /// Something may have been missed since that claim was sent.
     refresh_again: bool,
+    /// Those who wait have not been told the newest.
+    behind: bool,
     outage: Option<Outage>,
     /// Calls that have not come back.
     calls: usize,
@@ -120,6 +122,7 @@ impl Run {
             subscription: Subscription::new(connected),
             refreshing: None,
             refresh_again: false,
+            behind: false,
             outage: None,
             calls: 0,
             effects: Vec::new(),
@@ -140,6 +143,11 @@ impl Run {
         self.effects = effects;
         act(self);
         std::mem::take(&mut self.effects)
+    }
+
+    /// Whether it has more to tell; see [`Run::catch_up`].
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind
     }
 
     // What participants ask.

@@ -53,6 +53,7 @@ pub(super) async fn run<S: Store>(
         effects: Vec::new(),
         watched: 0,
         woken: 0,
+        behind: Vec::new(),
         connected: true,
         pinging: false,
         tracker: TaskTracker::new(),
@@ -82,13 +83,17 @@ pub(super) async fn run<S: Store>(
             }
             _ = pings.tick(), if hub.wants_ping() => hub.ping(),
         }
-        if std::mem::take(&mut hub.woken) > 1 {
+        let behind = std::mem::take(&mut hub.behind);
+        if std::mem::take(&mut hub.woken) > 1 || !behind.is_empty() {
             // Those who have been answered together are about to ask again: what they ask travels
-            // together too, if they come before it is sent.
+            // together too, if they come before it is sent. And who has work to do begins.
             tokio::task::yield_now().await;
             let now = Instant::now();
             while let Ok(message) = inbox.try_recv() {
                 hub.asked(message, now);
+            }
+            for key in behind {
+                hub.with_known(&key, now, |run| run.catch_up(now));
             }
         }
         hub.send();
@@ -111,6 +116,8 @@ struct Hub<S> {
     watched: usize,
     /// How many were answered in this turn.
     woken: usize,
+    /// Keys where somebody waits who has not been told the newest.
+    behind: Vec<Key>,
     /// Whether the subscriber is connected, and answered its last ping.
     connected: bool,
     pinging: bool,
@@ -306,6 +313,9 @@ impl<S: Store> Hub<S> {
                 let capped = at.min(now + FAR);
                 (capped, self.timers.insert_at(key.clone(), capped))
             });
+        }
+        if entry.run.is_behind() {
+            self.behind.push(key.clone());
         }
         if entry.run.is_over() {
             self.runs.remove(key.line());

@@ -56,7 +56,8 @@ impl Run {
         newer
     }
 
-    /// Tells everybody who waits, and the one whose turn it is, what the newest record means.
+    /// Tells the one whose turn it is what the newest record means, and everybody who waits, now or in
+    /// the hub's next turn.
     pub(super) fn spread(&mut self, now: Instant) {
         let Some(view) = &self.view else {
             return;
@@ -71,17 +72,24 @@ impl Run {
             let lease = live.lease.clone();
             self.lose(&lease, loss(Some(&record), lease.attempt));
         }
-        // The next holder before the others: it has work to do.
+        // The next holder has work to do: the others hear of it once it has begun.
         let owner = record.owner;
-        let owner = self
-            .members
-            .iter()
-            .find(|(_, member)| Some(member.token) == owner);
-        if let Some(id) = owner.map(|(id, _)| *id) {
-            self.bring_up_to_date(id, None, now);
+        let mut members = self.members.iter();
+        let owner = members.find(|(_, member)| Some(member.token) == owner);
+        match owner.map(|(id, _)| *id) {
+            Some(id) => {
+                self.bring_up_to_date(id, None, now);
+                self.behind = self.members.len() > 1;
+            }
+            None => self.catch_up(now),
         }
-        let others: Vec<Id> = self.members.keys().copied().collect();
-        for id in others {
+    }
+
+    /// Tells everybody who waits what the newest record means.
+    pub(in crate::hub) fn catch_up(&mut self, now: Instant) {
+        self.behind = false;
+        let members: Vec<Id> = self.members.keys().copied().collect();
+        for id in members {
             self.bring_up_to_date(id, None, now);
         }
     }
