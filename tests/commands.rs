@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Monitor, Server, acquired, end, locked, race};
+use common::{Server, acquired, end, locked, race, until_quiet};
 use futures::StreamExt;
 use redis_locking_worker::{Acquire, LockEvent, LockingWorker};
 
@@ -38,18 +38,6 @@ async fn a_hundred_waiters(server: &Server) -> Vec<Acquire> {
         waiting.push(stream);
     }
     waiting
-}
-
-/// A waiter's claim again, once its subscription stands, is part of waiting.
-async fn until_quiet(monitor: &mut Monitor) {
-    let mut quiet = 0;
-    while quiet < 3 {
-        quiet = match monitor.commands().is_empty() {
-            true => quiet + 1,
-            false => 0,
-        };
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]

@@ -361,7 +361,7 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "an outcome remembered for ever",
-            "redis.call('SET', key, record_text, 'PX', life(r))",
+            "redis.call('SET', key, record_text, 'PX', life)",
             "redis.call('SET', key, record_text)",
         ),
         ("a line served from its end", "ZPOPMIN", "ZPOPMAX"),
@@ -377,8 +377,8 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "a payload cut at a line feed",
-            "return string.sub(text, from, at - 2)",
-            "return (string.match(string.sub(text, from, at - 2), '^[^\\n]*'))",
+            "string.sub(text, p4, p5 - 2)",
+            "string.match(string.sub(text, p4, p5 - 2), '^[^\\n]*')",
         ),
     ];
     for (name, correct, wrong) in mistakes {

@@ -201,6 +201,18 @@ impl Monitor {
     }
 }
 
+/// A waiter's claim again, once its subscription stands, is part of waiting.
+pub async fn until_quiet(monitor: &mut Monitor) {
+    let mut quiet = 0;
+    while quiet < 3 {
+        quiet = match monitor.commands().is_empty() {
+            true => quiet + 1,
+            false => 0,
+        };
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn rand_number() -> u128 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

@@ -3,9 +3,6 @@
 
 local HEADER = '^lw1 (%l+) at=%d+ until=(%d+) retention=(%d+) fence=(%d+) line=([01]) attempt=(%d+)/(%d+)'
   .. ' renewal=(%d+) owner=(%S+) last=(%S+) previous=(%d+):(%S+) sizes=(%d+),(%d+),(%d+),(%d+)\n()'
-local FORMAT = 'lw1 %s at=%s until=%.0f retention=%.0f fence=%s line=%s attempt=%d/%d'
-  .. ' renewal=%d owner=%s last=%s previous=%s:%s sizes=%d,%d,%d,%d\n'
-
 -- The item's own.
 local key, line, record_text
 
@@ -17,36 +14,38 @@ local function load(n)
   if not text then
     return nil
   end
-  local r = {}
-  local attempt, max, ends, retention, has_line, s1, s2, s3, s4, at
-  r.state, ends, retention, r.fence, has_line, attempt, max, r.renewal, r.owner, r.last,
-    r.previous, r.cause, s1, s2, s3, s4, at = string.match(text, HEADER)
-  if not at then
+  local state, ends, retention, fence, has_line, attempt, max, renewal, owner, last, previous, cause,
+    s1, s2, s3, s4, p1 = string.match(text, HEADER)
+  if not p1 then
     error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'no record') })
   end
-  r.attempt, r.max, r.ends = tonumber(attempt), tonumber(max), tonumber(ends)
-  r.retention, r.line = tonumber(retention), has_line == '1'
-  local function payload(size)
-    local from = at
-    at = at + size + 1
-    return string.sub(text, from, at - 2)
-  end
-  r.holder, r.previous_holder, r.reason, r.checkpoint = payload(s1), payload(s2), payload(s3), payload(s4)
-  if at > #text + 1 then
+  -- Where each payload begins, and the result behind them.
+  local p2 = p1 + s1 + 1
+  local p3 = p2 + s2 + 1
+  local p4 = p3 + s3 + 1
+  local p5 = p4 + s4 + 1
+  if p5 > #text + 1 then
     error({ err = 'LWFORMAT lw1 (sizes)' })
   end
-  r.result = string.sub(text, at)
   record_text = text
-  return r
+  return {
+    state = state, ends = tonumber(ends), retention = tonumber(retention), fence = fence,
+    line = has_line == '1', attempt = tonumber(attempt), max = tonumber(max), renewal = renewal,
+    owner = owner, last = last, previous = previous, cause = cause,
+    holder = string.sub(text, p1, p2 - 2), previous_holder = string.sub(text, p2, p3 - 2),
+    reason = string.sub(text, p3, p4 - 2), checkpoint = string.sub(text, p4, p5 - 2),
+    result = string.sub(text, p5),
+  }
 end
 
--- The payloads are not formatted: '%s' ends at a zero byte.
+-- No number in it has more than 14 digits, up to which Lua writes them out.
 local function encode(r)
-  return string.format(FORMAT, r.state, now, r.ends, r.retention, r.fence, r.line and '1' or '0',
-      r.attempt, r.max, r.renewal, r.owner, r.last, r.previous, r.cause,
-      #r.holder, #r.previous_holder, #r.reason, #r.checkpoint)
-    .. r.holder .. '\n' .. r.previous_holder .. '\n' .. r.reason .. '\n'
-    .. r.checkpoint .. '\n' .. r.result
+  return 'lw1 ' .. r.state .. ' at=' .. now .. ' until=' .. r.ends .. ' retention=' .. r.retention
+    .. ' fence=' .. r.fence .. (r.line and ' line=1 attempt=' or ' line=0 attempt=') .. r.attempt .. '/' .. r.max
+    .. ' renewal=' .. r.renewal .. ' owner=' .. r.owner .. ' last=' .. r.last
+    .. ' previous=' .. r.previous .. ':' .. r.cause .. ' sizes=' .. #r.holder .. ',' .. #r.previous_holder
+    .. ',' .. #r.reason .. ',' .. #r.checkpoint .. '\n' .. r.holder .. '\n' .. r.previous_holder .. '\n'
+    .. r.reason .. '\n' .. r.checkpoint .. '\n' .. r.result
 end
 
 local function owned(r)
@@ -59,17 +58,18 @@ end
 
 -- How long the record lives from now: a lease is remembered for the retention after its end.
 local function life(r)
-  return int(owned(r) and r.ends - now_ms + r.retention or r.retention)
+  return owned(r) and r.ends - now_ms + r.retention or r.retention
 end
 
 -- Keeps a change and tells it, last: whoever hears it can rely on it. What a user may not be permitted to
 -- do comes before the record, so that a refusal leaves it as it was.
 local function save(r)
+  local life = life(r)
   record_text = encode(r)
   if r.line then
-    redis.call('PEXPIRE', line, life(r))
+    redis.call('PEXPIRE', line, life)
   end
-  redis.call('SET', key, record_text, 'PX', life(r))
+  redis.call('SET', key, record_text, 'PX', life)
   redis.call('SPUBLISH', line, record_text)
 end
 
