@@ -133,7 +133,10 @@ async fn processes(options: Options, waiters: usize) -> Vec<Row> {
 fn rows(case: &str, mut times: Times) -> Vec<Row> {
     let mut rows = Vec::new();
     for (end, ours) in [("drop", &mut times.drop), ("hand_off", &mut times.hand_off)] {
-        let peers = [("push floor", &mut times.floor), ("rslock", &mut times.rslock)];
+        let peers = [
+            ("push floor", &mut times.floor),
+            ("rslock", &mut times.rslock),
+        ];
         for (peer, theirs) in peers.into_iter().filter(|(_, theirs)| !theirs.is_empty()) {
             for (unit, part) in report::PARTS {
                 rows.push(Row {

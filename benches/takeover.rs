@@ -55,7 +55,10 @@ async fn holder(url: &str, key: &str, lease: Duration) {
 
 async fn case(options: Options, waiters: usize, apart: bool) -> Vec<Row> {
     let server = Server::start();
-    let (url, lease) = (server.url(), Duration::from_millis(options.pick(500, 1_000)));
+    let (url, lease) = (
+        server.url(),
+        Duration::from_millis(options.pick(500, 1_000)),
+    );
     let one = worker(&url, lease).await;
     let mut workers = vec![one; waiters];
     if apart {
@@ -73,7 +76,11 @@ async fn case(options: Options, waiters: usize, apart: bool) -> Vec<Row> {
             commands.push(said as f64);
         }
     }
-    let which = if apart { "workers" } else { "streams of a worker" };
+    let which = if apart {
+        "workers"
+    } else {
+        "streams of a worker"
+    };
     let row = |unit, ours| Row {
         bench: "takeover",
         case: format!("{waiters} {which} waiting"),
@@ -111,7 +118,9 @@ async fn take_over(
     until_quiet(&mut monitor).await;
     let client = server.client().await;
     let record = command(&client, [b"GET", key.as_bytes()]).await;
-    let record = record.into_string().expect("a lease that outlasts all this");
+    let record = record
+        .into_string()
+        .expect("a lease that outlasts all this");
     let (_, ends) = record.split_once(" until=").unwrap();
     let ends: f64 = ends.split(' ').next().unwrap().parse().unwrap();
     monitor.commands();

@@ -53,14 +53,14 @@ mutant "defect 05: the fence restarts with each run" $lua/record.lua \
 mutant "defect 06: the only attempt is not the last" src/guard.rs \
     'lease.attempt >= lease.max_attempts' 'lease.attempt > lease.max_attempts' $defects defect_06
 mutant "defect 07: an outcome that never expires" $lua/record.lua \
-    "redis.call('SET', KEYS[1], record_text, 'PX', life)" \
-    "redis.call('SET', KEYS[1], record_text)" $defects defect_07
+    "redis.call('SET', key, record_text, 'PX', life)" \
+    "redis.call('SET', key, record_text)" $defects defect_07
 mutant "defect 08: a fraction of a ms reaches the server" $lua/record.lua \
     "record_text, 'PX', life" "record_text, 'PX', life + 0.5" $defects defect_08
 mutant "defect 09: an error is swallowed" src/hub/run/outage.rs \
     'member.tell(Update::Error(error.clone()));' '' $defects defect_09
 mutant "defect 10: a failure is not told" $lua/record.lua \
-    "redis.call('SPUBLISH', KEYS[3], frame())" '' $defects defect_10
+    "redis.call('SPUBLISH', line, record_text)" '' $defects defect_10
 mutant "defect 11: a late joiner believes in attempt 1" src/hub/run/news.rs \
     'attempt: record.attempt,' 'attempt: 1,' $defects defect_11
 mutant "defect 12: the last failure is one like others" src/hub/run/grants.rs \
@@ -134,7 +134,7 @@ mutant "loss: a guard that is lost from the start is renewed" src/hub.rs \
 mutant "replicas: a grant heard of is withdrawn while it is confirmed" src/hub/run/outage.rs \
     'self.holds(token) || (wanted && !unproven)' 'wanted && !unproven' $renewal::a_claim_that_no_replica_has
 mutant "renewal: a checkpoint is forgotten" $lua/renew.lua \
-    'r.checkpoint = ARGV[3] or r.checkpoint' '' --test conformance redis::the_next_attempt_finds
+    'r.checkpoint = checkpoint' '' --test conformance redis::the_next_attempt_finds
 mutant "renewal: waiters are told of it" src/hub/run/news.rs \
     'if member.told != record.fence {' 'if true {' $renewal::renewals_are_no_news
 mutant "loss: the end of the lease is told to nobody" src/hub/run/grants.rs \
@@ -164,12 +164,42 @@ mutant "fenced: another slot is sent" src/store/redis.rs \
     'if slot != key.slot() {' 'if false {' --test fencing in_a_cluster
 mutant "fenced: a null is sent" src/guard.rs \
     '| Value::Bytes(_)' '| Value::Bytes(_) | Value::Null' --test fencing what_is_wrong
-mutant "replicas: not waited for" src/store/redis.rs \
-    'if acknowledged >= count {' 'if true {' --test replicas without_its_replica
+mutant "replicas: not waited for" src/store/redis/replication.rs \
+    'if acknowledged < count {' 'if false {' --test replicas without_its_replica
 mutant "replicas: a grant by push is relied on" src/hub.rs \
     '(self.lease.terms.replicated && !self.confirmed)' 'false' $renewal::a_grant_by_push
 mutant "replicas: a grant that none has is kept" src/hub/run/outage.rs \
     'self.holds(token) || (wanted && !unproven)' 'self.holds(token) || wanted' $renewal::a_grant_that_no_replica
+
+batches="--test batches"
+mutant "batch: a refused one refuses all" src/store/redis.rs \
+    'batch.items.len() > 1 && blames_one(&error)' 'false' $batches a_key_without_permission
+mutant "batch: an error ends the script" $lua/each.lua \
+    'pcall(carry_out, n)' 'true, carry_out(n)' $batches a_key_in_other_use
+mutant "batch: all that is asked is one call" src/store/redis/batch.rs \
+    'batch.bytes + bytes <= MAX_BYTES' 'true' $batches long_results
+mutant "batch: the terms of the first are everybody's" src/store/redis/batch.rs \
+    'shares(first, op)' 'std::mem::discriminant(first) == std::mem::discriminant(op)' $batches answers_are_in_the_order
+mutant "batch: in the order of the scripts" src/store/redis.rs \
+    'results.sort_unstable_by_key(|(place, _)| *place);' '' $batches answers_are_in_the_order
+mutant "batch: claims before what makes room" src/store/redis/batch.rs \
+    'Op::Withdraw { .. } => 2,' 'Op::Withdraw { .. } => 5,' $batches what_makes_room
+mutant "lanes: nothing gathers" src/hub/lanes.rs \
+    'let together = share.max(FEW).min(waiting).min(MOST);' 'let together = 1.min(share);' $batches what_is_asked_at_once
+mutant "lanes: everything waits for one answer" src/hub/lanes.rs \
+    'const WINDOW: usize = 2;' 'const WINDOW: usize = 1;' --lib lanes::tests::one_request
+mutant "lanes: a few leave behind many" src/hub/lanes.rs \
+    '|| 2 * waiting < self.items' '' --lib lanes::tests::a_few_do_not
+mutant "done: anybody may complete" $lua/settle_done.lua \
+    'if held == fence then' 'if held then' --test equivalence the_scripts_answer
+mutant "done: those who wait are forgotten" $lua/settle_done.lua \
+    'line=0 ' 'line=%d ' --test equivalence the_scripts_answer
+mutant "claim: an absent key is taken from whoever has it" $lua/claim_absent.lua \
+    "'NX', 'GET', 'PX'" "'PX'" --test conformance redis::a_claim_on_a_held_key
+mutant "line: nobody is known to wait" $lua/claim.lua \
+    'r.line = true' 'r.line = false' --test conformance redis::a_failure_is_handed
+mutant "news: those who wait on are told nothing" src/hub/run/news.rs \
+    'self.behind = self.members.len() > 1;' '' --test commands a_hundred_waiters
 
 mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
     'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off

@@ -50,13 +50,17 @@ impl Contender {
         Contender::Ours(worker.build().await.unwrap())
     }
 
-    pub async fn all(server: &Server) -> [Self; 4] {
+    pub async fn raw(server: &Server) -> Self {
         let client = server.client().await;
-        let sha: String = client.script_load(COMPARE_AND_DELETE).await.unwrap();
+        let sha = client.script_load(COMPARE_AND_DELETE).await.unwrap();
+        Contender::Raw(client, sha)
+    }
+
+    pub async fn all(server: &Server) -> [Self; 4] {
         [
             Self::ours(server).await,
             Contender::Rslock(LockManager::new(vec![server.url()])),
-            Contender::Raw(client, sha),
+            Self::raw(server).await,
             Contender::Pings(server.client().await),
         ]
     }
@@ -133,7 +137,12 @@ pub fn take_turns<const N: usize>(
     slices: usize,
     time: Duration,
 ) -> [Seen; N] {
-    let mut seen = [const { Seen { rates: Vec::new(), times: Vec::new() } }; N];
+    let mut seen = [const {
+        Seen {
+            rates: Vec::new(),
+            times: Vec::new(),
+        }
+    }; N];
     // One slice each to warm up, which does not count.
     for slice in 0..=slices {
         for (contender, seen) in contenders.iter().zip(&mut seen) {
