@@ -52,9 +52,9 @@ mutant "defect 05: the fence restarts with each run" $lua/record.lua \
     'tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1)' 'int(r.fence + 1)' $defects defect_05
 mutant "defect 06: the only attempt is not the last" src/guard.rs \
     'lease.attempt >= lease.max_attempts' 'lease.attempt > lease.max_attempts' $defects defect_06
-mutant "defect 07: an outcome that never expires" $lua/record.lua \
-    "redis.call('SET', key, record_text, 'PX', life)" \
-    "redis.call('SET', key, record_text)" $defects defect_07
+mutant "defect 07: an outcome that never expires" $lua/settle_done.lua \
+    "redis.call('SET', key, record, 'PX', retention)" \
+    "redis.call('SET', key, record)" $defects defect_07
 mutant "defect 08: a fraction of a ms reaches the server" $lua/record.lua \
     "record_text, 'PX', life" "record_text, 'PX', life + 0.5" $defects defect_08
 mutant "defect 09: an error is swallowed" src/hub/run/outage.rs \
@@ -199,7 +199,7 @@ mutant "claim: an absent key is taken from whoever has it" $lua/claim_absent.lua
 mutant "line: nobody is known to wait" $lua/claim.lua \
     'r.line = true' 'r.line = false' --test conformance redis::a_failure_is_handed
 mutant "news: those who wait on are told nothing" src/hub/run/news.rs \
-    'self.behind = self.members.len() > 1;' '' --test commands a_hundred_waiters
+    'self.behind = self.members.len() > 1;' '' --test conformance who_waits_on
 
 mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
     'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off

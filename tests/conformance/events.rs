@@ -35,6 +35,7 @@ on_both!(
     completion_reaches_everybody_with_its_result,
     a_late_joiner_gets_the_outcome_until_it_is_forgotten,
     a_dropped_guard_wakes_the_next_in_line,
+    who_waits_on_in_the_same_process_is_told_of_the_next_holder,
     a_panic_is_a_failure_of_its_own_kind,
     a_reason_reaches_those_who_give_up,
     the_only_attempt_is_the_last,
@@ -246,6 +247,18 @@ async fn a_dropped_guard_wakes_the_next_in_line(fleet: Fleet) {
         completed(end(&mut third).await),
         ("b".to_owned(), 2, vec![])
     );
+}
+
+async fn who_waits_on_in_the_same_process_is_told_of_the_next_holder(fleet: Fleet) {
+    let worker = fleet.worker("a").await;
+    let (_first, guard, mut second) = race(&worker, &worker).await;
+    let mut third = worker.acquire();
+    assert_eq!(locked(&mut third).await.attempt, 1);
+    drop(guard);
+    let guard = acquired(&mut second).await;
+    assert_eq!((guard.attempt(), locked(&mut third).await.attempt), (2, 2));
+    guard.done().await.unwrap();
+    assert!(matches!(end(&mut third).await, LockEvent::Completed(_)));
 }
 
 async fn a_panic_is_a_failure_of_its_own_kind(fleet: Fleet) {
