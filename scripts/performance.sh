@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 figures=$(mktemp)
 trap 'rm -f "$figures"' EXIT
 cargo bench --locked --no-run
-for bench in cycle handoff takeover scale keys; do
+for bench in cycle handoff takeover scale keys server; do
     cargo bench --locked --quiet --bench "$bench" -- "$@" | grep '^{' >>"$figures"
 done
 cp "$figures" docs/performance.jsonl
