@@ -66,8 +66,11 @@ async fn scripts(client: &Client, store: &RedisStore, together: usize, items: us
             command(client, [b"CONFIG", b"RESETSTAT"]).await;
             let answers = store.apply_all(&asked).await;
             if call > 0 {
-                spent[if step > 0 && !ends_well { step + 1 } else { step }] +=
-                    spent_in(client, "evalsha").await;
+                spent[if step > 0 && !ends_well {
+                    step + 1
+                } else {
+                    step
+                }] += spent_in(client, "evalsha").await;
             }
             if step == 0 {
                 let fence = |answer: Result<Reply, _>| answer.unwrap().record().unwrap().fence;
@@ -99,14 +102,20 @@ async fn plain(client: &Client, items: usize) -> Vec<Row> {
         let key = format!("plain:{nth}");
         command(client, [b"CONFIG", b"RESETSTAT"]).await;
         let px = Some(Expiration::PX(5_000));
-        let _: () = client.set(&key, "token", px, Some(SetOptions::NX), false).await.unwrap();
+        let _: () = client
+            .set(&key, "token", px, Some(SetOptions::NX), false)
+            .await
+            .unwrap();
         set += spent_in(client, "set").await;
         let _: () = client.evalsha(&sha, key, "token").await.unwrap();
         deleted += spent_in(client, "evalsha").await;
     }
     vec![
         row("SET NX PX".to_owned(), set / items as f64),
-        row("compare and delete, 1 a call".to_owned(), deleted / items as f64),
+        row(
+            "compare and delete, 1 a call".to_owned(),
+            deleted / items as f64,
+        ),
     ]
 }
 
@@ -114,7 +123,9 @@ async fn plain(client: &Client, items: usize) -> Vec<Row> {
 async fn spent_in(client: &Client, name: &str) -> f64 {
     let info = command(client, [b"INFO", b"commandstats"]).await;
     let info = info.into_string().unwrap();
-    let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:")));
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:")));
     let (_, spent) = line.expect("it was called").split_once("usec=").unwrap();
     spent.split(',').next().unwrap().parse().unwrap()
 }
