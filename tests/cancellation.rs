@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{PATIENCE, Server, acquired, command, end, locked, next, race};
+use common::{PATIENCE, Server, acquired, command, end, locked, next, race, state_of};
 use fred::types::Value;
 use futures::future::poll_fn;
 use futures::{FutureExt, Stream, StreamExt};
@@ -36,11 +36,7 @@ async fn worker(server: &Server) -> LockingWorker {
 async fn left(server: &Server) -> (Option<String>, Value) {
     let client = server.client().await;
     let record = command(&client, [b"GET", b"job"]).await.into_string();
-    let state = record.map(|record| {
-        let words: Vec<&str> = record.split(' ').collect();
-        let attempt = words.iter().find(|word| word.starts_with("attempt="));
-        [&words[..2], &[*attempt.unwrap()]].concat().join(" ")
-    });
+    let state = record.map(|record| state_of(&record));
     (state, command(&client, [b"ZCARD", b"{job}:line"]).await)
 }
 
@@ -73,9 +69,9 @@ async fn a_stream_dropped_after_any_poll_leaves_no_lease() {
         let (record, line) = left(&server).await;
         let free = record
             .as_deref()
-            .is_none_or(|record| record == "lw1 open attempt=0/5");
+            .is_none_or(|record| record == "open attempt=0/5");
         // From some poll on the guard was yielded, and dropped with the event it came in.
-        let failed = record.as_deref() == Some("lw1 open attempt=1/5");
+        let failed = record.as_deref() == Some("open attempt=1/5");
         assert!(free || failed, "after {polls} polls: {record:?}");
         assert_eq!(line, Value::from(0));
         command(&server.client().await, [b"DEL", b"job"]).await;
@@ -107,7 +103,7 @@ async fn a_waiter_dropped_after_any_poll_leaves_the_line() {
         drop(stream);
         worker.close().await;
         let left = left(&server).await;
-        let expected = (Some("lw1 held attempt=1/5".to_owned()), Value::from(0));
+        let expected = (Some("held attempt=1/5".to_owned()), Value::from(0));
         assert_eq!(left, expected, "after {polls} polls");
     }
     guard.done().await.unwrap();
@@ -127,7 +123,7 @@ async fn a_claim_in_flight_is_given_back() {
     worker.close().await;
     assert_eq!(
         left(&server).await,
-        (Some("lw1 open attempt=0/5".to_owned()), Value::from(0))
+        (Some("open attempt=0/5".to_owned()), Value::from(0))
     );
 }
 

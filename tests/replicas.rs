@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PATIENCE, Server, acquired, command, end, locked, next};
+use common::{PATIENCE, Server, acquired, command, end, locked, next, state_of};
 use nix::sys::signal::Signal;
 use redis_locking_worker::{Builder, Error, LeaseLost, LockEvent, SettleError};
 
@@ -42,14 +42,14 @@ async fn with_a_replica_a_run_goes_as_without() {
         let record = command(&client, [b"GET", b"job"]).await;
         record.into_string().unwrap()
     };
-    assert!(on_replica().await.contains("held attempt=1/5"));
+    assert_eq!(state_of(&on_replica().await), "held attempt=1/5");
     drop(guard);
     let guard = acquired(&mut second).await;
-    assert!(on_replica().await.contains("held attempt=2/5"));
+    assert_eq!(state_of(&on_replica().await), "held attempt=2/5");
     guard.checkpoint("half").await.unwrap();
     assert!(on_replica().await.contains("\nhalf\n"));
     guard.done().await.unwrap();
-    assert!(on_replica().await.contains("done attempt=2/5"));
+    assert_eq!(state_of(&on_replica().await), "done attempt=2/5");
 }
 
 #[tokio::test]

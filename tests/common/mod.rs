@@ -257,6 +257,13 @@ pub async fn command<const N: usize>(client: &Client, command: [&[u8]; N]) -> Va
     client.custom(custom, args).await.unwrap()
 }
 
+/// A record's state and attempt.
+pub fn state_of(record: &str) -> String {
+    let words: Vec<&str> = record.split(' ').collect();
+    let attempt = words.iter().find(|word| word.starts_with("attempt="));
+    [words[1], attempt.expect("a record")].join(" ")
+}
+
 /// The next event, or a failed test when none comes.
 pub async fn next(stream: &mut Acquire) -> LockEvent {
     let event = tokio::time::timeout(PATIENCE, stream.next()).await;
