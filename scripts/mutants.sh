@@ -173,11 +173,19 @@ mutant "replicas: a grant that none has is kept" src/hub/run/outage.rs \
 
 batches="--test batches"
 mutant "batch: a refused one refuses all" src/store/redis.rs \
-    'batch.items.len() > 1 && blames_one(&error)' 'false' $batches a_key_without_permission
+    'part.items.len() > 1 && blames_one(&error)' 'false' $batches a_key_without_permission
 mutant "batch: an error ends the script" $lua/each.lua \
     'pcall(carry_out, n)' 'true, carry_out(n)' $batches a_key_in_other_use
-mutant "batch: all that is asked is one call" src/store/redis/batch.rs \
-    'batch.bytes + bytes <= MAX_BYTES' 'true' $batches long_results
+mutant "batch: answers have no bound" $lua/each.lua \
+    'if length > 262144 then' 'if false then' $batches long_answers
+mutant "lanes: long things travel with others" src/hub/lanes.rs \
+    'bytes <= MOST_BYTES' 'true' --lib lanes::tests::what_is_long
+mutant "lanes: a renewal is sent that nobody needs" src/hub/task.rs \
+    'if call.is_renewal() {' 'if false {' $hub::a_renewal_that_has_waited
+mutant "lanes: an answer does not make room" src/hub/lanes.rs \
+    'queue.answered(items);' '' $hub::what_waits_behind
+mutant "news: those who wait are told again and again" src/hub/task.rs \
+    'entry.run.is_behind() && !was_behind' 'entry.run.is_behind()' $hub::a_grant_among
 mutant "batch: the terms of the first are everybody's" src/store/redis/batch.rs \
     'shares(first, op)' 'std::mem::discriminant(first) == std::mem::discriminant(op)' $batches answers_are_in_the_order
 mutant "batch: in the order of the scripts" src/store/redis.rs \
@@ -187,7 +195,7 @@ mutant "batch: claims before what makes room" src/store/redis/batch.rs \
 mutant "lanes: nothing gathers" src/hub/lanes.rs \
     'let together = share.max(FEW).min(waiting).min(MOST);' 'let together = 1.min(share);' $batches what_is_asked_at_once
 mutant "lanes: everything waits for one answer" src/hub/lanes.rs \
-    'const WINDOW: usize = 2;' 'const WINDOW: usize = 1;' --lib lanes::tests::one_request
+    'const WINDOW: usize = 2;' 'const WINDOW: usize = 1;' --lib lanes::tests::requests_that_come
 mutant "lanes: a few leave behind many" src/hub/lanes.rs \
     '|| 2 * waiting < self.items' '' --lib lanes::tests::a_few_do_not
 mutant "done: anybody may complete" $lua/settle_done.lua \

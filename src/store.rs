@@ -65,6 +65,23 @@ pub enum Op {
     Inspect,
 }
 
+impl Op {
+    /// What may be long in it.
+    pub(crate) fn payload(&self) -> &[u8] {
+        match self {
+            Op::Settle { outcome, .. } => match outcome {
+                Outcome::Done(result) => result,
+                Outcome::Fail(Failure::Reason(reason)) | Outcome::FailPermanently(reason) => {
+                    reason.as_bytes()
+                }
+                Outcome::Fail(_) | Outcome::HandOff => &[],
+            },
+            Op::Renew { checkpoint, .. } => checkpoint.as_deref().unwrap_or_default(),
+            Op::Claim { .. } | Op::Withdraw { .. } | Op::Inspect => &[],
+        }
+    }
+}
+
 /// How a grant ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

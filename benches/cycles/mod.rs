@@ -35,7 +35,8 @@ pub enum Contender {
     Rslock(LockManager),
     /// `SET NX PX`, then a script that compares and deletes.
     Raw(Client, String),
-    /// What nobody can beat who waits for two answers.
+    /// The least that waiting for two answers takes, one at a time. With many in flight it is no bound: the client
+    /// library flushes after each.
     Pings(Client),
 }
 

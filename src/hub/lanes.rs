@@ -1,8 +1,9 @@
 //! What is to be asked of the store, until its turn comes.
 //!
 //! What is asked while nothing is on its way leaves at once. What is asked meanwhile gathers, and leaves in
-//! one call: when it is about half as much as what is on its way, or when that is answered. So a single
-//! request waits for nobody, and the busier the server is, the more travels together.
+//! one call: when it is half as much as what is on its way, or when a call is answered. So requests that come
+//! one at a time wait for nobody, one beside many waits for the next answer, and the busier the server is, the
+//! more travels together.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -18,24 +19,28 @@ const FEW: usize = 8;
 /// What travels together at most. Beyond that a call gains little, and holds up the server for others.
 const MOST: usize = 256;
 
+/// The same in bytes, of results and the like.
+const MOST_BYTES: usize = 256 * 1024;
+
 /// Where what is asked waits, and how much of it is on its way.
 pub(super) struct Queue<T> {
-    waiting: VecDeque<T>,
+    /// With what may be long in it, in bytes.
+    waiting: VecDeque<(usize, T)>,
     calls: usize,
     /// In all those calls.
     items: usize,
 }
 
-/// A queue a lane.
+/// A queue a lane. They stay: there are no more than a cluster has slots, or twice that with replicas.
 pub(super) struct Lanes<T> {
     queues: HashMap<Lane, Queue<T>>,
     /// Those that may have something to send.
-    ready: Vec<Lane>,
+    ready: VecDeque<Lane>,
 }
 
 impl<T> Queue<T> {
-    pub(super) fn push(&mut self, item: T) {
-        self.waiting.push_back(item);
+    pub(super) fn push(&mut self, bytes: usize, item: T) {
+        self.waiting.push_back((bytes, item));
     }
 
     /// What leaves now, alone, when so many may be on their way.
@@ -43,7 +48,7 @@ impl<T> Queue<T> {
         if self.calls >= window {
             return None;
         }
-        let next = self.waiting.pop_front()?;
+        let (_, next) = self.waiting.pop_front()?;
         self.leave(1);
         Some(next)
     }
@@ -56,9 +61,17 @@ impl<T> Queue<T> {
         }
         // Shared out among the calls that may leave, so that none has to wait for all the others.
         let share = waiting.div_ceil(WINDOW - self.calls);
-        let together = share.max(FEW).min(waiting).min(MOST);
+        let most = share.max(FEW).min(MOST);
+        let mut bytes = 0;
+        let light = |(more, _): &&(usize, T)| {
+            bytes += more;
+            bytes <= MOST_BYTES
+        };
+        let together = self.waiting.iter().take(most).take_while(light).count();
+        let together = together.max(1);
         self.leave(together);
-        Some(self.waiting.drain(..together).collect())
+        let leaving = self.waiting.drain(..together);
+        Some(leaving.map(|(_, item)| item).collect())
     }
 
     fn leave(&mut self, items: usize) {
@@ -74,39 +87,34 @@ impl<T> Queue<T> {
 }
 
 impl<T> Lanes<T> {
-    pub(super) fn push(&mut self, lane: Lane, item: T) {
-        self.queues.entry(lane).or_default().push(item);
+    pub(super) fn push(&mut self, lane: Lane, bytes: usize, item: T) {
+        self.queues.entry(lane).or_default().push(bytes, item);
         self.may_send(lane);
     }
 
     /// The next call, and its lane.
     pub(super) fn next_call(&mut self) -> Option<(Lane, Vec<T>)> {
-        while let Some(lane) = self.ready.last().copied() {
+        while let Some(lane) = self.ready.front().copied() {
             let queue = self.queues.get_mut(&lane);
             if let Some(call) = queue.and_then(Queue::next_call) {
                 return Some((lane, call));
             }
-            self.ready.pop();
+            self.ready.pop_front();
         }
         None
     }
 
     /// A call of this lane with so many items has come back.
     pub(super) fn answered(&mut self, lane: Lane, items: usize) {
-        let Some(queue) = self.queues.get_mut(&lane) else {
-            return;
-        };
-        queue.answered(items);
-        if queue.waiting.is_empty() && queue.calls == 0 {
-            self.queues.remove(&lane);
-        } else {
+        if let Some(queue) = self.queues.get_mut(&lane) {
+            queue.answered(items);
             self.may_send(lane);
         }
     }
 
     fn may_send(&mut self, lane: Lane) {
-        if self.ready.last() != Some(&lane) {
-            self.ready.push(lane);
+        if self.ready.back() != Some(&lane) {
+            self.ready.push_back(lane);
         }
     }
 }
@@ -125,7 +133,7 @@ impl<T> Default for Lanes<T> {
     fn default() -> Self {
         Self {
             queues: HashMap::new(),
-            ready: Vec::new(),
+            ready: VecDeque::new(),
         }
     }
 }
@@ -143,7 +151,7 @@ mod tests {
     }
 
     fn add(lanes: &mut Lanes<usize>, items: usize) {
-        (0..items).for_each(|item| lanes.push(LANE, item));
+        (0..items).for_each(|item| lanes.push(LANE, 0, item));
     }
 
     /// How many items each call has that leaves now.
@@ -154,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn one_request_waits_for_nobody() {
+    fn requests_that_come_one_at_a_time_wait_for_nobody() {
         let mut lanes = lanes(1);
         assert_eq!(calls(&mut lanes), [1]);
         add(&mut lanes, 1);
@@ -202,16 +210,35 @@ mod tests {
         let mut lanes = lanes(64);
         assert_eq!(calls(&mut lanes), [32, 32]);
         add(&mut lanes, 1);
-        lanes.push(LANE + 1, 0);
+        lanes.push(LANE + 1, 0, 0);
         assert_eq!(lanes.next_call(), Some((LANE + 1, vec![0])));
         assert_eq!(lanes.next_call(), None);
     }
 
     #[test]
-    fn a_lane_without_anything_to_do_is_forgotten() {
-        let mut lanes = lanes(1);
-        assert_eq!(calls(&mut lanes), [1]);
+    fn what_is_long_does_not_travel_with_much_else() {
+        let mut lanes = Lanes::default();
+        for (item, bytes) in [
+            MOST_BYTES,
+            1,
+            MOST_BYTES / 2,
+            MOST_BYTES / 2,
+            9 * MOST_BYTES,
+        ]
+        .iter()
+        .enumerate()
+        {
+            lanes.push(LANE, *bytes, item);
+        }
+        assert_eq!(lanes.next_call(), Some((LANE, vec![0])));
         lanes.answered(LANE, 1);
-        assert!(lanes.queues.is_empty());
+        assert_eq!(lanes.next_call(), Some((LANE, vec![1, 2])));
+        lanes.answered(LANE, 2);
+        assert_eq!(lanes.next_call(), Some((LANE, vec![3])));
+        assert_eq!(
+            lanes.next_call(),
+            Some((LANE, vec![4])),
+            "alone, however long"
+        );
     }
 }

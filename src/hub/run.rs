@@ -65,6 +65,13 @@ enum Purpose {
     },
 }
 
+impl Call {
+    /// Whether time may make it needless; see [`Run::still_wants`].
+    pub(super) fn is_renewal(&self) -> bool {
+        matches!(self.purpose, Purpose::Renew { .. })
+    }
+}
+
 pub(super) struct Run {
     key: Key,
     hub: WeakHandle,

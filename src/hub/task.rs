@@ -89,8 +89,11 @@ pub(super) async fn run<S: Store>(
             // together too, if they come before it is sent. And who has work to do begins.
             tokio::task::yield_now().await;
             let now = Instant::now();
-            while let Ok(message) = inbox.try_recv() {
-                hub.asked(message, now);
+            // As many as there are: more may come for as long as we look.
+            for _ in 0..inbox.len() {
+                if let Ok(message) = inbox.try_recv() {
+                    hub.asked(message, now);
+                }
             }
             for key in behind {
                 hub.with_known(&key, now, |run| run.catch_up(now));
@@ -133,8 +136,13 @@ struct Entry {
 
 /// What comes back from the store.
 enum Done {
-    /// What travelled together in a lane, since when, and the answers.
-    Calls(Lane, Instant, Vec<((Key, Call), Result<Reply, Error>)>),
+    /// What travelled together in a lane, so many at first, since when, and the answers.
+    Calls(
+        Lane,
+        usize,
+        Instant,
+        Vec<((Key, Call), Result<Reply, Error>)>,
+    ),
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
@@ -204,8 +212,8 @@ impl<S: Store> Hub<S> {
     fn done(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Calls(lane, sent, answers) => {
-                self.calls.answered(lane, answers.len());
+            Done::Calls(lane, items, sent, answers) => {
+                self.calls.answered(lane, items);
                 self.woken += answers.len();
                 for ((key, call), result) in answers {
                     self.with_known(&key, now, |run| run.answered(call, result, sent, now));
@@ -300,6 +308,7 @@ impl<S: Store> Hub<S> {
             return;
         };
         self.watched -= usize::from(entry.run.is_watched());
+        let was_behind = entry.run.is_behind();
         // One list serves all runs: each has something for it only now.
         let mut effects = entry.run.act(std::mem::take(&mut self.effects), act);
         self.watched += usize::from(entry.run.is_watched());
@@ -314,7 +323,8 @@ impl<S: Store> Hub<S> {
                 (capped, self.timers.insert_at(key.clone(), capped))
             });
         }
-        if entry.run.is_behind() {
+        // Once, however much happens before it catches up.
+        if entry.run.is_behind() && !was_behind {
             self.behind.push(key.clone());
         }
         if entry.run.is_over() {
@@ -332,23 +342,39 @@ impl<S: Store> Hub<S> {
             Effect::Call(mut call) => {
                 call.ticket.get_or_insert_with(|| self.tracker.token());
                 let lane = self.store.lane(&key, &call.op);
-                self.calls.push(lane, (key, call));
+                let bytes = call.op.payload().len();
+                self.calls.push(lane, bytes, (key, call));
             }
-            Effect::Watch => self.subscriptions.push((key, Subscribe::Begin)),
-            Effect::Unwatch => self.subscriptions.push((key, Subscribe::End)),
+            Effect::Watch => self.subscriptions.push(0, (key, Subscribe::Begin)),
+            Effect::Unwatch => self.subscriptions.push(0, (key, Subscribe::End)),
         }
     }
 
     /// Sends what has been asked for, as far as it is its turn.
     fn send(&mut self) {
-        while let Some((lane, calls)) = self.calls.next_call() {
+        let now = Instant::now();
+        while let Some((lane, mut calls)) = self.calls.next_call() {
+            let items = calls.len();
+            // What has waited may not be wanted any more.
+            calls.retain_mut(|(key, call)| {
+                let mut wanted = true;
+                if call.is_renewal() {
+                    self.with_known(key, now, |run| wanted = run.still_wants(call, now));
+                }
+                wanted
+            });
+            if calls.is_empty() {
+                self.calls.answered(lane, items);
+                continue;
+            }
             let store = self.store.clone();
             let sending = async move {
                 let sent = Instant::now();
                 let asked: Vec<(&Key, &Op)> =
                     calls.iter().map(|(key, call)| (key, &call.op)).collect();
                 let results = store.apply_all(&asked).await;
-                Done::Calls(lane, sent, calls.into_iter().zip(results).collect())
+                debug_assert_eq!(results.len(), calls.len(), "an answer to each");
+                Done::Calls(lane, items, sent, calls.into_iter().zip(results).collect())
             };
             self.in_flight.push(sending.boxed());
         }

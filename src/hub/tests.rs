@@ -68,6 +68,7 @@ struct Bad {
     rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
     calls: Arc<AtomicU32>,
     lanes: Arc<AtomicU32>,
+    one_lane: bool,
     closed: Arc<Notify>,
 }
 
@@ -82,6 +83,7 @@ impl Bad {
             rumours: Arc::default(),
             calls: Arc::default(),
             lanes: Arc::default(),
+            one_lane: false,
             closed: Arc::default(),
         }
     }
@@ -102,16 +104,17 @@ impl std::fmt::Debug for Bad {
 }
 
 impl Store for Bad {
-    /// Nothing waits for anything else.
+    /// Nothing waits for anything else, unless all share a lane.
     fn lane(&self, _: &Key, _: &Op) -> Lane {
-        self.lanes.fetch_add(1, Ordering::SeqCst)
+        match self.one_lane {
+            true => 0,
+            false => self.lanes.fetch_add(1, Ordering::SeqCst),
+        }
     }
 
     async fn apply_all(&self, asked: &[(&Key, &Op)]) -> Vec<Result<Reply, Error>> {
-        let [(key, op)] = asked else {
-            unreachable!("one a lane");
-        };
-        vec![self.apply(key, op).await]
+        let answers = asked.iter().map(|(key, op)| self.apply(key, op));
+        future::join_all(answers).await
     }
 
     async fn apply(&self, key: &Key, op: &Op) -> Result<Reply, Error> {
@@ -729,4 +732,149 @@ async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
         assert!(guard.is_valid());
         guard.done().await.unwrap();
     }
+}
+
+fn on_key(process: &Entry, name: &str) -> Acquire {
+    let mut process = process.clone();
+    process.key = Key::new(name).unwrap();
+    Acquire::new(process)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_behind_calls_that_fail_is_sent_all_the_same() {
+    let memory = Memory::new();
+    let stalled = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+    let mut fates = stalled.iter().cloned().map(Fate::Held).collect::<Vec<_>>();
+    let mut bad = Bad::new(&memory, move |_| fates.pop().unwrap_or(Fate::AnswerLost));
+    bad.one_lane = true;
+    let process = process(&bad, "a", LONG);
+    let (mut a, mut b) = (on_key(&process, "a"), on_key(&process, "b"));
+    // One call each, and there the window ends.
+    assert!(a.next().now_or_never().is_none());
+    settle_down().await;
+    assert!(b.next().now_or_never().is_none());
+    settle_down().await;
+    let mut waiting: Vec<Acquire> = (0..5)
+        .map(|nth| on_key(&process, &format!("c{nth}")))
+        .collect();
+    for stream in &mut waiting {
+        assert!(stream.next().now_or_never().is_none());
+    }
+    settle_down().await;
+    assert_eq!(bad.calls(), 2, "the others wait");
+
+    // Their answer comes; then that of the others is lost, and each of them asks again.
+    stalled.iter().for_each(|stalled| stalled.notify_one());
+    let (_a, _b) = (acquired(&mut a).await, acquired(&mut b).await);
+    assert_eq!(bad.calls(), 7);
+    *bad.judge.lock().unwrap() = Box::new(|_| Fate::Good);
+    for stream in &mut waiting {
+        assert!(matches!(next(stream).await, LockEvent::Error(error) if !error.is_fatal()));
+        acquired(stream).await.done().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_what_has_not_left_yet() {
+    let memory = Memory::new();
+    let mut bad = Bad::new(&memory, |op| match op {
+        Op::Settle { .. } => Fate::Slow(Duration::from_secs(1)),
+        _ => Fate::Good,
+    });
+    bad.one_lane = true;
+    let process = process(&bad, "a", LONG);
+    let mut guards = Vec::new();
+    for nth in 0..5 {
+        guards.push(acquired(&mut on_key(&process, &format!("c{nth}"))).await);
+    }
+    let began = Instant::now();
+    for guard in guards {
+        // One after the other, so that the window is full and the rest waits.
+        drop(guard);
+        settle_down().await;
+    }
+    process.hub.drain().await;
+    assert!(
+        began.elapsed() >= Duration::from_secs(2),
+        "in more than one turn"
+    );
+    for nth in 0..5 {
+        let key = Key::new(format!("c{nth}")).unwrap();
+        let left = bad.store.apply(&key, &Op::Inspect).await.unwrap();
+        assert_eq!(left.record().unwrap().state, State::Open);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
+    let memory = Memory::new();
+    let stalled = Arc::new(Notify::new());
+    let renewals = Arc::new(AtomicU32::new(0));
+    let mut bad = Bad::new(&memory, {
+        let (stalled, renewals) = (stalled.clone(), renewals.clone());
+        move |op| match op {
+            Op::Inspect => Fate::Good,
+            Op::Claim { label, .. } if &**label == "stalled" => Fate::Held(stalled.clone()),
+            Op::Renew { .. } => {
+                renewals.fetch_add(1, Ordering::SeqCst);
+                Fate::Good
+            }
+            _ => Fate::Good,
+        }
+    });
+    bad.one_lane = true;
+    let process = process(&bad, "a", 1_000);
+    let guard = acquired(&mut on_key(&process, "held")).await;
+    // Two calls that are not answered: the window is full.
+    let mut stalling = process.clone();
+    stalling.terms = Arc::new(Terms {
+        lease: LONG,
+        max_attempts: 5,
+        retention: LONG,
+        label: "stalled".into(),
+        renew_every: None,
+        max_hold: Duration::from_millis(LONG),
+        replicated: false,
+    });
+    let mut streams = [on_key(&stalling, "a"), on_key(&stalling, "b")];
+    for stream in &mut streams {
+        assert!(stream.next().now_or_never().is_none());
+        settle_down().await;
+    }
+    let lost = guard.extend(Duration::from_secs(60)).await.unwrap_err();
+    assert!(
+        matches!(lost, crate::error::RenewError::Lost(_)),
+        "{lost:?}"
+    );
+    stalled.notify_one();
+    stalled.notify_one();
+    settle_down().await;
+    stalled.notify_one();
+    settle_down().await;
+    assert_eq!(renewals.load(Ordering::SeqCst), 0, "nobody works under it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_among_very_many_streams_of_one_process_is_told_once_each() {
+    const STREAMS: usize = 20_000;
+    let began = std::time::Instant::now();
+    let memory = Memory::new();
+    let process = process(&Bad::good(&memory), "a", LONG);
+    let streams = || (0..STREAMS).map(|_| new_stream(&process));
+    let mut told: Vec<Acquire> = streams().collect();
+    // All of them ask before the first is answered.
+    for stream in &mut told {
+        assert!(stream.next().now_or_never().is_none());
+    }
+    let guard = acquired(&mut told[0]).await;
+    for stream in &mut told[1..] {
+        assert_eq!(locked(stream).await, 1);
+    }
+    guard.done().await.unwrap();
+    for stream in &mut told[1..] {
+        assert!(matches!(next(stream).await, LockEvent::Completed(_)));
+    }
+    // Told once for each that asked, it took minutes.
+    let patience = Duration::from_secs(30);
+    assert!(began.elapsed() < patience, "{:?}", began.elapsed());
 }

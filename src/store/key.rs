@@ -15,7 +15,8 @@ use crate::error::KeyError;
 /// On the server the record lies under exactly this name. Another name is derived from it, `{key}:line`,
 /// for the waiting line and for the channel beside it; the braces are Redis Cluster's [hash tag], which
 /// keeps all of them in one slot. A key that brings a hash tag of its own (`jobs:{7}`) keeps it:
-/// `jobs:{7}::line`.
+/// `jobs:{7}::line`. Those names are taken: a key called `{7}:line` is refused by the server as soon as
+/// anybody waits for `7`.
 ///
 /// Cloning is cheap.
 ///

@@ -111,37 +111,33 @@ impl RedisStore {
         self
     }
 
-    /// Carries a batch out, and what the server refuses as a whole one by one: that may be the fault of
-    /// one of them, such as a key that the user has no access to.
+    /// Carries a batch out, in as few calls as can be. What the server refuses as a whole is tried in smaller
+    /// parts: that may be the fault of one item, such as a key that the user has no access to.
     async fn carry_out(&self, batch: &Batch<'_>) -> Vec<Result<Reply, Error>> {
-        let results = match self.run(batch).await {
-            Err(error) if batch.items.len() > 1 && blames_one(&error) => {
-                let apart = batch.apart();
-                let ran = join_all(apart.iter().map(|one| self.run(one))).await;
-                ran.into_iter()
-                    .map(|ran| {
-                        ran.and_then(|mut answers| answers.pop().unwrap_or(Err(error.clone())))
-                    })
-                    .collect()
+        let mut results = Vec::with_capacity(batch.items.len());
+        let mut most = batch.items.len();
+        while results.len() < batch.items.len() {
+            let part = batch.part(results.len(), most);
+            match self.run(&part).await {
+                Ok(answers) => {
+                    results.extend(answers);
+                    most = batch.items.len();
+                }
+                Err(error) if part.items.len() > 1 && blames_one(&error) => {
+                    most = part.items.len() / 2;
+                }
+                Err(error) => {
+                    results.extend(part.keys().map(|key| Err(explain(key, error.clone()))));
+                }
             }
-            Err(error) => vec![Err(error); batch.items.len()],
-            Ok(answers) => answers,
-        };
-        let keys = batch.keys();
-        let mut results: Vec<Result<Reply, Error>> = keys
-            .zip(results)
-            .map(|(key, result)| result.map_err(|error| explain(key, error)))
-            .collect();
-        if let Some(replication) = self.replicating(batch.first()) {
-            replication
-                .prove(batch, &self.scripts.touch, &mut results)
-                .await;
         }
         results
     }
 
-    async fn run(&self, batch: &Batch<'_>) -> Result<Vec<Result<Reply, FredError>>, FredError> {
-        let (client, options) = match self.replicating(batch.first()) {
+    /// Answers at least the first item; not all, if their records are long.
+    async fn run(&self, batch: &Batch<'_>) -> Result<Vec<Result<Reply, Error>>, FredError> {
+        let replication = self.replicating(batch.first());
+        let (client, options) = match replication {
             None => (&self.commands, once()),
             // Somebody else's wait may be before it.
             Some(Replication { client, replicas }) => (
@@ -156,7 +152,16 @@ impl RedisStore {
         let script = batch.script(&self.scripts);
         let said = || (names(batch.keys()).collect(), batch.args());
         let answer = eval(&client, batch.slot(), script, said).await?;
-        decode(answer, batch.items.len())
+        let mut results: Vec<Result<Reply, Error>> = batch
+            .keys()
+            .zip(decode(answer)?)
+            .map(|(key, result)| result.map_err(|error| explain(key, error)))
+            .collect();
+        if let Some(replication) = replication {
+            let touch = &self.scripts.touch;
+            replication.prove(batch, touch, &mut results).await?;
+        }
+        Ok(results)
     }
 
     /// Whether others may only rely on it once replicas have it: who holds the key, until when, and

@@ -81,13 +81,18 @@ impl Run {
                 self.bring_up_to_date(id, None, now);
                 self.behind = self.members.len() > 1;
             }
-            None => self.catch_up(now),
+            None => self.tell_all(now),
         }
     }
 
-    /// Tells everybody who waits what the newest record means.
+    /// Tells everybody who waits what the newest record means, if that was put off.
     pub(in crate::hub) fn catch_up(&mut self, now: Instant) {
         self.behind = false;
+        self.tell_all(now);
+        self.unwatch_if_idle();
+    }
+
+    fn tell_all(&mut self, now: Instant) {
         let members: Vec<Id> = self.members.keys().copied().collect();
         for id in members {
             self.bring_up_to_date(id, None, now);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::grants::Live;
 use super::news::{local_end, until};
-use super::{Purpose, Run, Update};
+use super::{Call, Purpose, Run, Update};
 use crate::error::{Error, LeaseLost, RenewError};
 use crate::hub::Lease;
 use crate::store::record::loss;
@@ -150,6 +150,23 @@ impl Run {
             // A newer one may have been left meanwhile.
             checkpoint: checkpoint.filter(|_| nth == live.checkpoints),
         })
+    }
+
+    /// Whether a call that has waited for its turn is still to be sent, as it is now.
+    pub(in crate::hub) fn still_wants(&mut self, call: &mut Call, now: Instant) -> bool {
+        let Purpose::Renew { nth, .. } = call.purpose else {
+            return true;
+        };
+        let op = std::mem::replace(&mut call.op, Op::Inspect);
+        match self.renew_again(op, nth, now) {
+            Some(op) => call.op = op,
+            None => {
+                self.calls -= 1;
+                self.unwatch_if_idle();
+                return false;
+            }
+        }
+        true
     }
 
     pub(super) fn renewed(&mut self, lease: &Lease, asker: Asker, reply: &Reply, sent: Instant) {

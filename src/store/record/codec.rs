@@ -1,4 +1,4 @@
-//! Reading the text form. Strict: whatever is not exactly a record is refused.
+//! Reading the text form. Strict: what is no record is refused, never guessed at.
 
 use std::sync::Arc;
 

@@ -3,7 +3,8 @@
 -- A script carries out its transition on any number of keys, one after the other. Item n has KEYS[2n-1],
 -- its record, and KEYS[2n], the name both of its waiting line and of its channel; all share one slot. ARGV
 -- holds what the items have in common, then so many arguments for each of them.
--- Answers {server time in µs, then for each item a number and the record or ''}. The number is ok (1 or 0)
+-- Answers {server time in µs, then for each item a number and the record or ''}; those at the end are left
+-- undone and unanswered if the records before are more than 256 KiB. The number is ok (1 or 0)
 -- and twice its place in the line, from 1, if it has one. What goes wrong with one item is its own: -1 and the
 -- error.
 

@@ -12,15 +12,11 @@ use crate::store::key::Key;
 use crate::store::record::Frame;
 use crate::store::{Failure, Op, Outcome, Reply};
 
-/// A call holds up the server for others, and a long one says so much at once.
-const MAX_BYTES: usize = 256 * 1024;
-
 /// What one call carries out: one script, with the same arguments for all items but their own.
 pub(super) struct Batch<'a> {
     asked: &'a [(&'a Key, &'a Op)],
     /// Places in `asked`; never empty.
     pub(super) items: Vec<usize>,
-    bytes: usize,
 }
 
 /// Puts together what one call can carry out.
@@ -33,20 +29,15 @@ pub(super) fn batches<'a>(
 ) -> Vec<Batch<'a>> {
     let mut batches: Vec<Batch<'a>> = Vec::new();
     for (place, (_, op)) in asked.iter().enumerate() {
-        let bytes = payload(op).len();
         let fits = |batch: &&mut Batch<'a>| {
             let first = batch.first();
-            batch.bytes + bytes <= MAX_BYTES && shares(first, op) && alike(first, op)
+            shares(first, op) && alike(first, op)
         };
         match batches.iter_mut().find(fits) {
-            Some(batch) => {
-                batch.items.push(place);
-                batch.bytes += bytes;
-            }
+            Some(batch) => batch.items.push(place),
             None => batches.push(Batch {
                 asked,
                 items: vec![place],
-                bytes,
             }),
         }
     }
@@ -58,21 +49,6 @@ pub(super) fn batches<'a>(
         Op::Claim { .. } => 4,
     });
     batches
-}
-
-/// What may be long in it.
-fn payload(op: &Op) -> &[u8] {
-    match op {
-        Op::Settle { outcome, .. } => match outcome {
-            Outcome::Done(result) => result,
-            Outcome::Fail(Failure::Reason(reason)) | Outcome::FailPermanently(reason) => {
-                reason.as_bytes()
-            }
-            Outcome::Fail(_) | Outcome::HandOff => &[],
-        },
-        Op::Renew { checkpoint, .. } => checkpoint.as_deref().unwrap_or_default(),
-        Op::Claim { .. } | Op::Withdraw { .. } | Op::Inspect => &[],
-    }
 }
 
 /// Whether one call can carry out both.
@@ -118,14 +94,12 @@ impl Batch<'_> {
         self.asked[self.items[0]].0.slot()
     }
 
-    /// A call for each item.
-    pub(super) fn apart(&self) -> Vec<Self> {
-        let one = |item| Self {
-            asked: self.asked,
-            items: vec![item],
-            bytes: 0,
-        };
-        self.items.iter().copied().map(one).collect()
+    /// So many of its items, from that one on, or fewer if there are no more.
+    pub(super) fn part(&self, from: usize, most: usize) -> Self {
+        let asked = self.asked;
+        let items = self.items.iter().skip(from).take(most);
+        let items = items.copied().collect();
+        Self { asked, items }
     }
 
     /// In their order, which is the answers'.
@@ -238,20 +212,17 @@ pub(super) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> impl Iterator<It
     })
 }
 
-/// A script's answer, to each of so many items.
+/// A script's answer, to the first of its items at least.
 ///
 /// # Errors
 ///
 /// When it is none of ours.
-pub(super) fn decode(
-    answer: Value,
-    items: usize,
-) -> Result<Vec<Result<Reply, FredError>>, FredError> {
+pub(super) fn decode(answer: Value) -> Result<Vec<Result<Reply, FredError>>, FredError> {
     let mut values = answer.into_array().into_iter();
     let at = values.next().and_then(|at| at.as_u64());
     let at = at.ok_or_else(|| malformed("time"))?;
-    let mut replies = Vec::with_capacity(items);
-    for _ in 0..items {
+    let mut replies = Vec::with_capacity(values.len() / 2);
+    while values.len() > 0 || replies.is_empty() {
         let (Some(number), Some(text)) = (
             values.next().and_then(|number| number.as_i64()),
             values.next().and_then(Value::into_bytes),

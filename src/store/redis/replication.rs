@@ -47,52 +47,50 @@ impl Replication {
         batch: &Batch<'_>,
         touch: &Script,
         results: &mut [Result<Reply, Error>],
-    ) {
+    ) -> Result<(), FredError> {
         let written: Vec<(&Key, &mut Result<Reply, Error>)> = batch
             .keys()
             .zip(results)
             .filter(|(_, result)| result.as_ref().is_ok_and(|reply| reply.ok))
             .collect();
         if written.is_empty() {
-            return;
+            return Ok(());
         }
         let keys: Vec<&Key> = written.iter().map(|(key, _)| *key).collect();
-        let proof = match self.wait(batch.slot(), touch, &keys).await {
-            Ok((touched, acknowledged)) => {
-                decode(touched, keys.len()).map(|touched| (touched, acknowledged))
-            }
-            Err(error) => Err(error),
-        };
-        let (touched, acknowledged) = match proof {
-            Ok(proof) => proof,
-            Err(error) => (vec![Err(error); keys.len()], 0),
-        };
+        let (touched, acknowledged) = self.wait(batch.slot(), touch, &keys).await?;
+        let mut touched = decode(touched)?.into_iter();
         let Replicas { count, timeout } = self.replicas;
-        for ((key, result), touched) in written.into_iter().zip(touched) {
-            let touched = match touched {
-                Ok(touched) => touched,
-                Err(error) => {
-                    *result = Err(explain(key, error));
-                    continue;
-                }
-            };
+        for (key, result) in written {
             // After a failover in between, another master's replicas have acknowledged whatever that one
-            // has, which need not be this.
-            let written = result.as_ref().ok().and_then(Reply::record);
-            let stands = match (touched.record(), written) {
-                (Some(now), Some(then)) => now.fence == then.fence && now.order() >= then.order(),
-                _ => false,
-            };
-            let acknowledged = if stands { acknowledged } else { 0 };
-            if acknowledged < count {
-                *result = Err(Error::NotReplicated {
-                    key: key.clone(),
-                    wanted: count,
-                    acknowledged,
-                    timeout,
-                });
+            // has, which need not be this. Nor is what was not touched on any of them.
+            let touched = touched.next().transpose();
+            let touched = touched.map_err(|error| explain(key, error));
+            let proven = touched.map(|touched| {
+                let now = touched.as_ref().and_then(Reply::record);
+                let then = result.as_ref().ok().and_then(Reply::record);
+                match (now, then) {
+                    (Some(now), Some(then))
+                        if now.fence == then.fence && now.order() >= then.order() =>
+                    {
+                        acknowledged
+                    }
+                    _ => 0,
+                }
+            });
+            match proven {
+                Ok(acknowledged) if acknowledged >= count => {}
+                Ok(acknowledged) => {
+                    *result = Err(Error::NotReplicated {
+                        key: key.clone(),
+                        wanted: count,
+                        acknowledged,
+                        timeout,
+                    });
+                }
+                Err(error) => *result = Err(error),
             }
         }
+        Ok(())
     }
 
     /// Runs the script, which writes, and waits for the replicas of its server; the script's answer,
