@@ -16,7 +16,7 @@ use report::{Options, Row, median, print, runtimes};
 
 fn main() {
     let options = Options::parse();
-    let slices = options.pick(7, 25);
+    let slices = options.pick(7, 15);
     let mut rows = Vec::new();
     for (flavour, runtime) in runtimes() {
         let server = Server::start();

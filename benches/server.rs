@@ -25,9 +25,9 @@ fn main() {
         let store = RedisStore::with_client(client.clone(), None).await.unwrap();
         let mut rows = Vec::new();
         for together in [1, 8, 32, 128, 256] {
-            rows.extend(scripts(&client, &store, together, options.pick(20_000, 200_000)).await);
+            rows.extend(scripts(&client, &store, together, options.pick(20_000, 60_000)).await);
         }
-        rows.extend(plain(&client, options.pick(5_000, 50_000)).await);
+        rows.extend(plain(&client, options.pick(5_000, 20_000)).await);
         print(&rows);
     });
 }

@@ -57,7 +57,7 @@ async fn case(options: Options, waiters: usize, apart: bool) -> Vec<Row> {
     let server = Server::start();
     let (url, lease) = (
         server.url(),
-        Duration::from_millis(options.pick(500, 1_000)),
+        Duration::from_millis(500),
     );
     let one = worker(&url, lease).await;
     let mut workers = vec![one; waiters];
@@ -69,7 +69,7 @@ async fn case(options: Options, waiters: usize, apart: bool) -> Vec<Row> {
     let mut times = Vec::new();
     let mut commands = Vec::new();
     // The first one is to warm up.
-    for sample in 0..=options.pick(5, 100) {
+    for sample in 0..=options.pick(5, 40) {
         let (took, said) = take_over(&server, &workers, sample, lease).await;
         if sample > 0 {
             times.push(took);
