@@ -2,7 +2,8 @@
 //!
 //! The attempt ends by `drop(guard)` or `guard.hand_off()`, with 1, 10 and 100 waiters, which are streams of
 //! one process, or processes of their own. The floor is one publish to a subscriber of the same client
-//! library. All contenders take turns, a round of hand-overs each.
+//! library. Ours and the floor take turns, one hand-over each; rslock's waiters, who poll the server all the
+//! time, have their turn after each round of those.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -78,11 +79,7 @@ async fn streams(options: Options, waiters: usize, flavour: &'static str) -> Vec
         }
         for _ in 0..each {
             seen.drop.push(ring.hand_over(End::Drop).await);
-        }
-        for _ in 0..each {
             seen.hand_off.push(ring.hand_over(End::HandOff).await);
-        }
-        for _ in 0..each {
             seen.floor.push(floor.publish().await);
         }
         seen.rslock = rslock(&server, waiters, options.pick(5, 20)).await;
@@ -112,11 +109,7 @@ async fn processes(options: Options, waiters: usize) -> Vec<Row> {
         }
         for _ in 0..each {
             seen.drop.push(fleet.hand_over(End::Drop));
-        }
-        for _ in 0..each {
             seen.hand_off.push(fleet.hand_over(End::HandOff));
-        }
-        for _ in 0..each {
             seen.floor.push(floor.publish().await);
         }
         if round > 0 {

@@ -77,7 +77,15 @@ fn cycle(rows: &[Value], path: &Path) -> Result<(), Box<dyn Error>> {
         let title = format!("Acquire and done, {flavour}");
         let axes = ("cycles in flight", "thousand cycles/s");
         let top = 1.1 * highest(&series);
-        draw(panel, &title, axes, 1.0..1_024.0, 0.0..top, &series)?;
+        draw(
+            panel,
+            &title,
+            axes,
+            1.0..1_024.0,
+            0.0..top,
+            &series,
+            SeriesLabelPosition::LowerRight,
+        )?;
     }
     area.present()?;
     Ok(())
@@ -101,6 +109,7 @@ fn memory(rows: &[Value], path: &Path) -> Result<(), Box<dyn Error>> {
         1_000.0..100_000.0,
         0.0..top,
         &series,
+        SeriesLabelPosition::UpperRight,
     )?;
     area.present()?;
     Ok(())
@@ -132,7 +141,15 @@ fn handoff(rows: &[Value], path: &Path) -> Result<(), Box<dyn Error>> {
         let right = times.map(|point| point.0).fold(0.0, f64::max);
         let title = format!("From drop to the next Acquired, {waiters} waiting");
         let axes = ("µs", "% of hand-overs within");
-        draw(panel, &title, axes, 10.0..2.0 * right, 0.0..100.0, &series)?;
+        draw(
+            panel,
+            &title,
+            axes,
+            10.0..2.0 * right,
+            0.0..100.0,
+            &series,
+            SeriesLabelPosition::LowerRight,
+        )?;
     }
     area.present()?;
     Ok(())
@@ -162,10 +179,12 @@ fn draw(
     x: Range<f64>,
     y: Range<f64>,
     series: &[Series],
+    legend: SeriesLabelPosition,
 ) -> Result<(), Box<dyn Error>> {
     let mut chart = ChartBuilder::on(panel)
         .caption(title, ("sans-serif", 17))
         .margin(12)
+        .margin_right(28)
         .x_label_area_size(42)
         .y_label_area_size(62)
         .build_cartesian_2d(x.log_scale(), y)?;
@@ -185,7 +204,7 @@ fn draw(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(legend)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()?;

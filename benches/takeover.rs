@@ -55,10 +55,7 @@ async fn holder(url: &str, key: &str, lease: Duration) {
 
 async fn case(options: Options, waiters: usize, apart: bool) -> Vec<Row> {
     let server = Server::start();
-    let (url, lease) = (
-        server.url(),
-        Duration::from_millis(500),
-    );
+    let (url, lease) = (server.url(), Duration::from_millis(500));
     let one = worker(&url, lease).await;
     let mut workers = vec![one; waiters];
     if apart {
