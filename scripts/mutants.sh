@@ -193,7 +193,7 @@ mutant "batch: in the order of the scripts" src/store/redis.rs \
 mutant "batch: claims before what makes room" src/store/redis/batch.rs \
     'Op::Withdraw { .. } => 2,' 'Op::Withdraw { .. } => 5,' $batches what_makes_room
 mutant "lanes: nothing gathers" src/hub/lanes.rs \
-    'let most = share.max(FEW).min(MOST);' 'let most = 1.min(share);' $batches what_is_asked_at_once
+    'let most = share.clamp(FEW, MOST);' 'let most = 1.min(share);' $batches what_is_asked_at_once
 mutant "lanes: everything waits for one answer" src/hub/lanes.rs \
     'const WINDOW: usize = 2;' 'const WINDOW: usize = 1;' --lib lanes::tests::requests_that_come
 mutant "lanes: a few leave behind many" src/hub/lanes.rs \

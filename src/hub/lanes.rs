@@ -61,7 +61,7 @@ impl<T> Queue<T> {
         }
         // Shared out among the calls that may leave, so that none has to wait for all the others.
         let share = waiting.div_ceil(WINDOW - self.calls);
-        let most = share.max(FEW).min(MOST);
+        let most = share.clamp(FEW, MOST);
         let mut bytes = 0;
         let light = |(more, _): &&(usize, T)| {
             bytes += more;
