@@ -22,7 +22,10 @@ async fn warm(server: &Server) -> LockingWorker {
     };
     drop(third);
     drop(guard);
-    acquired(&mut second).await.done().await.unwrap();
+    let guard = acquired(&mut second).await;
+    // Its confirmation is not sent if it ends before that leaves.
+    guard.extend(common::PATIENCE).await.unwrap();
+    guard.done().await.unwrap();
     drop((first, second));
     worker.clone().close().await;
     worker.with_key("job").unwrap()
