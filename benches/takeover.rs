@@ -3,8 +3,8 @@
 //!
 //! The holder is a process of its own that is killed (SIGKILL) while 1, 10 or 100 waiters wait: streams of one
 //! worker, or workers with connections of their own, as processes have. When the lease ends is what the
-//! record says; the server's clock is ours. The server tells the commands (`MONITOR`), from the kill to
-//! when nothing more is said.
+//! record says; the server's clock is ours. The server tells the commands (`MONITOR`, without `PING`), from the
+//! kill until 600 ms after the next `Acquired`. Of so few samples the p99 is the greatest.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -56,17 +56,18 @@ async fn holder(url: &str, key: &str, lease: Duration) {
 async fn case(options: Options, waiters: usize, apart: bool) -> Vec<Row> {
     let server = Server::start();
     let (url, lease) = (server.url(), Duration::from_millis(500));
-    let one = worker(&url, lease).await;
+    // Theirs outlasts what is counted after it begins.
+    let one = worker(&url, PATIENCE).await;
     let mut workers = vec![one; waiters];
     if apart {
         for worker in &mut workers[1..] {
-            *worker = self::worker(&url, lease).await;
+            *worker = self::worker(&url, PATIENCE).await;
         }
     }
     let mut times = Vec::new();
     let mut commands = Vec::new();
     // The first one is to warm up.
-    for sample in 0..=options.pick(5, 40) {
+    for sample in 0..=options.pick(3, 20) {
         let (took, said) = take_over(&server, &workers, sample, lease).await;
         if sample > 0 {
             times.push(took);
@@ -134,8 +135,8 @@ async fn take_over(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     assert_eq!(guard.attempt(), 2);
     let took = now.as_secs_f64() * 1e3 - ends;
-    // Whoever is late with a claim sends it within the stagger.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Whoever is late with a claim sends it within the stagger, which ends at 100 places of 5 ms.
+    tokio::time::sleep(Duration::from_millis(600)).await;
     let commands = monitor.commands().len();
     guard.done().await.unwrap();
     (took, commands)

@@ -1,9 +1,9 @@
 //! What is to be asked of the store, until its turn comes.
 //!
-//! What is asked while nothing is on its way leaves at once. What is asked meanwhile gathers, and leaves in
-//! one call: when it is half as much as what is on its way, or when a call is answered. So requests that come
-//! one at a time wait for nobody, one beside many waits for the next answer, and the busier the server is, the
-//! more travels together.
+//! What is asked leaves at once if it is at least half as much as what is on its way, and if fewer than two
+//! calls are; what it joins otherwise gathers, and leaves together as soon as that is so. So requests that come
+//! one at a time wait for nobody, one beside many waits for the most of those to be answered, and the busier
+//! the server is, the more travels together.
 
 use std::collections::{HashMap, VecDeque};
 
