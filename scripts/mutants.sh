@@ -165,7 +165,7 @@ mutant "fenced: another slot is sent" src/store/redis.rs \
 mutant "fenced: a null is sent" src/guard.rs \
     '| Value::Bytes(_)' '| Value::Bytes(_) | Value::Null' --test fencing what_is_wrong
 mutant "replicas: not waited for" src/store/redis/replication.rs \
-    'if acknowledged < count {' 'if false {' --test replicas without_its_replica
+    'Ok(acknowledged) if acknowledged >= count => {}' 'Ok(_) => {}' --test replicas without_its_replica
 mutant "replicas: a grant by push is relied on" src/hub.rs \
     '(self.lease.terms.replicated && !self.confirmed)' 'false' $renewal::a_grant_by_push
 mutant "replicas: a grant that none has is kept" src/hub/run/outage.rs \
