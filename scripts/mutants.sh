@@ -44,19 +44,19 @@ mutant "defect 01: a lease that nobody respects" $lua/claim.lua \
     'owned(r) and not over(r)' 'owned(r) and false' $defects defect_01
 mutant "defect 02: done work is claimed again" $lua/claim.lua \
     "r.last == token or r.state == 'done' or" 'r.last == token or' $defects defect_02
-mutant "defect 03: all keys share a record" src/store/redis.rs \
-    'Value::Bytes(key.bytes().clone())' 'Value::from("job")' $defects defect_03
+mutant "defect 03: all keys share a record" src/store/redis/batch.rs \
+    'names.map(|name| Value::Bytes(name.clone()))' 'names.map(|_| Value::from("job"))' $defects defect_03
 mutant "defect 04: anybody may settle" $lua/settle.lua \
     'or r.fence ~= fence then' 'then' $defects defect_04
-mutant "defect 05: the fence restarts with each run" $lua/record.lua \
-    'tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1)' 'int(r.fence + 1)' $defects defect_05
+mutant "defect 05: the fence restarts with each run" $lua/claim_absent.lua \
+    "' fence=' .. now .. ' line=0" "' fence=1 line=0" $defects defect_05
 mutant "defect 06: the only attempt is not the last" src/guard.rs \
     'lease.attempt >= lease.max_attempts' 'lease.attempt > lease.max_attempts' $defects defect_06
 mutant "defect 07: an outcome that never expires" $lua/settle_done.lua \
     "redis.call('SET', key, record, 'PX', retention)" \
     "redis.call('SET', key, record)" $defects defect_07
-mutant "defect 08: a fraction of a ms reaches the server" $lua/record.lua \
-    "record_text, 'PX', life" "record_text, 'PX', life + 0.5" $defects defect_08
+mutant "defect 08: a fraction of a ms reaches the server" $lua/claim_absent.lua \
+    'int(lease + retention)' "int(lease + retention) .. '.5'" $defects defect_08
 mutant "defect 09: an error is swallowed" src/hub/run/outage.rs \
     'member.tell(Update::Error(error.clone()));' '' $defects defect_09
 mutant "defect 10: a failure is not told" $lua/record.lua \
