@@ -359,9 +359,14 @@ async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
     assert!(!guard.is_valid());
     let asked = good.calls();
     assert_eq!(guard.attempt(), 2);
+    settle_down().await;
+    let ended = next(&mut second).now_or_never();
+    assert!(
+        matches!(ended, Some(LockEvent::Failed(_))),
+        "at once: {ended:?}"
+    );
     tokio::time::sleep(Duration::from_millis(LEASE)).await;
     assert_eq!(good.calls(), asked, "what is lost is not renewed");
-    assert!(matches!(next(&mut second).await, LockEvent::Failed(_)));
 }
 
 #[tokio::test(start_paused = true)]
