@@ -210,13 +210,13 @@ mutant "news: those who wait on are told nothing" src/hub/run/news.rs \
     'self.behind = self.members.len() > 1;' '' --test conformance who_waits_on
 
 mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
-    'self.with_all(Run::resubscribe);' '' --test outage a_subscriber_that_was_cut_off
+    'self.with_all(Run::resubscribe);' '' --test faults a_subscriber_that_was_cut_off
 mutant "redis: a forgotten script is an error" src/store/redis.rs \
-    'starts_with("NOSCRIPT")' 'starts_with("NOSUCH")' --test outage forgotten_scripts
+    'starts_with("NOSCRIPT")' 'starts_with("NOSUCH")' --test faults forgotten_scripts
 mutant "redis: a full server keeps what it holds" src/store/redis/scripts.rs \
-    '" flags=allow-oom"' '""' --test outage a_full_server
+    '" flags=allow-oom"' '""' --test faults a_full_server
 mutant "redis: a passing error ends the stream" src/store/redis.rs \
-    '"READONLY",' '' --test outage a_replica
+    '"READONLY",' '' --test faults a_replica
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests, on a real server: installs redis-server first if there is none.
 #
-#   scripts/test.sh --test outage           # some of them: the arguments go to cargo test
+#   scripts/test.sh --test faults           # some of them: the arguments go to cargo test
 #   PROPTEST_CASES=10000 scripts/test.sh    # a longer search for differences between the stores
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,0 +1,34 @@
+//! The faults that a fleet lives through, by where they come from. docs/reliability.md lists them.
+
+mod common;
+
+#[path = "faults/connections.rs"]
+mod connections;
+#[path = "faults/server.rs"]
+mod server;
+
+use common::next;
+use redis_locking_worker::{Acquire, Error, LockEvent, WorkGuard};
+
+/// Reads on to an event of this kind, counting the outages told of on the way.
+async fn until_acquired(stream: &mut Acquire) -> (WorkGuard, usize) {
+    let mut outages = 0;
+    loop {
+        match next(stream).await {
+            LockEvent::Acquired(guard) => return (guard, outages),
+            LockEvent::Error(error) => {
+                assert!(error.is_retryable(), "{error:?}");
+                outages += 1;
+            }
+            event if event.is_terminal() => panic!("{event:?}"),
+            _ => {}
+        }
+    }
+}
+
+async fn outage(stream: &mut Acquire) {
+    match next(stream).await {
+        LockEvent::Error(Error::Unavailable { key, .. }) => assert_eq!(key.to_string(), "job"),
+        other => panic!("{other:?}"),
+    }
+}
