@@ -275,11 +275,14 @@ impl<'a> Checker<'a> {
             }
             self.outcome(told[0], event);
         }
-        // A fleet is only asked to end when all is well again.
+        // A fleet is only asked to end when all is well again, and works off what there is.
         let last = told[told.len() - 1];
-        let killed = self.disturbed(last.process, last.at, self.history.ended);
-        let holds = |what: &What| matches!(what, What::Acquired { .. } | What::Valid { .. });
-        if !over && !left && !killed && !holds(&last.what) {
+        let killed = self
+            .history
+            .faults
+            .iter()
+            .any(|fault| fault.scope == Scope::Process(last.process) && fault.to == u64::MAX);
+        if !over && !left && !killed {
             let at = self.history.ended;
             self.violates(
                 10,

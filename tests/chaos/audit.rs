@@ -1,0 +1,180 @@
+//! What a server writes, as `MONITOR` tells it: every transition is published last in its script, in the
+//! server's order. Outside the server, it outlives what the server forgets.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use redis_locking_worker::internals::Frame;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::common::PATIENCE;
+use crate::common::history::Step;
+use crate::now;
+
+#[derive(Clone)]
+pub struct Audit {
+    kept: Arc<Mutex<Kept>>,
+}
+
+struct Kept {
+    steps: BTreeMap<String, Vec<Step>>,
+    /// Whether the server may lose anything at any time.
+    losing: bool,
+    /// The last mark that was seen.
+    mark: u64,
+}
+
+impl Audit {
+    pub fn new(keys: &[String]) -> Self {
+        let steps = keys.iter().map(|key| (key.clone(), Vec::new())).collect();
+        let kept = Kept {
+            steps,
+            losing: false,
+            mark: 0,
+        };
+        Self {
+            kept: Arc::new(Mutex::new(kept)),
+        }
+    }
+
+    /// Watches a server until it ends; resolves when it is being watched.
+    pub async fn watch(&self, port: u16) -> std::io::Result<JoinHandle<()>> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"MONITOR\r\n").await?;
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        lines.read_until(b'\n', &mut line).await?;
+        if line != b"+OK\r\n" {
+            let said = String::from_utf8_lossy(&line).into_owned();
+            return Err(std::io::Error::other(said));
+        }
+        let audit = self.clone();
+        Ok(tokio::spawn(async move {
+            loop {
+                line.clear();
+                match lines.read_until(b'\n', &mut line).await {
+                    Ok(1..) => audit.line(&line),
+                    _ => return,
+                }
+            }
+        }))
+    }
+
+    fn line(&self, line: &[u8]) {
+        let mut words = words(line);
+        let command = words.first().map(|word| word.to_ascii_uppercase());
+        match command.as_deref() {
+            Some(b"SPUBLISH") if words.len() == 3 => {
+                let text = words.pop().unwrap();
+                let channel = String::from_utf8(words.pop().unwrap()).unwrap();
+                let key = channel
+                    .strip_prefix('{')
+                    .and_then(|name| name.strip_suffix("}:line"));
+                let frame = Frame::decode(&text.into()).expect("a record");
+                self.keep(key.expect("a line"), Step::Wrote(frame));
+            }
+            Some(b"FLUSHALL") => self.all(|at| Step::Lost { at }),
+            Some(b"ECHO") => {
+                let mark = std::str::from_utf8(&words[1]).unwrap().parse().unwrap();
+                self.kept.lock().unwrap().mark = mark;
+            }
+            _ => {}
+        }
+    }
+
+    fn keep(&self, key: &str, step: Step) {
+        let mut kept = self.kept.lock().unwrap();
+        let losing = kept.losing;
+        let steps = kept.steps.get_mut(key).expect("a key of this fleet");
+        steps.push(step);
+        if losing {
+            steps.push(Step::Lost { at: now() });
+        }
+    }
+
+    /// A step of every key.
+    pub fn all(&self, step: impl Fn(u64) -> Step) {
+        let mut kept = self.kept.lock().unwrap();
+        for steps in kept.steps.values_mut() {
+            steps.push(step(now()));
+        }
+    }
+
+    /// From now on, or no longer, anything may be lost at any time.
+    pub fn set_losing(&self, losing: bool) {
+        self.all(|at| Step::Lost { at });
+        self.kept.lock().unwrap().losing = losing;
+    }
+
+    /// All that the server has written until now is in here.
+    pub async fn catch_up(&self, port: u16) {
+        let mark = now();
+        let caught_up = async {
+            ask(port, &format!("ECHO {mark}")).await.unwrap();
+            while self.kept.lock().unwrap().mark < mark {
+                sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, caught_up)
+            .await
+            .expect("the monitor to be alive");
+    }
+
+    pub fn steps(&self) -> BTreeMap<String, Vec<Step>> {
+        self.kept.lock().unwrap().steps.clone()
+    }
+}
+
+/// Sends one command on a connection of its own; what the server says.
+pub async fn ask(port: u16, command: &str) -> std::io::Result<String> {
+    let asked = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream
+            .write_all(format!("{command}\r\n").as_bytes())
+            .await?;
+        let mut answer = vec![0; 64 << 10];
+        let count = stream.read(&mut answer).await?;
+        answer.truncate(count);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    timeout(PATIENCE, asked).await?
+}
+
+/// `1700000000.000000 [0 lua] "SET" "k" "a\nb"`, less what is in front.
+fn words(line: &[u8]) -> Vec<Vec<u8>> {
+    let mut words = Vec::new();
+    let mut word: Option<Vec<u8>> = None;
+    let mut bytes = line.iter().copied();
+    while let Some(byte) = bytes.next() {
+        let Some(open) = &mut word else {
+            if byte == b'"' {
+                word = Some(Vec::new());
+            }
+            continue;
+        };
+        open.push(match byte {
+            b'"' => {
+                words.extend(word.take());
+                continue;
+            }
+            b'\\' => match bytes.next() {
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(b't') => b'\t',
+                Some(b'a') => 7,
+                Some(b'b') => 8,
+                Some(b'x') => {
+                    let digits = [bytes.next(), bytes.next()].map(|digit| digit.unwrap_or(b'0'));
+                    u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+                }
+                Some(other) => other,
+                None => break,
+            },
+            byte => byte,
+        });
+    }
+    words
+}

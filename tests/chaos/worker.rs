@@ -1,0 +1,369 @@
+//! The worker process of a fleet: takes part in the runs of many keys at once, does with its guards whatever
+//! can be done with them, and tells all of it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, LuaInterface};
+use fred::types::Builder as FredBuilder;
+use fred::types::config::Config;
+use futures::StreamExt;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use redis_locking_worker::{Error, LockEvent, LockingWorker, SettleError, WorkGuard};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncBufReadExt;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::history::{Answer, How, Told, What};
+use crate::now;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Orders {
+    pub url: String,
+    /// A server without faults, which keeps what the work writes.
+    pub resource: String,
+    pub seed: u64,
+    /// Each incarnation has another.
+    pub process: u32,
+    pub label: String,
+    pub keys: Vec<String>,
+    pub lease_ms: u64,
+    pub retention_ms: u64,
+    pub max_attempts: u32,
+    pub max_hold_ms: u64,
+    pub renews: bool,
+    pub rejoins: bool,
+    /// Whether guards are only held and completed.
+    pub calm: bool,
+}
+
+/// Takes a write under no smaller token than it has seen, and keeps the tokens of those it took in order.
+const WRITE: &str = "
+    if tonumber(ARGV[1]) < tonumber(redis.call('LINDEX', KEYS[1], -1) or '0') then
+        return 0
+    end
+    redis.call('RPUSH', KEYS[1], ARGV[1])
+    return 1";
+
+/// Where a key's writes are kept.
+pub fn written(seed: u64, key: &str) -> String {
+    format!("{seed}:{key}")
+}
+
+struct Process {
+    orders: Orders,
+    resource: Client,
+    streams: AtomicU64,
+    /// All is well again: no new participation, and no more failures.
+    finish: CancellationToken,
+}
+
+pub async fn run(orders: Orders) {
+    let lease = Duration::from_millis(orders.lease_ms);
+    let mut builder = LockingWorker::builder(&orders.keys[0])
+        .url(&orders.url)
+        .label(&orders.label)
+        .lock_timeout(lease)
+        .retention(Duration::from_millis(orders.retention_ms))
+        .max_attempts(orders.max_attempts)
+        .max_hold(Duration::from_millis(orders.max_hold_ms))
+        .rejoin(orders.rejoins);
+    if orders.renews {
+        builder = builder.renew();
+    }
+    let finish = CancellationToken::new();
+    tokio::spawn(told_to_finish(finish.clone()));
+    let worker = loop {
+        match builder.clone().build().await {
+            Ok(worker) => break worker,
+            // The server is out of reach, which this fleet is about.
+            Err(error) => eprintln!("{}: {error}", orders.label),
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+    let resource = Config::from_url(&orders.resource).unwrap();
+    let resource = FredBuilder::from_config(resource).build().unwrap();
+    resource.init().await.unwrap();
+
+    let keys = orders.keys.clone();
+    let process = Arc::new(Process {
+        orders,
+        resource,
+        streams: AtomicU64::new(0),
+        finish,
+    });
+    let all = keys.into_iter().map(|key| {
+        let worker = worker.with_key(&key).unwrap();
+        tokio::spawn(participate(process.clone(), worker, key))
+    });
+    for participant in all.collect::<Vec<_>>() {
+        participant.await.unwrap();
+    }
+    worker.close().await;
+}
+
+/// A line on standard input, or its end.
+async fn told_to_finish(finish: CancellationToken) {
+    let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
+    let _ = lines.next_line().await;
+    finish.cancel();
+}
+
+struct Stream {
+    process: Arc<Process>,
+    key: String,
+    nth: u64,
+}
+
+impl Stream {
+    fn tell(&self, what: What) {
+        self.tell_at(now(), what);
+    }
+
+    fn tell_at(&self, at: u64, what: What) {
+        let told = Told {
+            at,
+            process: self.process.orders.process,
+            stream: self.nth,
+            key: self.key.clone(),
+            what,
+        };
+        let mut line = serde_json::to_string(&told).unwrap();
+        line.push('\n');
+        let mut out = std::io::stdout().lock();
+        // In one piece, for whoever is killed after it.
+        out.write_all(line.as_bytes()).unwrap();
+        out.flush().unwrap();
+    }
+}
+
+async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) {
+    let orders = &process.orders;
+    let mut hasher = DefaultHasher::new();
+    (orders.seed, orders.process, &key).hash(&mut hasher);
+    let mut random = StdRng::seed_from_u64(hasher.finish());
+    while !process.finish.is_cancelled() {
+        let nth = u64::from(orders.process) << 32 | process.streams.fetch_add(1, Ordering::Relaxed);
+        let stream = Stream {
+            process: process.clone(),
+            key: key.clone(),
+            nth,
+        };
+        participate_once(&stream, &worker, &mut random).await;
+        let pause = random.gen_range(0..orders.lease_ms);
+        let _ =
+            tokio::time::timeout(Duration::from_millis(pause), process.finish.cancelled()).await;
+    }
+}
+
+async fn participate_once(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
+    let orders = &stream.process.orders;
+    stream.tell(What::Joined {
+        rejoins: orders.rejoins,
+    });
+    let mut events = worker.acquire();
+    let patience = match random.gen_bool(0.15) && !orders.calm {
+        true => Duration::from_millis(random.gen_range(0..2 * orders.lease_ms)),
+        false => Duration::MAX,
+    };
+    let mut leaves = pin!(sleep(patience));
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = &mut leaves, if !stream.process.finish.is_cancelled() => {
+                stream.tell(What::Left);
+                return;
+            }
+        };
+        let what = match event {
+            None => {
+                stream.tell(What::End);
+                // For ever.
+                assert!(events.next().await.is_none());
+                return;
+            }
+            Some(LockEvent::Acquired(guard)) => {
+                stream.tell(What::Acquired {
+                    fence: guard.fencing_token(),
+                    attempt: guard.attempt(),
+                });
+                if random.gen_bool(0.1) && !stream.process.finish.is_cancelled() {
+                    stream.tell(What::Left);
+                    drop(events);
+                    work(stream, guard, random).await;
+                    return;
+                }
+                work(stream, guard, random).await;
+                continue;
+            }
+            Some(LockEvent::Completed(completed)) => What::Completed {
+                holder: completed.holder,
+                attempt: completed.attempt,
+                result: completed.result.to_vec(),
+            },
+            Some(LockEvent::MaxAttempts(_)) => What::MaxAttempts,
+            Some(LockEvent::Failed(_)) => What::Failed,
+            Some(LockEvent::Error(error)) if error.is_fatal() => What::Fatal(chain(&error)),
+            Some(_) => What::NotTerminal,
+        };
+        stream.tell(what);
+    }
+}
+
+fn chain(error: &Error) -> String {
+    let source = std::error::Error::source(error);
+    format!("{error}: {source:?}")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Plan {
+    Done,
+    /// Asks, and does not wait for the answer.
+    DoneUnheard,
+    /// Holds on until the lease is lost, and says that it is done.
+    Late,
+    /// Works for longer than a lease under `run`, which ends it in time or is renewed.
+    Long,
+    Fail,
+    FailPermanently,
+    HandOff,
+    Drop,
+    Panic,
+    Checkpoint,
+    Forget,
+}
+
+const PLANS: [(Plan, u32); 11] = [
+    (Plan::Done, 30),
+    (Plan::DoneUnheard, 5),
+    (Plan::Late, 5),
+    (Plan::Long, 8),
+    (Plan::Fail, 12),
+    (Plan::FailPermanently, 2),
+    (Plan::HandOff, 8),
+    (Plan::Drop, 15),
+    (Plan::Panic, 4),
+    (Plan::Checkpoint, 8),
+    (Plan::Forget, 3),
+];
+
+async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
+    let fence = guard.fencing_token();
+    let lease = stream.process.orders.lease_ms;
+    let calm = stream.process.orders.calm || stream.process.finish.is_cancelled();
+    let (plan, _) = match calm {
+        true => PLANS[0],
+        false => *PLANS.choose_weighted(random, |plan| plan.1).unwrap(),
+    };
+    for _ in 0..random.gen_range(0..4) {
+        look(stream, &guard).await;
+        write(stream, &guard).await;
+        sleep(Duration::from_millis(random.gen_range(0..lease / 10))).await;
+    }
+    look(stream, &guard).await;
+    match plan {
+        Plan::Late => {
+            let _ = tokio::time::timeout(Duration::from_millis(4 * lease), guard.lost()).await;
+            look(stream, &guard).await;
+        }
+        Plan::Long => {
+            let span = Duration::from_millis(random.gen_range(0..3 * lease));
+            let _ = guard.run(sleep(span)).await;
+            look(stream, &guard).await;
+        }
+        Plan::Checkpoint => {
+            let _ = guard.checkpoint(fence.to_string()).await;
+            look(stream, &guard).await;
+        }
+        _ => {}
+    }
+    write(stream, &guard).await;
+    let end = |how| stream.tell(What::Ending { fence, how });
+    let result = fence.to_string().into_bytes();
+    let settled = match plan {
+        Plan::Done | Plan::Late | Plan::Long => {
+            end(How::Done(result.clone()));
+            guard.done_with(result).await
+        }
+        Plan::DoneUnheard => {
+            end(How::Done(result.clone()));
+            let mut done = Box::pin(guard.done_with(result));
+            let _ = futures::poll!(&mut done);
+            return;
+        }
+        Plan::Fail | Plan::Checkpoint => {
+            end(How::Failed);
+            guard.fail("it did not work").await
+        }
+        Plan::FailPermanently => {
+            end(How::Failed);
+            guard.fail_permanently("it will not work").await
+        }
+        Plan::HandOff => {
+            end(How::HandedOff);
+            guard.hand_off().await
+        }
+        Plan::Drop => {
+            end(How::Dropped);
+            drop(guard);
+            return stream.tell(What::Ended {
+                fence,
+                answer: Answer::Unknown,
+            });
+        }
+        Plan::Panic => {
+            end(How::Dropped);
+            let work = tokio::spawn(async move {
+                let _guard = guard;
+                std::panic::resume_unwind(Box::new("the work panics"));
+            });
+            let _ = work.await;
+            return;
+        }
+        Plan::Forget => {
+            end(How::Forgotten);
+            std::mem::forget(guard);
+            return;
+        }
+    };
+    let answer = match settled {
+        Ok(()) => Answer::Ok,
+        Err(SettleError::Lost(_)) => Answer::Lost,
+        Err(SettleError::Refused(_)) => Answer::Refused,
+        Err(_) => Answer::Unknown,
+    };
+    stream.tell(What::Ended { fence, answer });
+}
+
+/// Whether it is valid, no earlier than said.
+async fn look(stream: &Stream, guard: &WorkGuard) {
+    let at = now();
+    if guard.is_valid() {
+        let fence = guard.fencing_token();
+        stream.tell_at(at, What::Valid { fence });
+    }
+    tokio::task::yield_now().await;
+}
+
+/// Whoever believes to be the holder writes, valid or not: the fence is what counts.
+async fn write(stream: &Stream, guard: &WorkGuard) {
+    let fence = guard.fencing_token();
+    let keys = vec![written(stream.process.orders.seed, &stream.key)];
+    let args = vec![fence.to_string()];
+    let accepted: bool = stream
+        .process
+        .resource
+        .eval(WRITE, keys, args)
+        .await
+        .unwrap();
+    stream.tell(What::Wrote { fence, accepted });
+}
