@@ -1,10 +1,18 @@
-//! Reading the text form. Strict: what is no record is refused, never guessed at.
+//! Reading the text form. Strict: what is no record is refused, never guessed at, and no record has a second
+//! text. `redis/record.lua` refuses the same, but for payloads that are not UTF-8.
 
+use std::ops::{RangeBounds, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{Frame, Malformed, Previous, Record, Token};
+
+/// Server times in µs: what the scripts can count, which is until the year 2255.
+const MICROS: RangeInclusive<u64> = 1..=(1 << 53) - 1;
+
+/// Server times and spans in ms: what the scripts write without an exponent.
+const MILLIS: RangeInclusive<u64> = 1..=99_999_999_999_999;
 
 impl Frame {
     /// Reads a record's text, the form of every message, as it was when it was written.
@@ -38,26 +46,24 @@ impl Record {
         let mut header = Header(text);
         header.literal(b"lw1 ", "version")?;
         let state = header.word("state")?.parse()?;
-        let at = header.number(b" at=", "at")?;
-        let until = header.number(b" until=", "until")?;
-        let retention = header.number(b" retention=", "retention")?;
-        let fence = header.number(b" fence=", "fence")?;
-        if header.number(b" line=", "line")? > 1 {
-            return Err(Malformed("line"));
-        }
-        let attempt = header.number(b" attempt=", "attempt")?;
-        let max_attempts = header.number(b"/", "max_attempts")?;
-        let renewal = header.number(b" renewal=", "renewal")?;
+        let at = header.number(b" at=", "at", MICROS)?;
+        let until = header.number(b" until=", "until", MILLIS)?;
+        let retention = header.number(b" retention=", "retention", MILLIS)?;
+        let fence = header.number(b" fence=", "fence", MICROS)?;
+        let _: u64 = header.number(b" line=", "line", 0..=1)?;
+        let attempt = header.number(b" attempt=", "attempt", 0..)?;
+        let max_attempts = header.number(b"/", "max_attempts", 1..)?;
+        let renewal = header.number(b" renewal=", "renewal", 0..=*MILLIS.end())?;
         let owner = header.token(b" owner=", "owner")?;
         let last = header.token(b" last=", "last")?;
-        let previous = header.number(b" previous=", "previous")?;
+        let previous = header.number(b" previous=", "previous", 0..)?;
         header.literal(b":", "previous")?;
         let cause = header.word("previous")?;
         let sizes = [
-            header.number(b" sizes=", "sizes")?,
-            header.number(b",", "sizes")?,
-            header.number(b",", "sizes")?,
-            header.number(b",", "sizes")?,
+            header.number(b" sizes=", "sizes", 0..)?,
+            header.number(b",", "sizes", 0..)?,
+            header.number(b",", "sizes", 0..)?,
+            header.number(b",", "sizes", 0..)?,
         ];
         header.literal(b"\n", "header")?;
 
@@ -72,8 +78,8 @@ impl Record {
 
         let record = Self {
             state,
-            attempt: narrow(attempt, "attempt")?,
-            max_attempts: narrow(max_attempts, "max_attempts")?,
+            attempt,
+            max_attempts,
             fence,
             renewal,
             until,
@@ -81,9 +87,10 @@ impl Record {
             owner,
             last,
             previous: match (previous, cause) {
-                (0, "-") => None,
+                (0, "-") if previous_holder.is_empty() && reason.is_empty() => None,
+                (0, _) => return Err(Malformed("previous")),
                 (attempt, cause) => Some(Previous {
-                    attempt: narrow(attempt, "previous")?,
+                    attempt,
                     cause: cause.parse()?,
                     holder: previous_holder,
                     reason,
@@ -106,21 +113,27 @@ impl<'a> Header<'a> {
         Ok(())
     }
 
-    /// A plain decimal behind its name: no sign, as the scripts write it.
-    fn number(&mut self, name: &[u8], what: &'static str) -> Result<u64, Malformed> {
+    /// A plain decimal behind its name: no sign and no zeros in front, as the scripts write it.
+    fn number<T: TryFrom<u64>>(
+        &mut self,
+        name: &[u8],
+        what: &'static str,
+        within: impl RangeBounds<u64>,
+    ) -> Result<T, Malformed> {
         self.literal(name, what)?;
         let digits = self.0.iter().take_while(|b| b.is_ascii_digit()).count();
         let (digits, rest) = self.0.split_at(digits);
-        if digits.is_empty() {
-            return Err(Malformed(what));
-        }
         self.0 = rest;
-        digits
-            .iter()
-            .try_fold(0u64, |number, digit| {
+        let number = match digits {
+            [] | [b'0', _, ..] => None,
+            digits => digits.iter().try_fold(0u64, |number, digit| {
                 let digit = u64::from(digit - b'0');
                 number.checked_mul(10)?.checked_add(digit)
-            })
+            }),
+        };
+        let number = number.filter(|number| within.contains(number));
+        number
+            .and_then(|number| number.try_into().ok())
             .ok_or(Malformed(what))
     }
 
@@ -141,10 +154,6 @@ impl<'a> Header<'a> {
     }
 }
 
-fn narrow(number: u64, what: &'static str) -> Result<u32, Malformed> {
-    number.try_into().map_err(|_| Malformed(what))
-}
-
 /// The payloads behind the header, taken in order by their sizes; the last has none.
 struct Payloads<'a> {
     text: &'a Bytes,
@@ -152,11 +161,8 @@ struct Payloads<'a> {
 }
 
 impl Payloads<'_> {
-    fn bytes(&mut self, size: u64, what: &'static str) -> Result<Bytes, Malformed> {
-        let end = usize::try_from(size)
-            .ok()
-            .and_then(|size| self.at.checked_add(size));
-        let end = end.ok_or(Malformed("sizes"))?;
+    fn bytes(&mut self, size: usize, what: &'static str) -> Result<Bytes, Malformed> {
+        let end = self.at.checked_add(size).ok_or(Malformed("sizes"))?;
         if self.text.get(end) != Some(&b'\n') {
             return Err(Malformed(what));
         }
@@ -165,7 +171,7 @@ impl Payloads<'_> {
         Ok(payload)
     }
 
-    fn text(&mut self, size: u64, what: &'static str) -> Result<String, Malformed> {
+    fn text(&mut self, size: usize, what: &'static str) -> Result<String, Malformed> {
         let bytes = self.bytes(size, what)?;
         let text = std::str::from_utf8(&bytes).map_err(|_| Malformed(what))?;
         Ok(text.to_owned())
@@ -248,6 +254,17 @@ mod tests {
             ("line=1", "line=2"),
             ("attempt=2/5", "attempt=2"),
             ("attempt=2/5", "attempt=+2/5"),
+            ("attempt=2/5", "attempt=02/5"),
+            ("attempt=2/5", "attempt=4294967296/5"),
+            ("attempt=2/5", "attempt=2/0"),
+            ("at=1763900000000009", "at=9007199254740992"),
+            ("until=1763900005000", "until=100000000000000"),
+            ("retention=10000", "retention=0"),
+            ("renewal=3", "renewal=00"),
+            ("renewal=3", "renewal=18446744073709551616"),
+            ("previous=1:dropped", "previous=0:dropped"),
+            ("previous=1:dropped", "previous=1:-"),
+            ("previous=1:dropped", "previous=0:-"),
             ("fence=", "fense="),
             ("sizes=9,9,0,2", "sizes=9,9,0"),
             ("sizes=9,9,0,2", "sizes=9,9,0,2,0"),
