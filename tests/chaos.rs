@@ -8,12 +8,15 @@
 //! * `CHAOS_RUNS`: how many, 8 by default.
 //! * `CHAOS_SEED`: the first one's seed, 1 by default; the others follow.
 //! * `CHAOS_PARALLEL`: how many at a time, 4 by default.
+//! * `CHAOS_FAILOVERS`: how many of each kind, 1 by default.
 //!
 //! This binary is also the worker process.
 
 #[path = "chaos/audit.rs"]
 mod audit;
 mod common;
+#[path = "chaos/failover.rs"]
+mod failover;
 #[path = "chaos/faults.rs"]
 mod faults;
 #[path = "chaos/fleet.rs"]
@@ -41,9 +44,15 @@ fn main() -> ExitCode {
         runtime.block_on(worker::run(serde_json::from_str(orders).unwrap()));
         return ExitCode::SUCCESS;
     }
-    let tests = vec![Trial::test("no_fleet_violates_an_invariant", || {
-        block_on(chaos())
-    })];
+    let tests = vec![
+        Trial::test("no_fleet_violates_an_invariant", || block_on(chaos())),
+        Trial::test("no_sentinel_failover_violates_an_invariant", || {
+            block_on(failovers(&failover::SENTINEL))
+        }),
+        Trial::test("no_cluster_failover_violates_an_invariant", || {
+            block_on(failovers(&failover::CLUSTER))
+        }),
+    ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
@@ -72,7 +81,7 @@ async fn chaos() -> Result<(), String> {
     let mut all = all
         .map(async |seed| {
             let mut history = faults::run(seed, &url).await;
-            faults::accepted(&resource, &mut history, seed).await;
+            fleet::accepted(&resource, &mut history, seed).await;
             (seed, history)
         })
         .buffer_unordered(number("CHAOS_PARALLEL", 4) as usize);
@@ -81,6 +90,35 @@ async fn chaos() -> Result<(), String> {
         report(seed, &history)?;
     }
     println!("{totals}, in {:.0} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Fleets whose master is followed by a replica, in each way in which that comes about.
+async fn failovers(kinds: &[failover::Kind]) -> Result<(), String> {
+    let (count, first) = (number("CHAOS_FAILOVERS", 1), number("CHAOS_SEED", 1));
+    let resource = Server::start();
+    let url = resource.url();
+    let began = Instant::now();
+    for kind in kinds {
+        let all = futures::stream::iter(first..first + count);
+        let mut all = all
+            .map(async |seed| {
+                let (mut history, measured) = failover::run(*kind, seed, &url).await;
+                fleet::accepted(&resource, &mut history, seed).await;
+                (seed, history, measured)
+            })
+            .buffer_unordered(number("CHAOS_PARALLEL", 4).min(2) as usize);
+        let mut measured = Vec::new();
+        while let Some((seed, history, figures)) = all.next().await {
+            report(seed, &history)?;
+            measured.push(figures);
+        }
+        println!(
+            "{kind:?}: {count} failovers without a violation; {}",
+            failover::summary(&measured)
+        );
+    }
+    println!("in {:.0} s", began.elapsed().as_secs_f64());
     Ok(())
 }
 

@@ -25,6 +25,11 @@ struct Kept {
     losing: bool,
     /// The last mark that was seen.
     mark: u64,
+    /// By which server, and when.
+    grants: Vec<(u16, u64)>,
+    highest: u64,
+    /// When each server last carried out a script.
+    writes: BTreeMap<u16, u64>,
 }
 
 impl Audit {
@@ -34,6 +39,9 @@ impl Audit {
             steps,
             losing: false,
             mark: 0,
+            grants: Vec::new(),
+            highest: 0,
+            writes: BTreeMap::new(),
         };
         Self {
             kept: Arc::new(Mutex::new(kept)),
@@ -56,25 +64,27 @@ impl Audit {
             loop {
                 line.clear();
                 match lines.read_until(b'\n', &mut line).await {
-                    Ok(1..) => audit.line(&line),
+                    Ok(1..) => audit.line(port, &line),
                     _ => return,
                 }
             }
         }))
     }
 
-    fn line(&self, line: &[u8]) {
+    fn line(&self, port: u16, line: &[u8]) {
         let mut words = words(line);
         let command = words.first().map(|word| word.to_ascii_uppercase());
+        // A replica repeats what its master did, but no script.
+        let by_script = line.windows(5).any(|word| word == b" lua]");
         match command.as_deref() {
-            Some(b"SPUBLISH") if words.len() == 3 => {
+            Some(b"SPUBLISH") if by_script && words.len() == 3 => {
                 let text = words.pop().unwrap();
                 let channel = String::from_utf8(words.pop().unwrap()).unwrap();
                 let key = channel
                     .strip_prefix('{')
                     .and_then(|name| name.strip_suffix("}:line"));
                 let frame = Frame::decode(&text.into()).expect("a record");
-                self.keep(key.expect("a line"), Step::Wrote(frame));
+                self.keep(port, key.expect("a line"), frame);
             }
             Some(b"FLUSHALL") => self.all(|at| Step::Lost { at }),
             Some(b"ECHO") => {
@@ -85,13 +95,62 @@ impl Audit {
         }
     }
 
-    fn keep(&self, key: &str, step: Step) {
+    fn keep(&self, port: u16, key: &str, frame: Frame) {
         let mut kept = self.kept.lock().unwrap();
+        kept.writes.insert(port, frame.at);
+        if let Some(record) = frame.record.as_deref()
+            && record.fence > kept.highest
+        {
+            kept.highest = record.fence;
+            kept.grants.push((port, frame.at));
+        }
         let losing = kept.losing;
         let steps = kept.steps.get_mut(key).expect("a key of this fleet");
-        steps.push(step);
+        steps.push(Step::Wrote(frame));
         if losing {
             steps.push(Step::Lost { at: now() });
+        }
+    }
+
+    /// Reads what a server has that was started again, and that was not seen while it was not watched.
+    pub async fn look(&self, port: u16) {
+        let keys: Vec<String> = self.kept.lock().unwrap().steps.keys().cloned().collect();
+        for key in keys {
+            let answer = ask(port, &format!("GET {key}")).await.unwrap_or_default();
+            let Some((_, text)) = answer.split_once("\r\n") else {
+                continue;
+            };
+            let text = text.strip_suffix("\r\n").unwrap_or(text);
+            let Ok(frame) = Frame::decode(&text.to_owned().into()) else {
+                continue;
+            };
+            let mut kept = self.kept.lock().unwrap();
+            let steps = kept.steps.get_mut(&key).unwrap();
+            let place = steps.partition_point(|step| time(step) < frame.at);
+            let at = frame.at;
+            if steps.get(place).is_none_or(|step| time(step) != at) {
+                let seen = [Step::Unseen { at }, Step::Wrote(frame), Step::Unseen { at }];
+                steps.splice(place..place, seen);
+            }
+        }
+    }
+
+    /// When this server granted anything for the first time.
+    pub fn first_grant(&self, port: u16) -> Option<u64> {
+        let kept = self.kept.lock().unwrap();
+        let mut grants = kept.grants.iter();
+        grants.find(|(by, _)| *by == port).map(|(_, at)| *at)
+    }
+
+    /// When this server last wrote anything.
+    pub fn last_write(&self, port: u16) -> Option<u64> {
+        self.kept.lock().unwrap().writes.get(&port).copied()
+    }
+
+    /// Puts in order what was heard from several servers.
+    pub fn sort(&self) {
+        for steps in self.kept.lock().unwrap().steps.values_mut() {
+            steps.sort_by_key(time);
         }
     }
 
@@ -125,6 +184,13 @@ impl Audit {
 
     pub fn steps(&self) -> BTreeMap<String, Vec<Step>> {
         self.kept.lock().unwrap().steps.clone()
+    }
+}
+
+fn time(step: &Step) -> u64 {
+    match step {
+        Step::Wrote(frame) => frame.at,
+        Step::Lost { at } | Step::Unseen { at } => *at,
     }
 }
 

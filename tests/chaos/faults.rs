@@ -17,7 +17,7 @@ use crate::common::history::{History, Scope, Step};
 use crate::common::proxy::{Line, Proxy, Way};
 use crate::fleet::{Chronicle, Process, close};
 use crate::now;
-use crate::worker::{Orders, written};
+use crate::worker::Orders;
 
 const PROCESSES: usize = 4;
 const KEYS: usize = 16;
@@ -189,7 +189,6 @@ async fn start(
             max_hold_ms: lease_ms * random.gen_range(1..4),
             renews: random.gen_bool(0.5),
             rejoins: random.gen_bool(0.3),
-            calm: false,
         };
         let process = Mutex::new(Process::start(&orders, &chronicle));
         slots.push(Slot {
@@ -322,6 +321,7 @@ impl Fleet {
         tokio::task::block_in_place(|| watched.server.restart());
         watched.watching = self.audit.watch(self.port).await.unwrap();
         // What was done before it was watched again.
+        self.audit.look(self.port).await;
         self.audit.all(|at| match self.persistent {
             true => Step::Unseen { at },
             false => Step::Lost { at },
@@ -377,19 +377,4 @@ fn name(kind: Kind) -> &'static str {
         Kind::NoReplicas => "replicas are wanting",
         Kind::ReadOnly => "the server is a replica",
     }
-}
-
-/// The tokens that the resource accepted, in its order.
-pub async fn accepted(resource: &Server, history: &mut History, seed: u64) {
-    let client = resource.client().await;
-    for key in history.audit.keys() {
-        let name = written(seed, key);
-        let range: [&[u8]; 4] = [b"LRANGE", name.as_bytes(), b"0", b"-1"];
-        let tokens: Vec<u64> = crate::common::command(&client, range)
-            .await
-            .convert()
-            .unwrap();
-        history.accepted.insert(key.clone(), tokens);
-    }
-    let _ = fred::interfaces::ClientLike::quit(&client).await;
 }

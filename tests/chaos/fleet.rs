@@ -12,8 +12,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::common::history::{Fault, History, Scope, Told};
+use crate::common::{Server, command};
 use crate::now;
-use crate::worker::Orders;
+use crate::worker::{Orders, written};
 
 /// What is known of a fleet as it goes on.
 #[derive(Clone, Default)]
@@ -113,4 +114,16 @@ pub fn close(chronicle: &Chronicle) -> History {
         history.ended = now();
         std::mem::take(history)
     })
+}
+
+/// The tokens that the resource accepted, in its order.
+pub async fn accepted(resource: &Server, history: &mut History, seed: u64) {
+    let client = resource.client().await;
+    for key in history.audit.keys() {
+        let name = written(seed, key);
+        let range: [&[u8]; 4] = [b"LRANGE", name.as_bytes(), b"0", b"-1"];
+        let tokens: Vec<u64> = command(&client, range).await.convert().unwrap();
+        history.accepted.insert(key.clone(), tokens);
+    }
+    let _ = fred::interfaces::ClientLike::quit(&client).await;
 }

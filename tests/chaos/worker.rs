@@ -42,8 +42,6 @@ pub struct Orders {
     pub max_hold_ms: u64,
     pub renews: bool,
     pub rejoins: bool,
-    /// Whether guards are only held and completed.
-    pub calm: bool,
 }
 
 /// Takes a write under no smaller token than it has seen, and keeps the tokens of those it took in order.
@@ -171,7 +169,7 @@ async fn participate_once(stream: &Stream, worker: &LockingWorker, random: &mut 
         rejoins: orders.rejoins,
     });
     let mut events = worker.acquire();
-    let patience = match random.gen_bool(0.15) && !orders.calm {
+    let patience = match random.gen_bool(0.15) {
         true => Duration::from_millis(random.gen_range(0..2 * orders.lease_ms)),
         false => Duration::MAX,
     };
@@ -259,7 +257,7 @@ const PLANS: [(Plan, u32); 11] = [
 async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
     let fence = guard.fencing_token();
     let lease = stream.process.orders.lease_ms;
-    let calm = stream.process.orders.calm || stream.process.finish.is_cancelled();
+    let calm = stream.process.finish.is_cancelled();
     let (plan, _) = match calm {
         true => PLANS[0],
         false => *PLANS.choose_weighted(random, |plan| plan.1).unwrap(),

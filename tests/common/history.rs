@@ -345,7 +345,9 @@ impl<'a> Checker<'a> {
                 }
             };
             let known = before.filter(|_| !lost);
-            if record.fence < highest {
+            // An old master may go on with what it has after a new one has granted anew.
+            let is_new = self.grants.get(&(key, record.fence));
+            if record.fence < highest && is_new.is_none_or(|grant| grant.began == at) {
                 self.violates(
                     1,
                     format_args!("{key}: {record:?} after the token {highest}"),

@@ -1,0 +1,204 @@
+//! A fleet whose master is followed by a replica, and how long that takes.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::sleep;
+
+use crate::audit::{Audit, ask};
+use crate::common::history::{History, Scope};
+use crate::common::{Cluster, Sentinels, Server, until};
+use crate::fleet::{Chronicle, Process, close};
+use crate::now;
+use crate::worker::Orders;
+
+const PROCESSES: u32 = 4;
+const KEYS: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What happens to the master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It is killed, and the sentinels see it.
+    SentinelsFollow,
+    /// The sentinels are asked for another, while it is alive and serves.
+    SentinelsAreAsked,
+    /// It is killed, and the other masters see it.
+    ClusterFollows,
+    /// Its replica is asked to take over, in step with it.
+    ReplicaIsAsked,
+    /// Its replica takes over without asking anybody.
+    ReplicaTakesOver,
+}
+
+pub const SENTINEL: [Kind; 2] = [Kind::SentinelsFollow, Kind::SentinelsAreAsked];
+pub const CLUSTER: [Kind; 3] = [
+    Kind::ClusterFollows,
+    Kind::ReplicaIsAsked,
+    Kind::ReplicaTakesOver,
+];
+
+/// In ms.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// From the fault until a replica was the master.
+    promoted: f64,
+    /// From the fault until the new master granted anything.
+    granted: f64,
+    /// From when a replica was the master until the old one last wrote anything; negative if it did not.
+    stale: f64,
+}
+
+pub fn summary(measured: &[Measured]) -> String {
+    let spread = |figure: fn(&Measured) -> f64| {
+        let mut figures: Vec<f64> = measured.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        let [least, median, most] =
+            [0, figures.len() / 2, figures.len() - 1].map(|nth| figures[nth]);
+        format!("{least:.0}, {median:.0}, {most:.0} ms")
+    };
+    format!(
+        "least, median and most from the fault to the new master {}; to its first grant {}; from then on \
+         the old one was written to for {}",
+        spread(|measured| measured.promoted),
+        spread(|measured| measured.granted),
+        spread(|measured| measured.stale.max(0.0)),
+    )
+}
+
+enum Servers {
+    Sentinels(Sentinels),
+    Cluster(Cluster),
+}
+
+impl Servers {
+    async fn start(kind: Kind) -> Self {
+        match SENTINEL.contains(&kind) {
+            true => Self::Sentinels(Sentinels::start(2).await),
+            false => Self::Cluster(Cluster::start_with(1).await),
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Sentinels(servers) => servers.url(),
+            Self::Cluster(servers) => servers.url(),
+        }
+    }
+
+    /// The master that is to be followed is the first.
+    fn nodes(&mut self) -> &mut Vec<Server> {
+        match self {
+            Self::Sentinels(servers) => &mut servers.nodes,
+            Self::Cluster(servers) => servers.nodes(),
+        }
+    }
+
+    /// The replicas that can follow it.
+    fn candidates(&mut self) -> Vec<u16> {
+        let first = match self {
+            Self::Sentinels(_) => 1,
+            Self::Cluster(_) => 3,
+        };
+        self.nodes()[first..].iter().map(|node| node.port).collect()
+    }
+
+    async fn strike(&mut self, kind: Kind) {
+        let asked = match (kind, &*self) {
+            (Kind::SentinelsAreAsked, Self::Sentinels(servers)) => {
+                ask(servers.sentinels[0].port, "SENTINEL FAILOVER main").await
+            }
+            (Kind::ReplicaIsAsked, Self::Cluster(servers)) => {
+                ask(servers.node(3).port, "CLUSTER FAILOVER").await
+            }
+            (Kind::ReplicaTakesOver, Self::Cluster(servers)) => {
+                ask(servers.node(3).port, "CLUSTER FAILOVER TAKEOVER").await
+            }
+            _ => {
+                self.nodes()[0].kill();
+                return;
+            }
+        };
+        assert_eq!(asked.unwrap(), "+OK\r\n");
+    }
+}
+
+async fn is_master(port: u16) -> bool {
+    ask(port, "ROLE")
+        .await
+        .is_ok_and(|role| role.contains("master"))
+}
+
+pub async fn run(kind: Kind, seed: u64, resource: &str) -> (History, Measured) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut servers = Servers::start(kind).await;
+    let old = servers.nodes()[0].port;
+    let keys: Vec<String> = (0..KEYS).map(|nth| format!("key-{nth}")).collect();
+    let audit = Audit::new(&keys);
+    for node in servers.nodes().iter() {
+        audit.watch(node.port).await.unwrap();
+    }
+    let chronicle = Chronicle::default();
+    let mut processes: Vec<Process> = (0..PROCESSES)
+        .map(|process| {
+            let lease_ms = [300, 500, 1_000][random.gen_range(0..3)];
+            let orders = Orders {
+                url: servers.url(),
+                resource: resource.to_owned(),
+                seed,
+                process,
+                label: format!("worker-{process}"),
+                keys: keys.clone(),
+                lease_ms,
+                retention_ms: lease_ms,
+                max_attempts: random.gen_range(2..7),
+                max_hold_ms: 3 * lease_ms,
+                renews: random.gen_bool(0.5),
+                rejoins: random.gen_bool(0.3),
+            };
+            Process::start(&orders, &chronicle)
+        })
+        .collect();
+    until(async || audit.last_write(old).is_some()).await;
+    sleep(Duration::from_millis(random.gen_range(300..1_500))).await;
+
+    let candidates = servers.candidates();
+    audit.set_losing(true);
+    let from = now();
+    servers.strike(kind).await;
+    let mut promoted = None;
+    until(async || {
+        for port in &candidates {
+            if is_master(*port).await {
+                promoted = Some((*port, now()));
+                return true;
+            }
+        }
+        false
+    })
+    .await;
+    let (new, promoted) = promoted.unwrap();
+    until(async || audit.first_grant(new).is_some()).await;
+    let killed = matches!(kind, Kind::SentinelsFollow | Kind::ClusterFollows);
+    // Until then it may be written to.
+    until(async || killed || !is_master(old).await).await;
+    chronicle.fault("failover", Scope::Server, from, now());
+    // What was on its way to be told.
+    sleep(Duration::from_millis(200)).await;
+    audit.set_losing(false);
+
+    join_all(processes.iter_mut().map(|process| process.finish(PATIENCE))).await;
+    audit.catch_up(new).await;
+    audit.sort();
+    let figure = |at: u64| (at as f64 - from as f64) / 1e3;
+    let measured = Measured {
+        promoted: figure(promoted),
+        granted: figure(audit.first_grant(new).unwrap()),
+        stale: figure(audit.last_write(old).unwrap()) - figure(promoted),
+    };
+    println!("{kind:?}, seed {seed}: {measured:?}");
+    chronicle.edit(|history| history.audit = audit.steps());
+    (close(&chronicle), measured)
+}
