@@ -2,6 +2,9 @@
 
 mod common;
 
+#[cfg(target_os = "linux")]
+#[path = "faults/clock.rs"]
+mod clock;
 #[path = "faults/connections.rs"]
 mod connections;
 #[path = "faults/server.rs"]

@@ -64,6 +64,8 @@ impl Lease {
     }
 
     pub(super) fn restart(&self, deadline: Instant) {
+        // A server whose clock was set back keeps a lease for longer than was asked.
+        let deadline = deadline.min(self.hold_ends());
         let ends = deadline.saturating_duration_since(self.began).as_micros();
         // Relaxed: the number is all that is shared.
         let ends = u64::try_from(ends).unwrap_or(u64::MAX);

@@ -28,6 +28,7 @@ pub struct Server {
     pub port: u16,
     child: Option<Child>,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     dir: TempDir,
 }
 
@@ -37,15 +38,22 @@ impl Server {
     }
 
     pub fn start_with(args: &[&str]) -> Self {
-        Self::start_as(&[&["--save", ""], args].concat(), None)
+        Self::start_in(&[], args)
+    }
+
+    /// In an environment of its own.
+    pub fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
+        Self::start_as(environment, &[&["--save", ""], args].concat(), None)
     }
 
     /// With a configuration file of its own, if it needs one.
-    fn start_as(args: &[&str], config: Option<&str>) -> Self {
+    fn start_as(environment: &[(&str, &str)], args: &[&str], config: Option<&str>) -> Self {
+        let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         let mut server = Self {
             port: 0,
             child: None,
             args: args.iter().map(ToString::to_string).collect(),
+            environment: environment.iter().map(owned).collect(),
             dir: TempDir::new().expect("a temporary directory"),
         };
         if let Some(config) = config {
@@ -82,6 +90,7 @@ impl Server {
             ])
             .arg(self.dir.path())
             .args(&self.args)
+            .envs(self.environment.iter().cloned())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -394,7 +403,7 @@ impl Sentinel {
     pub fn start() -> Self {
         let master = Server::start();
         let rules = format!("sentinel monitor main 127.0.0.1 {} 1\n", master.port);
-        let sentinel = Server::start_as(&["--sentinel"], Some(&rules));
+        let sentinel = Server::start_as(&[], &["--sentinel"], Some(&rules));
         Self { master, sentinel }
     }
 

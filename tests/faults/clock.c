@@ -1,0 +1,43 @@
+/* The wall clock, moved by as many seconds as the file named by CLOCK_OFFSET holds (a long). */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static long offset(void) {
+    static volatile long *shared;
+    if (!shared) {
+        int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+        void *page = mmap(NULL, sizeof *shared, PROT_READ, MAP_SHARED, file, 0);
+        close(file);
+        if (page == MAP_FAILED)
+            abort();
+        shared = page;
+    }
+    return *shared;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, clock, now);
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        now->tv_sec += offset();
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    (void)zone;
+    struct timespec time;
+    clock_gettime(CLOCK_REALTIME, &time);
+    *now = (struct timeval){time.tv_sec, time.tv_nsec / 1000};
+    return 0;
+}
+
+time_t time(time_t *now) {
+    struct timespec time;
+    clock_gettime(CLOCK_REALTIME, &time);
+    return now ? *now = time.tv_sec : time.tv_sec;
+}
