@@ -356,7 +356,9 @@ async fn once_stops_the_work_when_the_lease_is_lost(fleet: Fleet) {
         }
         Ok::<_, std::io::Error>(format!("{:?}", previous(&guard).reason))
     });
-    assert_eq!(result.await.unwrap(), "Dropped");
+    let reason = result.await.unwrap();
+    // On a busy machine the few ms between the loss and the end on the server may not be enough.
+    assert!(reason == "Dropped" || reason == "Expired", "{reason:?}");
 }
 
 async fn once_can_be_dropped_at_any_time(fleet: Fleet) {
