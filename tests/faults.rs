@@ -7,8 +7,13 @@ mod common;
 mod clock;
 #[path = "faults/connections.rs"]
 mod connections;
+#[path = "faults/secured.rs"]
+mod secured;
 #[path = "faults/server.rs"]
 mod server;
+#[cfg(any(feature = "enable-rustls", feature = "enable-rustls-ring"))]
+#[path = "faults/tls.rs"]
+mod tls;
 
 use common::next;
 use redis_locking_worker::{Acquire, Error, LockEvent, WorkGuard};
@@ -29,9 +34,17 @@ async fn until_acquired(stream: &mut Acquire) -> (WorkGuard, usize) {
     }
 }
 
-async fn outage(stream: &mut Acquire) {
+async fn outage(stream: &mut Acquire, of: &str) {
     match next(stream).await {
-        LockEvent::Error(Error::Unavailable { key, .. }) => assert_eq!(key.to_string(), "job"),
+        LockEvent::Error(Error::Unavailable { key, .. }) => assert_eq!(key.to_string(), of),
         other => panic!("{other:?}"),
+    }
+}
+
+/// An error and its causes, as a user's log shows them.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
     }
 }

@@ -20,7 +20,7 @@ async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
     locked(&mut second).await;
 
     server.kill();
-    outage(&mut second).await;
+    outage(&mut second, "job").await;
     // The outage lasts while the hub tries again and again: still only one event.
     let quiet = tokio::time::timeout(Duration::from_secs(2), second.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
@@ -43,7 +43,7 @@ async fn a_restart_with_a_log_keeps_the_lease_and_the_run() {
     let (a, b) = server.pair().await;
     let (_first, guard, mut second) = race(&a, &b).await;
     server.kill();
-    outage(&mut second).await;
+    outage(&mut second, "job").await;
     server.restart();
     guard.done_with("kept").await.unwrap();
     match end(&mut second).await {
@@ -58,7 +58,7 @@ async fn a_claim_made_during_an_outage_is_one_error_and_then_succeeds() {
     let worker = server.builder("job").build().await.unwrap();
     server.kill();
     let mut stream = worker.acquire();
-    outage(&mut stream).await;
+    outage(&mut stream, "job").await;
     server.restart();
     let (guard, outages) = until_acquired(&mut stream).await;
     assert_eq!(outages, 0);
@@ -71,7 +71,7 @@ async fn a_stopped_server_is_noticed_and_gone_on_with() {
     let (a, b) = server.pair().await;
     let (_first, guard, mut second) = race(&a, &b).await;
     server.signal(Signal::SIGSTOP);
-    outage(&mut second).await;
+    outage(&mut second, "job").await;
     assert!(
         second.next().now_or_never().is_none(),
         "nobody is granted locally"
@@ -161,7 +161,7 @@ async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
     command(&client, [b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
 
     let mut third = a.acquire();
-    outage(&mut third).await;
+    outage(&mut third, "job").await;
     drop(third);
     guard.hand_off().await.unwrap();
     let (guard, _) = until_acquired(&mut second).await;
@@ -182,7 +182,7 @@ async fn a_replica_is_an_outage_until_it_is_promoted() {
     let worker = server.builder("job").build().await.unwrap();
     command(&client, [b"REPLICAOF", b"127.0.0.1", b"1"]).await;
     let mut stream = worker.acquire();
-    outage(&mut stream).await;
+    outage(&mut stream, "job").await;
     command(&client, [b"REPLICAOF", b"NO", b"ONE"]).await;
     let (guard, outages) = until_acquired(&mut stream).await;
     assert_eq!(outages, 0);

@@ -54,6 +54,8 @@ impl Run {
         } = call;
         let parked = match purpose {
             Purpose::Claim { id, token, terms } => {
+                // Nor is there any where we may not wait for it.
+                let unproven = unproven || (fatal && terms.replicated);
                 if self.refreshing == Some(id) {
                     self.refreshing = None;
                 }
@@ -104,7 +106,7 @@ impl Run {
         self.out_of_service(error, is_claim, now);
         match (&mut self.outage, parked) {
             // The server serves: the grant that does not count is given back at once.
-            (_, Some(call)) if unproven && is_claim => self.send(call),
+            (_, Some(call)) if (unproven || fatal) && is_claim => self.send(call),
             (Some(outage), Some(call)) => outage.park(call, now),
             _ => {}
         }
