@@ -453,7 +453,7 @@ fn invariant_8_a_result_that_was_not_recorded() {
 fn invariant_8_the_outcome_of_another_run() {
     let mut story = Story::new();
     let forgotten = DONE + RETENTION * MS;
-    for (at, false_) in [(forgotten + 10 * MS, true), (forgotten - 10 * MS, false)] {
+    for (at, false_) in [(forgotten + SECOND, true), (forgotten - 10 * MS, false)] {
         let told = story.history.told.len();
         story.tell(at, 4, What::Joined { rejoins: false });
         story.tell(at + 1, 4, completed("42"));

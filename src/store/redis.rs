@@ -9,6 +9,7 @@ mod batch;
 mod connection;
 mod replication;
 mod scripts;
+mod sentinels;
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use connection::{client, establish, quit};
 pub use replication::Replicas;
 use replication::Replication;
 use scripts::{Script, Scripts};
+use sentinels::Sentinels;
 
 /// How long the server has to answer one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,6 +47,7 @@ pub struct RedisStore {
     commands: Client,
     subscriber: Client,
     replication: Option<Replication>,
+    sentinels: Option<Sentinels>,
     /// Whether closing ends the command connection too: not if the caller brought it.
     owns_commands: bool,
     scripts: Arc<Scripts>,
@@ -81,6 +84,7 @@ impl RedisStore {
         commands: Client,
         replicas: Option<Replicas>,
     ) -> Result<Self, FredError> {
+        let sentinels = Sentinels::of(&commands.client_config())?;
         let subscriber = client(commands.client_config(), Duration::ZERO)?;
         establish(&subscriber).await?;
         let replication = match replicas {
@@ -99,6 +103,7 @@ impl RedisStore {
             commands,
             subscriber,
             replication,
+            sentinels,
             owns_commands: false,
             scripts: Scripts::new(|source| source),
         })
@@ -293,12 +298,35 @@ impl Store for RedisStore {
         let reconnects = BroadcastStream::new(self.subscriber.reconnect_rx());
         // A slot that moves is silent on the subscriber; the command connection is redirected.
         let moves = BroadcastStream::new(self.commands.cluster_change_rx());
+        let clients: Vec<Client> = [&self.commands, &self.subscriber]
+            .into_iter()
+            .chain(
+                self.replication
+                    .iter()
+                    .map(|replication| &replication.client),
+            )
+            .cloned()
+            .collect();
+        let masters = self.sentinels.iter().map(Sentinels::masters);
+        let switches = select_all(masters).filter_map(move |master| {
+            let elsewhere: Vec<Client> = clients
+                .iter()
+                .filter(|client| master.is_elsewhere(client))
+                .cloned()
+                .collect();
+            async move {
+                // What is on its way to the old one fails, and is asked again.
+                join_all(elsewhere.iter().map(ClientLike::force_reconnection)).await;
+                (!elsewhere.is_empty()).then_some(Heard::Reconnected)
+            }
+        });
         // Polls only what has something to say; the hub polls this each time that anything happens.
         select_all([
             messages.boxed(),
             errors.map(|_| Heard::Disconnected).boxed(),
             reconnects.map(|_| Heard::Reconnected).boxed(),
             moves.map(|_| Heard::Reconnected).boxed(),
+            switches.boxed(),
         ])
     }
 
@@ -306,6 +334,9 @@ impl Store for RedisStore {
         quit(&self.subscriber).await;
         if let Some(replication) = &self.replication {
             quit(&replication.client).await;
+        }
+        if let Some(sentinels) = &self.sentinels {
+            sentinels.close().await;
         }
         if self.owns_commands {
             quit(&self.commands).await;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use redis_locking_worker::internals::Frame;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -69,6 +70,22 @@ impl Audit {
                 }
             }
         }))
+    }
+
+    /// The same, again and again: sentinels disconnect everybody from the servers that they promote.
+    pub async fn keep_watching(&self, port: u16) {
+        let (audit, mut watching) = (self.clone(), self.watch(port).await.unwrap());
+        tokio::spawn(async move {
+            loop {
+                let _ = watching.await;
+                watching = loop {
+                    if let Ok(again) = audit.watch(port).await {
+                        break again;
+                    }
+                    sleep(Duration::from_millis(5)).await;
+                };
+            }
+        });
     }
 
     fn line(&self, port: u16, line: &[u8]) {
@@ -174,7 +191,7 @@ impl Audit {
         let caught_up = async {
             ask(port, &format!("ECHO {mark}")).await.unwrap();
             while self.kept.lock().unwrap().mark < mark {
-                sleep(std::time::Duration::from_millis(1)).await;
+                sleep(Duration::from_millis(1)).await;
             }
         };
         timeout(PATIENCE, caught_up)

@@ -35,9 +35,9 @@ pub enum Kind {
 
 pub const SENTINEL: [Kind; 2] = [Kind::SentinelsFollow, Kind::SentinelsAreAsked];
 pub const CLUSTER: [Kind; 3] = [
-    Kind::ClusterFollows,
     Kind::ReplicaIsAsked,
     Kind::ReplicaTakesOver,
+    Kind::ClusterFollows,
 ];
 
 /// In ms.
@@ -138,7 +138,7 @@ pub async fn run(kind: Kind, seed: u64, resource: &str) -> (History, Measured) {
     let keys: Vec<String> = (0..KEYS).map(|nth| format!("key-{nth}")).collect();
     let audit = Audit::new(&keys);
     for node in servers.nodes().iter() {
-        audit.watch(node.port).await.unwrap();
+        audit.keep_watching(node.port).await;
     }
     let chronicle = Chronicle::default();
     let mut processes: Vec<Process> = (0..PROCESSES)

@@ -36,6 +36,10 @@ const GRACE: u64 = 6_000_000;
 /// Between what a server's clock says in its cached ms and in a script, in µs.
 const TICK: u64 = 2_000;
 
+/// How long a script may take that the machine holds up, in µs. A key lives for as long from when it is set, and
+/// `until` counts from when the script began.
+const SCRIPT: u64 = 200_000;
+
 /// What a worker did or heard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Told {

@@ -324,17 +324,22 @@ pub async fn end(stream: &mut Acquire) -> LockEvent {
     }
 }
 
-/// Three masters that share the slots.
+/// Three masters that share the slots, and replicas of the first.
 pub struct Cluster {
     nodes: Vec<Server>,
 }
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::start_with(0).await
+    }
+
+    pub async fn start_with(replicas: usize) -> Self {
+        let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
         let mut nodes = Vec::new();
         let mut clients = Vec::new();
         let mut buses = Vec::new();
-        for (first, last) in [("0", "5460"), ("5461", "10922"), ("10923", "16383")] {
+        for _ in 0..slots.len() + replicas {
             let bus = free_port().to_string();
             let node = Server::start_with(&[
                 "--cluster-enabled",
@@ -343,18 +348,24 @@ impl Cluster {
                 &bus,
                 "--cluster-node-timeout",
                 "2000",
+                // A replica that has just come up to date.
+                "--cluster-replica-validity-factor",
+                "0",
+                "--repl-diskless-sync-delay",
+                "0",
             ]);
-            let client = node.client().await;
+            clients.push(node.client().await);
+            nodes.push(node);
+            buses.push(bus);
+        }
+        for (client, (first, last)) in clients.iter().zip(slots) {
             let slots: [&[u8]; 4] = [
                 b"CLUSTER",
                 b"ADDSLOTSRANGE",
                 first.as_bytes(),
                 last.as_bytes(),
             ];
-            command(&client, slots).await;
-            nodes.push(node);
-            clients.push(client);
-            buses.push(bus);
+            command(client, slots).await;
         }
         for (node, bus) in nodes.iter().zip(&buses).skip(1) {
             let port = node.port.to_string();
@@ -367,19 +378,18 @@ impl Cluster {
             ];
             command(&clients[0], meet).await;
         }
-        let until = Instant::now() + PATIENCE;
+        let known = format!("cluster_known_nodes:{}", nodes.len());
         for client in &clients {
-            loop {
-                let info = command(client, [b"CLUSTER", b"INFO"])
-                    .await
-                    .into_string()
-                    .unwrap();
-                if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3") {
-                    break;
-                }
-                assert!(Instant::now() < until, "no cluster: {info}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            let joined = async || {
+                let info = text(client, [b"CLUSTER", b"INFO"]).await;
+                info.contains("cluster_state:ok") && info.contains(&known)
+            };
+            until(joined).await;
+        }
+        let master = text(&clients[0], [b"CLUSTER", b"MYID"]).await;
+        for replica in &clients[slots.len()..] {
+            command(replica, [b"CLUSTER", b"REPLICATE", master.as_bytes()]).await;
+            until(async || is_in_step(replica).await).await;
         }
         Self { nodes }
     }
@@ -391,12 +401,87 @@ impl Cluster {
     pub fn node(&self, nth: usize) -> &Server {
         &self.nodes[nth]
     }
+
+    pub fn nodes(&mut self) -> &mut Vec<Server> {
+        &mut self.nodes
+    }
+}
+
+/// Whether a replica has all that its master has written.
+async fn is_in_step(replica: &Client) -> bool {
+    let info = text(replica, [b"INFO", b"replication"]).await;
+    info.contains("role:slave") && info.contains("master_link_status:up")
+}
+
+/// What a server says in words.
+pub async fn text<const N: usize>(client: &Client, words: [&[u8]; N]) -> String {
+    command(client, words).await.into_string().expect("words")
+}
+
+/// Waits for a condition, for as long as anything may take.
+pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < until, "it does not come about");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A master and the sentinel that watches it.
 pub struct Sentinel {
     pub master: Server,
     sentinel: Server,
+}
+
+/// A master with replicas, and the sentinels that watch them.
+pub struct Sentinels {
+    /// The master is the first.
+    pub nodes: Vec<Server>,
+    pub sentinels: Vec<Server>,
+}
+
+impl Sentinels {
+    /// As many sentinels as have a majority without one of them.
+    pub async fn start(replicas: usize) -> Self {
+        let mut nodes = vec![Server::start_with(&["--repl-diskless-sync-delay", "0"])];
+        let port = nodes[0].port.to_string();
+        for _ in 0..replicas {
+            let replica = Server::start_with(&["--replicaof", "127.0.0.1", &port]);
+            let client = replica.client().await;
+            until(async || is_in_step(&client).await).await;
+            nodes.push(replica);
+        }
+        let rules = format!(
+            "sentinel monitor main 127.0.0.1 {port} 2
+             sentinel down-after-milliseconds main 1000
+             sentinel failover-timeout main 10000\n"
+        );
+        let start = |_| Server::start_as(&[], &["--sentinel"], Some(&rules));
+        let sentinels: Vec<Server> = (0..3).map(start).collect();
+        for sentinel in &sentinels {
+            let client = sentinel.client().await;
+            let knows_all = async || {
+                let info = text(&client, [b"INFO", b"sentinel"]).await;
+                info.contains(&format!("slaves={replicas},sentinels=3"))
+            };
+            until(knows_all).await;
+        }
+        Self { nodes, sentinels }
+    }
+
+    pub fn url(&self) -> String {
+        let [first, others @ ..] = &self.sentinels[..] else {
+            panic!("no sentinels");
+        };
+        let mut url = format!(
+            "redis-sentinel://127.0.0.1:{}?sentinelServiceName=main",
+            first.port
+        );
+        for other in others {
+            url += &format!("&node=127.0.0.1:{}", other.port);
+        }
+        url
+    }
 }
 
 impl Sentinel {

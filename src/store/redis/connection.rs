@@ -5,7 +5,9 @@ use std::time::Duration;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::config::{Config, ReconnectPolicy, UnresponsiveConfig};
+use fred::types::config::{
+    ClusterDiscoveryPolicy, Config, ReconnectPolicy, ServerConfig, UnresponsiveConfig,
+};
 use fred::types::{Builder, RespVersion};
 use tokio::time::timeout;
 
@@ -24,6 +26,10 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// commands may take by itself.
 pub(super) fn client(mut config: Config, blocked: Duration) -> Result<Client, FredError> {
     config.version = RespVersion::RESP3;
+    if let ServerConfig::Clustered { policy, .. } = &mut config.server {
+        // Else the cluster is out of reach for ever when the one node that the URL names has died.
+        *policy = ClusterDiscoveryPolicy::UseCache;
+    }
     Builder::from_config(config)
         .set_policy(ReconnectPolicy::new_exponential(0, 20, 1_000, 2))
         .with_performance_config(|performance| {
