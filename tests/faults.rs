@@ -5,8 +5,12 @@ mod common;
 #[cfg(target_os = "linux")]
 #[path = "faults/clock.rs"]
 mod clock;
+#[path = "faults/cluster.rs"]
+mod cluster;
 #[path = "faults/connections.rs"]
 mod connections;
+#[path = "faults/failover.rs"]
+mod failover;
 #[path = "faults/secured.rs"]
 mod secured;
 #[path = "faults/server.rs"]

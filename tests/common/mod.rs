@@ -408,7 +408,7 @@ impl Cluster {
 }
 
 /// Whether a replica has all that its master has written.
-async fn is_in_step(replica: &Client) -> bool {
+pub async fn is_in_step(replica: &Client) -> bool {
     let info = text(replica, [b"INFO", b"replication"]).await;
     info.contains("role:slave") && info.contains("master_link_status:up")
 }
@@ -486,10 +486,24 @@ impl Sentinels {
 
 impl Sentinel {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more rules than where the master is.
+    pub fn start_with(rules: &[&str]) -> Self {
         let master = Server::start();
-        let rules = format!("sentinel monitor main 127.0.0.1 {} 1\n", master.port);
-        let sentinel = Server::start_as(&[], &["--sentinel"], Some(&rules));
+        let mut all = format!("sentinel monitor main 127.0.0.1 {} 1\n", master.port);
+        for rule in rules {
+            all += rule;
+            all.push('\n');
+        }
+        let sentinel = Server::start_as(&[], &["--sentinel"], Some(&all));
         Self { master, sentinel }
+    }
+
+    /// A client of the sentinel itself.
+    pub async fn client(&self) -> Client {
+        self.sentinel.client().await
     }
 
     pub fn url(&self) -> String {
