@@ -118,6 +118,13 @@ impl Builder {
     ///
     /// Subscriptions get a connection of their own to the same server, with the same credentials.
     /// The client stays the caller's: it is not closed with the worker.
+    ///
+    /// In a cluster, let its configuration have [`ClusterDiscoveryPolicy::UseCache`], which `fred` does not have by
+    /// default: else it finds no way back when the nodes that it was configured with have died, whatever other
+    /// nodes there are. With sentinels, it is made to reconnect when they tell of another master; `fred` by
+    /// itself stays with the old one until that ends the connection.
+    ///
+    /// [`ClusterDiscoveryPolicy::UseCache`]: https://docs.rs/fred/10.1.0/fred/types/config/enum.ClusterDiscoveryPolicy.html
     pub fn client(mut self, client: Client) -> Self {
         self.server = Server::Client(client);
         self
