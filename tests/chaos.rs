@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use common::Server;
-use common::history::{Answer, History, How, What, check, grants};
+use common::history::{Answer, History, How, Verdict, What, check, grants};
 use futures::StreamExt;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -86,8 +86,7 @@ async fn chaos() -> Result<(), String> {
         })
         .buffer_unordered(number("CHAOS_PARALLEL", 4) as usize);
     while let Some((seed, history)) = all.next().await {
-        totals.count(&history);
-        report(seed, &history)?;
+        totals.count(&history, &report(seed, &history)?);
     }
     println!("{totals}, in {:.0} s", began.elapsed().as_secs_f64());
     Ok(())
@@ -109,30 +108,28 @@ async fn failovers(kinds: &[failover::Kind]) -> Result<(), String> {
             })
             .buffer_unordered(number("CHAOS_PARALLEL", 4).min(2) as usize);
         let mut measured = Vec::new();
+        let mut totals = Totals::default();
         while let Some((seed, history, figures)) = all.next().await {
-            report(seed, &history)?;
+            totals.count(&history, &report(seed, &history)?);
             measured.push(figures);
         }
-        println!(
-            "{kind:?}: {count} failovers without a violation; {}",
-            failover::summary(&measured)
-        );
+        println!("{kind:?}: {}; {totals}", failover::summary(&measured));
     }
     println!("in {:.0} s", began.elapsed().as_secs_f64());
     Ok(())
 }
 
 /// An error if anything happened that must not.
-fn report(seed: u64, history: &History) -> Result<(), String> {
-    let found = check(history);
-    if found.is_empty() {
-        return Ok(());
+fn report(seed: u64, history: &History) -> Result<Verdict, String> {
+    let verdict = check(history);
+    if verdict.violations.is_empty() {
+        return Ok(verdict);
     }
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}.txt"));
     std::fs::write(&kept, format!("{history:#?}")).unwrap();
     let mut text =
         format!("seed {seed} (CHAOS_SEED={seed} CHAOS_RUNS=1); its history is in {kept:?}\n");
-    for violation in found.iter().take(10) {
+    for violation in verdict.violations.iter().take(10) {
         text += &format!("  {violation}\n");
     }
     Err(text)
@@ -151,11 +148,15 @@ struct Totals {
     writes: [u64; 2],
     forgotten: u64,
     faults: BTreeMap<&'static str, u64>,
+    examined: [u64; 12],
 }
 
 impl Totals {
-    fn count(&mut self, history: &History) {
+    fn count(&mut self, history: &History, verdict: &Verdict) {
         self.runs += 1;
+        for (all, one) in self.examined.iter_mut().zip(verdict.examined) {
+            *all += one;
+        }
         self.processes += history.labels.len();
         self.grants += grants(history);
         for told in &history.told {
@@ -191,7 +192,7 @@ impl std::fmt::Display for Totals {
             f,
             "{} runs without a violation: {} processes, {} streams, {} grants, {} completions heard, \
              {} settlements told that the lease was lost, {} of unknown outcome, {accepted} writes \
-             accepted and {refused} refused by their fencing token, {} guards forgotten; {:?}",
+             accepted and {refused} refused by their fencing token, {} guards forgotten; faults: {:?}; invariants 1 to 11 were examined {:?} times",
             self.runs,
             self.processes,
             self.streams,
@@ -200,7 +201,8 @@ impl std::fmt::Display for Totals {
             self.lost,
             self.unknown,
             self.forgotten,
-            self.faults
+            self.faults,
+            &self.examined[1..]
         )
     }
 }

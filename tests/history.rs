@@ -199,7 +199,7 @@ impl Story {
     }
 
     fn check(&self) -> Vec<Violation> {
-        check(&self.history)
+        check(&self.history).violations
     }
 
     /// That it breaks this invariant and no other.

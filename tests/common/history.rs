@@ -169,8 +169,15 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Which invariants can be told of: an audit of one server settles all, of a fleet of servers not.
-pub fn check(history: &History) -> Vec<Violation> {
+/// What was found of a history, and how often each invariant was put to the test in it.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    pub violations: Vec<Violation>,
+    /// By the invariant's number.
+    pub examined: [u64; 12],
+}
+
+pub fn check(history: &History) -> Verdict {
     let mut checker = Checker::new(history);
     checker.streams();
     for (key, steps) in &history.audit {
@@ -178,7 +185,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     }
     checker.guards();
     checker.resource();
-    checker.found
+    checker.verdict
 }
 
 struct Grant<'a> {
@@ -196,7 +203,7 @@ struct Checker<'a> {
     endings: HashMap<(&'a str, u64), Vec<(u64, &'a How)>>,
     acquired: HashMap<(&'a str, u64), &'a Told>,
     grants: HashMap<(&'a str, u64), Grant<'a>>,
-    found: Vec<Violation>,
+    verdict: Verdict,
 }
 
 impl<'a> Checker<'a> {
@@ -207,7 +214,7 @@ impl<'a> Checker<'a> {
             endings: HashMap::new(),
             acquired: HashMap::new(),
             grants: HashMap::new(),
-            found: Vec::new(),
+            verdict: Verdict::default(),
         };
         for told in &history.told {
             checker.streams.entry(told.stream).or_default().push(told);
@@ -240,7 +247,11 @@ impl<'a> Checker<'a> {
 
     fn violates(&mut self, invariant: u8, what: impl fmt::Display) {
         let what = what.to_string();
-        self.found.push(Violation { invariant, what });
+        self.verdict.violations.push(Violation { invariant, what });
+    }
+
+    fn examines(&mut self, invariant: usize) {
+        self.verdict.examined[invariant] += 1;
     }
 
     /// 7, and 10.
@@ -252,6 +263,7 @@ impl<'a> Checker<'a> {
     }
 
     fn stream(&mut self, stream: u64, told: &[&'a Told]) {
+        self.examines(7);
         let (mut terminal, mut over, mut left) = (0, false, false);
         for event in told {
             let is_terminal = matches!(
@@ -286,6 +298,9 @@ impl<'a> Checker<'a> {
             .faults
             .iter()
             .any(|fault| fault.scope == Scope::Process(last.process) && fault.to == u64::MAX);
+        if !left && !killed {
+            self.examines(10);
+        }
         if !over && !left && !killed {
             let at = self.history.ended;
             self.violates(
@@ -318,6 +333,7 @@ impl<'a> Checker<'a> {
             What::MaxAttempts => of_its_run.any(|(_, record, _)| record.state == State::Exhausted),
             _ => return,
         };
+        self.examines(8);
         if !recorded && !self.unseen(&event.key, joined.at, event.at) {
             self.violates(8, format_args!("nothing like it was recorded: {event:?}"));
         }
@@ -362,6 +378,11 @@ impl<'a> Checker<'a> {
                 self.violates(3, format_args!("{key}: above the maximum: {record:?}"));
             }
             if let Some((before, _)) = known {
+                self.examines(1);
+                self.examines(3);
+                if matches!(before.state, State::Done | State::Exhausted) {
+                    self.examines(4);
+                }
                 self.transition(key, before, record, at);
                 self.takeover(key, known, at);
             }
@@ -460,6 +481,7 @@ impl<'a> Checker<'a> {
         if record.state != State::Done {
             return;
         }
+        self.examines(5);
         let asked =
             |(_, how): &(u64, &How)| matches!(how, How::Done(result) if *result == record.result);
         let ending = self.endings.get(&(key, record.fence));
@@ -480,20 +502,22 @@ impl<'a> Checker<'a> {
             State::Done | State::Exhausted => return,
         };
         let soon = free + SOON;
-        if next <= soon || self.server_disturbed(free, soon) {
+        let until = next.min(soon);
+        if self.server_disturbed(free, until) {
             return;
         }
         let waiter = self.streams.values().find(|told| {
             let first = told[0];
             first.key == key
-                && waits(told, free, soon)
-                && !self.disturbed(first.process, free, soon)
+                && waits(told, free, until)
+                && !self.disturbed(first.process, free, until)
         });
-        if let Some(told) = waiter {
-            let text = format!(
-                "{key}: free at {free}, not taken by {:?}: {record:?}",
-                told[0]
-            );
+        let Some(told) = waiter.map(|told| told[0]) else {
+            return;
+        };
+        self.examines(9);
+        if next > soon {
+            let text = format!("{key}: free at {free}, not taken by {told:?}: {record:?}");
             self.violates(9, text);
         }
     }
@@ -554,6 +578,7 @@ impl<'a> Checker<'a> {
             return;
         };
         let after = &self.history.audit[&told.key][grant.place + 1..];
+        self.verdict.examined[6] += 1;
         for step in after {
             match step {
                 // Whoever came after that was let in by a server that knew nothing.
@@ -603,6 +628,7 @@ impl<'a> Checker<'a> {
         {
             return;
         }
+        self.examines(11);
         let steps = self
             .history
             .audit
@@ -622,6 +648,7 @@ impl<'a> Checker<'a> {
         for (key, accepted) in &self.history.accepted {
             let mut last = 0;
             for token in accepted {
+                self.examines(2);
                 let place = self.grants.get(&(key, *token)).map(|grant| grant.place);
                 let Some(place) = place else {
                     if !self.unseen(key, 0, u64::MAX - SOON) {
