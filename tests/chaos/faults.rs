@@ -1,5 +1,6 @@
 //! A fleet on one server under faults drawn from a seed, and its history.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::audit::{Audit, ask};
 use crate::common::Server;
@@ -175,7 +176,9 @@ async fn start(
     let mut slots = Vec::new();
     for nth in 0..PROCESSES {
         let proxy = Proxy::start(port).await;
-        let lease_ms = [300, 500, 1_000][random.gen_range(0..3)];
+        // One in nine is longer than anything may take: its end can't be what helped.
+        let lease_ms =
+            [300, 500, 1_000, 300, 500, 1_000, 500, 1_000, 10_000][random.gen_range(0..9)];
         let orders = Orders {
             url: format!("redis://127.0.0.1:{}", proxy.port),
             resource: resource.to_owned(),
@@ -184,7 +187,7 @@ async fn start(
             label: format!("worker-{nth}"),
             keys: keys.clone(),
             lease_ms,
-            retention_ms: lease_ms * random.gen_range(1..4) / 2,
+            retention_ms: lease_ms.min(1_000) * random.gen_range(1..4) / 2,
             max_attempts: random.gen_range(1..7),
             max_hold_ms: lease_ms * random.gen_range(1..4),
             renews: random.gen_bool(0.5),
@@ -283,13 +286,12 @@ impl Fleet {
 
     /// A script that holds up all others, and makes the server say `BUSY`.
     async fn slow(&self, lasting: Duration) {
-        let script = "EVAL \"while true do end\" 0";
-        let busy = ask(self.port, script);
-        let end = async {
-            sleep(lasting).await;
+        let mut busy = pin!(ask(self.port, "EVAL \"while true do end\" 0"));
+        sleep(lasting).await;
+        // Until it has begun there is nothing to kill.
+        while timeout(Duration::from_millis(20), &mut busy).await.is_err() {
             let _ = ask(self.port, "SCRIPT KILL").await;
-        };
-        let _ = tokio::join!(busy, end);
+        }
     }
 
     /// Another in its place, as a supervisor would.
@@ -319,7 +321,13 @@ impl Fleet {
             false => Step::Lost { at },
         });
         tokio::task::block_in_place(|| watched.server.restart());
-        watched.watching = self.audit.watch(self.port).await.unwrap();
+        watched.watching = loop {
+            // A slow script may be before it.
+            match self.audit.watch(self.port).await {
+                Ok(watching) => break watching,
+                Err(_) => sleep(Duration::from_millis(5)).await,
+            }
+        };
         // What was done before it was watched again.
         self.audit.look(self.port).await;
         self.audit.all(|at| match self.persistent {

@@ -621,31 +621,30 @@ impl<'a> Checker<'a> {
 
     /// 11: a guard that was ended holds nothing soon after.
     fn dropped(&mut self, told: &Told, fence: u64) {
-        let soon = told.at + SOON;
-        let ended = self.history.ended;
-        if self.server_disturbed(told.at, soon.min(ended))
-            || self.disturbed(told.process, told.at, soon.min(ended))
-        {
-            return;
-        }
         let steps = self
             .history
             .audit
             .get(&told.key)
             .map_or(&[][..], |steps| steps);
-        let last = records(steps).take_while(|(_, _, at)| *at <= soon).last();
-        let holds_on = last.filter(|(_, record, _)| {
-            record.state.is_owned() && record.fence == fence && record.until * 1_000 > soon
-        });
-        match holds_on {
-            // It is not known what would have become of it.
-            Some(_) if soon > ended => return,
-            Some((_, record, _)) => {
-                self.violates(11, format_args!("{told:?}, but soon after {record:?}"));
-            }
-            None => {}
+        let held = records(steps)
+            .filter(|(_, record, _)| record.state.is_owned() && record.fence == fence);
+        let Some((last, record, _)) = held.last() else {
+            return;
+        };
+        let next = records(steps).find(|(place, _, _)| *place > last);
+        let freed = next.map_or(record.until * 1_000, |(_, _, at)| at);
+        let soon = told.at + SOON;
+        let until = freed.min(soon);
+        if until > self.history.ended
+            || self.server_disturbed(told.at, until)
+            || self.disturbed(told.process, told.at, until)
+        {
+            return;
         }
         self.examines(11);
+        if freed > soon {
+            self.violates(11, format_args!("{told:?}, but {record:?} until {freed}"));
+        }
     }
 
     /// 2: what a resource accepts comes in the order of the grants.
