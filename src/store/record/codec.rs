@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Frame, Malformed, Previous, Record, Token};
+use super::{Frame, Malformed, Previous, Record, State, Token};
 
-/// Server times in µs: what the scripts can count, which is until the year 2255.
-const MICROS: RangeInclusive<u64> = 1..=(1 << 53) - 1;
+/// A server's time in µs.
+const MICROS: RangeInclusive<u64> = 1..=9_999_999_999_999_999;
 
-/// Server times and spans in ms: what the scripts write without an exponent.
+/// The scripts count it, as they can up to here.
+const FENCES: RangeInclusive<u64> = 1..=(1 << 53) - 1;
+
+/// A server's time, or a span, in ms: the scripts write it, with an exponent from here on.
 const MILLIS: RangeInclusive<u64> = 1..=99_999_999_999_999;
 
 impl Frame {
@@ -49,9 +52,11 @@ impl Record {
         let at = header.number(b" at=", "at", MICROS)?;
         let until = header.number(b" until=", "until", MILLIS)?;
         let retention = header.number(b" retention=", "retention", MILLIS)?;
-        let fence = header.number(b" fence=", "fence", MICROS)?;
+        let fence = header.number(b" fence=", "fence", FENCES)?;
         let _: u64 = header.number(b" line=", "line", 0..=1)?;
-        let attempt = header.number(b" attempt=", "attempt", 0..)?;
+        // Only what was given back can be without an attempt.
+        let least = u64::from(state != State::Open);
+        let attempt = header.number(b" attempt=", "attempt", least..)?;
         let max_attempts = header.number(b"/", "max_attempts", 1..)?;
         let renewal = header.number(b" renewal=", "renewal", 0..=*MILLIS.end())?;
         let owner = header.token(b" owner=", "owner")?;
@@ -192,7 +197,6 @@ impl Payloads<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
     use super::*;
 
     const TEXT: &str = "lw1 held at=1763900000000009 until=1763900005000 retention=10000 \
@@ -255,9 +259,11 @@ mod tests {
             ("attempt=2/5", "attempt=2"),
             ("attempt=2/5", "attempt=+2/5"),
             ("attempt=2/5", "attempt=02/5"),
+            ("attempt=2/5", "attempt=0/5"),
             ("attempt=2/5", "attempt=4294967296/5"),
             ("attempt=2/5", "attempt=2/0"),
-            ("at=1763900000000009", "at=9007199254740992"),
+            ("at=1763900000000009", "at=10000000000000000"),
+            ("fence=1763900000000001", "fence=9007199254740992"),
             ("until=1763900005000", "until=100000000000000"),
             ("retention=10000", "retention=0"),
             ("renewal=3", "renewal=00"),

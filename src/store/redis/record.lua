@@ -1,40 +1,63 @@
 -- What the transitions share: the record's text form, and how a change is kept and told.
 -- src/store/record.rs describes the text form.
 
-local HEADER = '^lw1 (%l+) at=%d+ until=(%d+) retention=(%d+) fence=(%d+) line=([01]) attempt=(%d+)/(%d+)'
-  .. ' renewal=(%d+) owner=(%S+) last=(%S+) previous=(%d+):(%S+) sizes=(%d+),(%d+),(%d+),(%d+)\n()'
+local HEADER = '^lw1 (%l+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) fence=([1-9]%d*) line=([01])'
+  .. ' attempt=(%d+)/([1-9]%d*) renewal=(%d+) owner=((%-?)[0-9a-f]*) last=((%-?)[0-9a-f]*) previous=(%d+):(%S+)'
+  .. ' sizes=(%d+),(%d+),(%d+),(%d+)\n()'
 -- The item's own.
 local key, line, record_text
 
--- Item n's record, or nil if there is none. Fails, before anything was written, on a key of
--- another type and on a text that is no record of this version.
+local function refuse(text)
+  error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'no record') })
+end
+
+-- Item n's record, or nil if there is none. Fails, before anything was written, on a key of another type and
+-- on a text that record/codec.rs refuses. Only that labels and reasons are UTF-8 would take too long to see.
 local function load(n)
   key, line, record_text = KEYS[2 * n - 1], KEYS[2 * n], ''
   local text = redis.call('GET', key)
   if not text then
     return nil
   end
-  local state, ends, retention, fence, has_line, attempt, max, renewal, owner, last, previous, cause,
-    s1, s2, s3, s4, p1 = string.match(text, HEADER)
+  local state, at, ends, retention, fence, has_line, attempt, max, renewal, owner, no_owner, last, no_last,
+    previous, cause, s1, s2, s3, s4, p1 = string.match(text, HEADER)
   if not p1 then
-    error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'no record') })
+    refuse(text)
   end
   -- Where each payload begins, and the result behind them.
   local p2 = p1 + s1 + 1
   local p3 = p2 + s2 + 1
   local p4 = p3 + s3 + 1
   local p5 = p4 + s4 + 1
-  if p5 > #text + 1 then
-    error({ err = 'LWFORMAT lw1 (sizes)' })
+  local tried, most, before = attempt + 0, max + 0, previous + 0
+  -- A number of n digits that is less than 10^(n-1) has zeros in front. Calls take the most time, hence one for
+  -- three line feeds if there is neither a reason nor a checkpoint.
+  if not (
+    (state == 'held' or state == 'granted' or state == 'open' or state == 'done' or state == 'exhausted')
+    and #at < 17 and #ends < 15 and #retention < 15 and fence + 0 < 2^53 and tried < 2^32 and most < 2^32
+    and (attempt == '0' and state == 'open' or tried >= 10^(#attempt - 1))
+    and (renewal == '0' or #renewal < 15 and renewal + 0 >= 10^(#renewal - 1))
+    and (owner == '-' or #owner == 32 and no_owner == '') and (last == '-' or #last == 32 and no_last == '')
+    and (previous == '0' and cause == '-' and s2 == '0' and s3 == '0'
+      or before >= 10^(#previous - 1) and before < 2^32 and (cause == 'dropped' or cause == 'panicked'
+        or cause == 'failed' or cause == 'expired' or cause == 'handed_over'))
+    and (s1 == '0' or p2 - p1 > 10^(#s1 - 1)) and (s2 == '0' or p3 - p2 > 10^(#s2 - 1))
+    and (s3 == '0' or p4 - p3 > 10^(#s3 - 1)) and (s4 == '0' or p5 - p4 > 10^(#s4 - 1))
+    and string.byte(text, p2 - 1) == 10 and (p5 - p3 == 2 and string.sub(text, p3 - 1, p5 - 1) == '\n\n\n'
+      or string.byte(text, p3 - 1) == 10 and string.byte(text, p4 - 1) == 10 and string.byte(text, p5 - 1) == 10)
+  ) then
+    refuse(text)
   end
   record_text = text
   return {
-    state = state, ends = tonumber(ends), retention = tonumber(retention), fence = fence,
-    line = has_line == '1', attempt = tonumber(attempt), max = tonumber(max), renewal = renewal,
+    state = state, ends = ends + 0, retention = retention + 0, fence = fence,
+    line = has_line == '1', attempt = tried, max = most, renewal = renewal,
     owner = owner, last = last, previous = previous, cause = cause,
-    holder = string.sub(text, p1, p2 - 2), previous_holder = string.sub(text, p2, p3 - 2),
-    reason = string.sub(text, p3, p4 - 2), checkpoint = string.sub(text, p4, p5 - 2),
-    result = string.sub(text, p5),
+    holder = s1 == '0' and '' or string.sub(text, p1, p2 - 2),
+    previous_holder = s2 == '0' and '' or string.sub(text, p2, p3 - 2),
+    reason = s3 == '0' and '' or string.sub(text, p3, p4 - 2),
+    checkpoint = s4 == '0' and '' or string.sub(text, p4, p5 - 2),
+    result = p5 > #text and '' or string.sub(text, p5),
   }
 end
 
