@@ -218,5 +218,14 @@ mutant "redis: a full server keeps what it holds" src/store/redis/scripts.rs \
 mutant "redis: a passing error ends the stream" src/store/redis.rs \
     '"READONLY",' '' --test faults a_replica
 
+mutant "decoders: zeros in front of a number" src/store/record/codec.rs \
+    "[] | [b'0', _, ..] => None" '[] => None' --test decoders what_is_accepted
+mutant "decoders: a cause without an attempt" src/store/record/codec.rs \
+    '(0, _) => return Err(Malformed("previous")),' '' --test decoders the_scripts_leave_alone
+mutant "decoders: the end of a label is not looked at by the scripts" $lua/record.lua \
+    'string.byte(text, p2 - 1) == 10 and ' '' --test decoders the_scripts_leave_alone
+mutant "decoders: the scripts count past what they can write" $lua/record.lua \
+    '#ends < 15 and ' '' --test decoders the_scripts_leave_alone
+
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]
