@@ -131,14 +131,14 @@ async fn with_replicas_one_more_is_enough_and_without_it_a_grant_is_given_back()
     assert_eq!(state_of(&record), "open attempt=0/5", "it was carried out");
 }
 
-/// What the server says when it is missing, if not its name.
-fn named(rule: &str) -> &str {
+/// What Redis 7.0 says when it is missing, and what newer servers do, if not its name.
+fn named(rule: &str) -> [&str; 2] {
     match rule {
-        "~job:*" | "~{job:*" => "access one of the keys",
-        "&{job:*" => "SPUBLISH",
+        "~job:*" | "~{job:*" => ["access one of the keys", "access a key"],
+        "&{job:*" => ["SPUBLISH"; 2],
         // So it is within a script.
-        "+time" => "this command",
-        command => &command[1..],
+        "+time" => ["this command", "'time'"],
+        command => [&command[1..]; 2],
     }
 }
 
@@ -160,7 +160,8 @@ async fn one_permission_less_is_a_fatal_error_that_names_it_and_nothing_is_grant
             other => panic!("{missing}: {other:?}"),
         };
         let said = chain(&error).to_lowercase();
-        assert!(said.contains(&named(missing).to_lowercase()), "{said}");
+        let mut words = named(missing).into_iter().map(str::to_lowercase);
+        assert!(words.any(|words| said.contains(&words)), "{said}");
         let exists = command(&client, [b"EXISTS", b"job:1"]).await;
         assert_eq!(exists, Value::from(0), "{missing}");
     }
