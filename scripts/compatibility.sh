@@ -22,16 +22,21 @@ fi
 
 # The package with all it needs, the C library too, into this folder.
 fetch() {
-    local release=$1 package=$2 apt
-    mkdir -p etc/apt/preferences.d var/lib/apt/lists/partial var/cache/apt/archives/partial
+    local release=$1 package=$2
+    mkdir -p etc/apt/{apt.conf.d,preferences.d} var/lib/apt/lists/partial var/cache/apt/archives/partial
     # Backports need the release they are for.
     for from in "$release" "${release%-backports}"; do
         echo "deb [target=Packages lang=none signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $from main"
     done | sort -u >etc/apt/sources.list
+    # How the machine reaches its mirror, and nothing else of its settings.
+    {
+        apt-config dump Acquire
+        echo "Dir \"$PWD\"; Dir::State::status \"$PWD/status\"; APT::Sandbox::User \"\";"
+    } >apt.conf
     : >status
-    apt=(apt-get -qq -o "Dir=$PWD" -o "Dir::State::status=$PWD/status" -o APT::Sandbox::User=)
-    "${apt[@]}" update
-    "${apt[@]}" install --download-only --no-install-recommends -t "$release" "$package"
+    export APT_CONFIG=$PWD/apt.conf
+    apt-get -qq update
+    apt-get -qq install --download-only --no-install-recommends -t "$release" "$package"
     for deb in var/cache/apt/archives/*.deb; do
         dpkg -x "$deb" root
     done
