@@ -268,6 +268,10 @@ impl Builder {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind: connections on their way are made, and end at once.
     pub async fn build(self) -> Result<LockingWorker, BuildError> {
         let key = Key::new(&self.key)?;
         let (min, max) = (Self::MIN_DURATION, Self::MAX_DURATION);

@@ -2,13 +2,17 @@
 
 mod common;
 
-use std::pin::pin;
-use std::task::Poll;
+#[path = "cancellation/combinators.rs"]
+mod combinators;
+#[path = "cancellation/operations.rs"]
+mod operations;
+#[path = "cancellation/sweep.rs"]
+mod sweep;
+
 use std::time::Duration;
 
-use common::{PATIENCE, Server, acquired, command, end, locked, next, race, state_of};
+use common::{PATIENCE, Server, acquired, command, end, locked, race, state_of};
 use fred::types::Value;
-use futures::future::poll_fn;
 use futures::{FutureExt, Stream, StreamExt};
 use redis_locking_worker::{
     Acquire, Builder, Error, LockEvent, LockingWorker, Memory, SettleError, WorkGuard,
@@ -40,75 +44,6 @@ async fn left(server: &Server) -> (Option<String>, Value) {
     (state, command(&client, [b"ZCARD", b"{job}:line"]).await)
 }
 
-/// Polls this often, letting everything else run between, and says whether that was all.
-async fn poll_times(stream: &mut Acquire, times: usize) -> bool {
-    for _ in 0..times {
-        let mut ended = false;
-        poll_fn(|cx| {
-            ended = matches!(stream.poll_next_unpin(cx), Poll::Ready(None));
-            Poll::Ready(())
-        })
-        .await;
-        if ended {
-            return true;
-        }
-        tokio::task::yield_now().await;
-    }
-    false
-}
-
-#[tokio::test]
-async fn a_stream_dropped_after_any_poll_leaves_no_lease() {
-    let server = Server::start();
-    let worker = worker(&server).await;
-    for polls in 0..40 {
-        let mut stream = worker.acquire();
-        poll_times(&mut stream, polls).await;
-        drop(stream);
-        worker.clone().close().await;
-        let (record, line) = left(&server).await;
-        let free = record
-            .as_deref()
-            .is_none_or(|record| record == "open attempt=0/5");
-        // From some poll on the guard was yielded, and dropped with the event it came in.
-        let failed = record.as_deref() == Some("open attempt=1/5");
-        assert!(free || failed, "after {polls} polls: {record:?}");
-        assert_eq!(line, Value::from(0));
-        command(&server.client().await, [b"DEL", b"job"]).await;
-    }
-}
-
-#[tokio::test]
-async fn a_waiter_dropped_after_any_poll_leaves_the_line() {
-    let server = Server::start();
-    let holder = server
-        .builder("job")
-        .label("a")
-        .lock_timeout(LONG)
-        .build()
-        .await
-        .unwrap();
-    let guard = acquired(&mut holder.acquire()).await;
-    for polls in 0..40 {
-        // A worker of its own, so that it subscribes anew each time.
-        let worker = server
-            .builder("job")
-            .label("b")
-            .lock_timeout(LONG)
-            .build()
-            .await
-            .unwrap();
-        let mut stream = worker.acquire();
-        poll_times(&mut stream, polls).await;
-        drop(stream);
-        worker.close().await;
-        let left = left(&server).await;
-        let expected = (Some("held attempt=1/5".to_owned()), Value::from(0));
-        assert_eq!(left, expected, "after {polls} polls");
-    }
-    guard.done().await.unwrap();
-}
-
 #[tokio::test]
 async fn a_claim_in_flight_is_given_back() {
     let server = Server::start();
@@ -125,35 +60,6 @@ async fn a_claim_in_flight_is_given_back() {
         left(&server).await,
         (Some("open attempt=0/5".to_owned()), Value::from(0))
     );
-}
-
-#[tokio::test]
-async fn a_settling_future_dropped_before_its_first_poll_drops_the_guard() {
-    let server = Server::start();
-    let worker = worker(&server).await;
-    let mut stream = worker.acquire();
-    let guard = acquired(&mut stream).await;
-    drop(guard.done());
-    match end(&mut stream).await {
-        LockEvent::Failed(failed) => assert_eq!(failed.attempt, 1),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[tokio::test]
-async fn a_settling_future_dropped_after_its_first_poll_settles_all_the_same() {
-    let server = Server::start();
-    let worker = worker(&server).await;
-    let mut stream = worker.acquire();
-    let guard = acquired(&mut stream).await;
-    {
-        let mut done = pin!(guard.done_with("kept"));
-        assert!(done.as_mut().now_or_never().is_none());
-    }
-    match end(&mut stream).await {
-        LockEvent::Completed(completed) => assert_eq!(completed.result, "kept"),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -246,17 +152,5 @@ async fn the_connections_end_with_the_last_handle() {
     while connections().await > before {
         assert!(std::time::Instant::now() < until, "connections stay");
         tokio::task::yield_now().await;
-    }
-}
-
-#[tokio::test]
-async fn an_event_dropped_with_its_guard_fails_the_attempt() {
-    let server = Server::start();
-    let worker = worker(&server).await;
-    let mut stream = worker.acquire();
-    assert!(matches!(next(&mut stream).await, LockEvent::Acquired(_)));
-    match end(&mut stream).await {
-        LockEvent::Failed(failed) => assert_eq!(failed.attempt, 1),
-        other => panic!("{other:?}"),
     }
 }

@@ -1,13 +1,14 @@
 //! Where the runs take place: what was asked for, checked and connected.
 
 use std::fmt;
+use std::panic::resume_unwind;
 
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::{Config, ServerConfig};
 
-use crate::error::BuildError;
+use crate::error::{BuildError, Error};
 use crate::hub::Handle;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
@@ -43,11 +44,23 @@ impl Server {
         }
     }
 
+    /// Dropped half-way, the client library's tasks and connections would live on for ever. So it goes on
+    /// by itself: if nobody waits for it any more, its handle is the last, and ends them.
     pub(super) async fn connect(
         self,
         key: &Key,
         replicas: Option<Replicas>,
     ) -> Result<Handle, BuildError> {
+        let connecting = tokio::spawn(self.reach(key.clone(), replicas));
+        connecting
+            .await
+            .unwrap_or_else(|error| match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_) => Err(Error::Stopped.into()),
+            })
+    }
+
+    async fn reach(self, key: Key, replicas: Option<Replicas>) -> Result<Handle, BuildError> {
         let store = match self {
             Server::Memory(_) if replicas.is_some() => return Err(BuildError::ReplicasInMemory),
             Server::Memory(memory) => return Ok(Handle::spawn(MemoryStore::new(&memory))),
@@ -57,7 +70,7 @@ impl Server {
         };
         // Finds out now what would end every stream: an old server, a missing permission, a key in
         // other use.
-        match store.apply(key, &Op::Inspect).await {
+        match store.apply(&key, &Op::Inspect).await {
             Ok(_) => Ok(Handle::spawn(store)),
             Err(error) => {
                 store.close().await;
