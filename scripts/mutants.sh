@@ -218,6 +218,38 @@ mutant "redis: a full server keeps what it holds" src/store/redis/scripts.rs \
 mutant "redis: a passing error ends the stream" src/store/redis.rs \
     '"READONLY",' '' --test faults a_replica
 
+# Each invariant broken, and found in a fleet's history.
+chaos="--test chaos no_fleet"
+mutant "chaos 1: a lease that nobody respects" $lua/claim.lua \
+    'owned(r) and not over(r)' 'owned(r) and false' $chaos
+mutant "chaos 2: the fence restarts with each run" $lua/claim_absent.lua \
+    "' fence=' .. now .. ' line=0" "' fence=1 line=0" $chaos
+mutant "chaos 3: no bound on attempts" $lua/settle.lua \
+    'r.attempt >= r.max' 'false' $chaos
+mutant "chaos 4: done work is claimed again" $lua/claim.lua \
+    "r.last == token or r.state == 'done' or" 'r.last == token or' $chaos
+mutant "chaos 5: anybody may complete" $lua/settle_done.lua \
+    'if held == fence then' 'if held then' $chaos
+mutant "chaos 6: a guard outlives its lease" src/hub/run/news.rs \
+    'sent + left.saturating_sub(margin)' 'sent + 2 * left' $chaos
+mutant "chaos 7: a stream goes on after its end" src/acquire.rs \
+    'self.events.push_back(event);
+        State::Finished' 'self.events.push_back(event); self.events.push_back(LockEvent::Failed(Failed { attempt: 1, reason: Reason::Lost }));
+        State::Finished' $chaos
+mutant "chaos 8: somebody else's result" src/hub/run/grants.rs \
+    'result: record.result.clone()' 'result: record.checkpoint.clone()' $chaos
+mutant "chaos 9: nobody hears of a failure" $lua/record.lua \
+    "redis.call('SPUBLISH', line, record_text)" "if r.state ~= 'open' then redis.call('SPUBLISH', line, record_text) end" $chaos
+mutant "chaos 10: an outage is not tried to end" src/hub/run/outage.rs \
+    'retry_at: Some(now + jittered(RETRY_FIRST))' 'retry_at: None' $chaos
+mutant "chaos 11: a dropped guard says nothing" src/guard.rs \
+    'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' $chaos
+mutant "failover: the sentinels are not listened to" src/store/redis.rs \
+    'self.sentinels.iter().map(Sentinels::masters)' 'self.sentinels.iter().map(Sentinels::masters).take(0)' \
+    --test faults after_a_switch
+mutant "failover: only the nodes of the URL are dialled" src/store/redis/connection.rs \
+    'ClusterDiscoveryPolicy::UseCache;' 'ClusterDiscoveryPolicy::ConfigEndpoint;' --test chaos no_cluster
+
 mutant "decoders: zeros in front of a number" src/store/record/codec.rs \
     "[] | [b'0', _, ..] => None" '[] => None' --test decoders what_is_accepted
 mutant "decoders: a cause without an attempt" src/store/record/codec.rs \
