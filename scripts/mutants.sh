@@ -86,9 +86,9 @@ mutant "hub: a late claim ends the guard that a push has brought" src/hub/run.rs
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \
     'let newer = order.is_gt() || lost;' 'let newer = true;' $hub::a_late_message
 mutant "hub: a dropped stream stays in line" src/hub/run.rs \
-    'member.stage != Stage::Holding && !member.claiming' 'false' --test cancellation a_waiter_dropped
+    'member.stage != Stage::Holding && !member.claiming' 'false' --test cancellation acquire_as_waiter
 mutant "hub: an unwanted answer is kept" src/hub/run.rs \
-    'reply.ok || reply.position.is_some()' 'false' --test cancellation dropped_after_any_poll
+    'reply.ok || reply.position.is_some()' 'false' --test cancellation acquire_as_holder
 mutant "hub: close does not wait" src/hub.rs \
     'tracker.wait().await;' '' $hub::draining_waits
 mutant "hub: what nobody takes is given back by a message of its own" src/hub/run/news.rs \
@@ -258,6 +258,18 @@ mutant "decoders: the end of a label is not looked at by the scripts" $lua/recor
     'string.byte(text, p2 - 1) == 10 and ' '' --test decoders the_scripts_leave_alone
 mutant "decoders: the scripts count past what they can write" $lua/record.lua \
     '#ends < 15 and ' '' --test decoders the_scripts_leave_alone
+
+sweep="--test cancellation operations::"
+mutant "cancellation: build is dropped as it is" src/builder/server.rs \
+    'tokio::spawn(self.reach(key.clone(), replicas))' \
+    'async { Ok::<_, tokio::task::JoinError>(self.reach(key.clone(), replicas).await) }' ${sweep}redis::build
+mutant "cancellation: a grant that is not looked at is kept" src/hub.rs \
+    'Ok(update) => drop(update),' 'Ok(update) => std::mem::forget(update),' ${sweep}memory::acquire_as_successor
+mutant "cancellation: a subscription stays" src/hub/run/subscription.rs \
+    'self.effects.push(Effect::Unwatch);' '' ${sweep}redis::acquire_as_waiter
+mutant "cancellation: a renewal goes with its future" src/hub/task.rs \
+    'Message::Renew(renewal) => {' 'Message::Renew(renewal) if renewal.reply.is_closed() => {}
+            Message::Renew(renewal) => {' ${sweep}memory::extend
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]
