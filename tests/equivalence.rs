@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -380,9 +380,30 @@ fn a_mistake_in_a_script_is_found() {
             "string.sub(text, p4, p5 - 2)",
             "string.match(string.sub(text, p4, p5 - 2), '^[^\\n]*')",
         ),
+        (
+            "a key that is taken from whoever has it",
+            "'NX', 'GET', 'PX'",
+            "'PX'",
+        ),
+        (
+            "a completion by anybody, in the short way",
+            "if held == fence then",
+            "if held then",
+        ),
+        (
+            "a completion that leaves its line, in the short way",
+            "fence=(%d+) line=0 '",
+            "fence=(%d+) line=%d '",
+        ),
     ];
+    let edited = Cell::new(false);
     for (name, correct, wrong) in mistakes {
-        let found = search(200, 0, |script| script.replace(correct, wrong));
+        let found = search(200, 0, |script| {
+            edited.set(edited.get() || script.contains(correct));
+            script.replace(correct, wrong)
+        });
+        assert!(edited.take(), "in no script: {name}");
         assert!(found.is_err(), "not found: {name}");
     }
+    println!("{} of {0} mistakes found", mistakes.len());
 }
