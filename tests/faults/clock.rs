@@ -49,6 +49,8 @@ impl Clock {
     /// So many seconds from the right time.
     fn set(&self, offset: i64) {
         self.offset.write_all_at(&offset.to_ne_bytes(), 0).unwrap();
+        // Valkey 9.1 looks at the clock once a ms.
+        std::thread::sleep(Duration::from_millis(5));
     }
 
     async fn worker(&self, label: &str, lease: Duration, retention: Duration) -> LockingWorker {
