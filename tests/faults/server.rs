@@ -1,14 +1,17 @@
 //! A server that goes away and comes back, forgets, fills up or does not serve.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::common::{PATIENCE, Server, acquired, command, end, locked, next, race};
+use crate::common::{PATIENCE, Server, acquired, command, end, locked, next, race, text, until};
 use crate::{outage, until_acquired};
 use fred::interfaces::ClientLike;
+use fred::types::{CustomCommand, Value};
 use futures::FutureExt;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Error, LeaseLost, LockEvent, SettleError};
+use redis_locking_worker::{Acquire, Error, LeaseLost, LockEvent, RenewError, SettleError};
 
 #[tokio::test]
 async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
@@ -177,15 +180,176 @@ async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
 
 #[tokio::test]
 async fn a_replica_is_an_outage_until_it_is_promoted() {
+    // READONLY, and MASTERDOWN.
+    for stale in ["yes", "no"] {
+        let server = Server::start_with(&["--replica-serve-stale-data", stale]);
+        let client = server.client().await;
+        let worker = server.builder("job").build().await.unwrap();
+        command(&client, [b"REPLICAOF", b"127.0.0.1", b"1"]).await;
+        let mut stream = worker.acquire();
+        outage(&mut stream, "job").await;
+        command(&client, [b"REPLICAOF", b"NO", b"ONE"]).await;
+        let (guard, outages) = until_acquired(&mut stream).await;
+        assert_eq!(outages, 0);
+        guard.done().await.unwrap();
+        client.quit().await.unwrap();
+    }
+}
+
+/// One outage, and what the server said.
+async fn refusal(stream: &mut Acquire) -> String {
+    match next(stream).await {
+        LockEvent::Error(Error::Unavailable { source, .. }) => source.details().to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_its_replicas_is_an_outage_until_it_has_them_again() {
     let server = Server::start();
+    let (a, b) = server.pair().await;
     let client = server.client().await;
-    let worker = server.builder("job").build().await.unwrap();
-    command(&client, [b"REPLICAOF", b"127.0.0.1", b"1"]).await;
-    let mut stream = worker.acquire();
-    outage(&mut stream, "job").await;
-    command(&client, [b"REPLICAOF", b"NO", b"ONE"]).await;
-    let (guard, outages) = until_acquired(&mut stream).await;
-    assert_eq!(outages, 0);
+    let replicas = async |count: &str| {
+        let set = ["CONFIG", "SET", "min-replicas-to-write", count];
+        command(&client, set.map(str::as_bytes)).await;
+    };
+    let mut first = a.acquire();
+    let guard = acquired(&mut first).await;
+    replicas("1").await;
+    let mut second = b.acquire();
+    assert!(refusal(&mut second).await.starts_with("NOREPLICAS"));
+    let mut done = Box::pin(guard.done());
+    tokio::select! {
+        biased;
+        said = refusal(&mut first) => assert!(said.starts_with("NOREPLICAS"), "{said}"),
+        done = &mut done => panic!("{done:?}"),
+    }
+    assert!(
+        second.next().now_or_never().is_none(),
+        "one event an outage"
+    );
+    replicas("0").await;
+    done.await.unwrap();
+    assert!(matches!(end(&mut second).await, LockEvent::Completed(_)));
+}
+
+#[tokio::test]
+async fn a_server_that_loads_is_an_outage_and_has_kept_the_run() {
+    let server = Server::start_with(&["--enable-debug-command", "yes"]);
+    let (a, b) = server.pair().await;
+    let client = server.client().await;
+    let (_first, guard, mut second) = race(&a, &b).await;
+    command(&client, [b"DEBUG", b"POPULATE", b"2000"]).await;
+    for (name, value) in [
+        ("key-load-delay", "1000"),
+        ("loading-process-events-interval-bytes", "1024"),
+    ] {
+        let set = ["CONFIG", "SET", name, value];
+        command(&client, set.map(str::as_bytes)).await;
+    }
+    // Another connection: this one waits for the answer.
+    let loader = server.client().await;
+    let loaded = tokio::spawn(async move { command(&loader, [b"DEBUG", b"RELOAD"]).await });
+    until(async || ask(server.port, "PING").starts_with("-LOADING")).await;
+    let mut third = b.acquire();
+    outage(&mut third, "job").await;
+    loaded.await.unwrap();
+    let outages = async |stream: &mut Acquire| {
+        let mut outages = 0;
+        loop {
+            match next(stream).await {
+                LockEvent::Error(_) => outages += 1,
+                LockEvent::Completed(completed) => return (outages, completed.attempt),
+                _ => {}
+            }
+        }
+    };
     guard.done().await.unwrap();
-    client.quit().await.unwrap();
+    assert_eq!(outages(&mut third).await, (0, 1));
+    // It may not have asked meanwhile.
+    let (told, attempt) = outages(&mut second).await;
+    assert!(told <= 1 && attempt == 1);
+}
+
+#[tokio::test]
+async fn while_a_script_keeps_the_server_busy_nobody_is_granted_and_then_all_goes_on() {
+    let server = Server::start_with(&["--busy-reply-threshold", "20"]);
+    let lease = Duration::from_millis(500);
+    let build = || server.builder("job").lock_timeout(lease).build();
+    let (a, b) = (build().await.unwrap(), build().await.unwrap());
+    let (_first, guard, mut second) = race(&a, &b).await;
+    let client = server.client().await;
+    let busy = tokio::spawn(async move {
+        let eval = CustomCommand::new_static("EVAL", None::<u16>, false);
+        let endless = vec!["while true do end", "0"];
+        client.custom::<Value, _>(eval, endless).await
+    });
+    assert!(matches!(guard.lost().await, LeaseLost::Expired));
+    assert!(refusal(&mut second).await.starts_with("BUSY"));
+    let mut third = b.acquire();
+    assert!(refusal(&mut third).await.starts_with("BUSY"));
+    for stream in [&mut second, &mut third] {
+        assert!(stream.next().now_or_never().is_none(), "nobody is granted");
+    }
+    drop(third);
+    assert_eq!(ask(server.port, "SCRIPT KILL"), "+OK\r\n");
+    assert!(busy.await.unwrap().is_err());
+    let (next, outages) = until_acquired(&mut second).await;
+    assert_eq!((next.attempt(), outages), (2, 0));
+    assert!(next.fencing_token() > guard.fencing_token());
+    let settled = guard.done().await;
+    assert!(
+        matches!(settled, Err(SettleError::Lost(LeaseLost::TakenOver { .. }))),
+        "{settled:?}"
+    );
+    next.done().await.unwrap();
+}
+
+/// Without the client library, which asks a server this and that first.
+fn ask(port: u16, command: &str) -> String {
+    let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(server, "{command}\r\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(server).read_line(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn an_evicted_record_costs_its_holder_the_lease_and_the_fence_goes_on() {
+    let server = Server::start_with(&["--maxmemory-policy", "allkeys-lru"]);
+    let (a, b) = server.pair().await;
+    let client = server.client().await;
+    let mut first = a.acquire();
+    let guard = acquired(&mut first).await;
+    let memory = text(&client, [b"INFO", b"memory"]).await;
+    let (_, used) = memory.split_once("used_memory:").unwrap();
+    let used: u64 = used.lines().next().unwrap().parse().unwrap();
+    let limit = async |limit: u64| {
+        let limit = limit.to_string();
+        let set: [&[u8]; 4] = [b"CONFIG", b"SET", b"maxmemory", limit.as_bytes()];
+        command(&client, set).await;
+    };
+    limit(used + (1 << 20)).await;
+    let mut nth = 0;
+    until(async || {
+        for _ in 0..50 {
+            nth += 1;
+            let other = format!("other-{nth}");
+            let set: [&[u8]; 3] = [b"SET", other.as_bytes(), &[b'x'; 10_000]];
+            command(&client, set).await;
+        }
+        command(&client, [b"EXISTS", b"job"]).await == Value::from(0)
+    })
+    .await;
+    limit(0).await;
+    let renewed = guard.checkpoint("half").await;
+    assert!(
+        matches!(renewed, Err(RenewError::Lost(LeaseLost::RecordGone))),
+        "{renewed:?}"
+    );
+    assert!(!guard.is_valid());
+    let (next, outages) = until_acquired(&mut b.acquire()).await;
+    assert_eq!((next.attempt(), outages), (1, 0));
+    assert!(next.fencing_token() > guard.fencing_token());
+    next.done().await.unwrap();
 }
