@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{Cluster, acquired, command, end, locked, next, race, state_of, text, until};
+use crate::common::{Cluster, command, end, locked, next, race, state_of, text, until};
 use crate::{outage, until_acquired};
 use fred::clients::Client;
 use redis_locking_worker::{Error, LockEvent, LockingWorker};

@@ -6,6 +6,7 @@ use crate::common::proxy::{Proxy, Way};
 use crate::common::{PATIENCE, Server, acquired, command, end, locked, race, text, until};
 use crate::{outage, until_acquired};
 use fred::clients::Client;
+use futures::future::join_all;
 use redis_locking_worker::{LeaseLost, LockEvent, LockingWorker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,34 +14,36 @@ use tokio::sync::watch;
 
 #[tokio::test]
 async fn out_of_reach_the_work_stops_before_its_lease_ends_on_the_server() {
-    for way in [Way::Cut, Way::Stalled] {
-        for lease in [1_000, 3_000] {
-            let server = Server::start();
-            let proxy = Proxy::start(server.port).await;
-            let builder =
-                LockingWorker::builder("job").url(format!("redis://127.0.0.1:{}", proxy.port));
-            let builder = builder.lock_timeout(Duration::from_millis(lease)).renew();
-            let worker = builder.build().await.unwrap();
-            let other = server.builder("job").build().await.unwrap();
-            let (_first, guard, mut second) = race(&worker, &other).await;
-            let client = server.client().await;
-            let renewed = async {
-                while !record(&client).await.contains("renewal=2 ") {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            guard.run(renewed).await.unwrap();
-            proxy.set(way);
+    let ways = [Way::Cut, Way::Stalled];
+    let cases = ways.map(|way| [1_000, 3_000].map(|lease| out_of_reach(way, lease)));
+    join_all(cases.into_iter().flatten()).await;
+}
 
-            let lost = guard.run(std::future::pending::<()>()).await.unwrap_err();
-            let left = lease_end(&client).await - now();
-            println!("{way:?}, lease of {lease} ms: stopped {left:.1} ms before it ended");
-            assert!(matches!(lost, LeaseLost::Unreachable { .. }), "{lost:?}");
-            assert!(left > 0.0, "after the lease's end on the server");
-            assert!(!guard.is_valid());
-            assert_eq!(until_acquired(&mut second).await.0.attempt(), 2);
+async fn out_of_reach(way: Way, lease: u64) {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port).await;
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let builder = LockingWorker::builder("job").url(url);
+    let builder = builder.lock_timeout(Duration::from_millis(lease)).renew();
+    let worker = builder.build().await.unwrap();
+    let other = server.builder("job").build().await.unwrap();
+    let (_first, guard, mut second) = race(&worker, &other).await;
+    let client = server.client().await;
+    let renewed = async {
+        while !record(&client).await.contains("renewal=2 ") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-    }
+    };
+    guard.run(renewed).await.unwrap();
+    proxy.set(way);
+
+    let lost = guard.run(std::future::pending::<()>()).await.unwrap_err();
+    let left = lease_end(&client).await - now();
+    println!("{way:?}, lease of {lease} ms: stopped {left:.1} ms before it ended");
+    assert!(matches!(lost, LeaseLost::Unreachable { .. }), "{lost:?}");
+    assert!(left > 0.0, "after the lease's end on the server");
+    assert!(!guard.is_valid());
+    assert_eq!(until_acquired(&mut second).await.0.attempt(), 2);
 }
 
 /// In ms.
