@@ -157,7 +157,7 @@ impl Totals {
         for (all, one) in self.examined.iter_mut().zip(verdict.examined) {
             *all += one;
         }
-        self.processes += history.labels.len();
+        self.processes += history.members.len();
         self.grants += grants(history);
         for told in &history.told {
             match told.what {

@@ -103,7 +103,7 @@ impl Audit {
                 let frame = Frame::decode(&text.into()).expect("a record");
                 self.keep(port, key.expect("a line"), frame);
             }
-            Some(b"FLUSHALL") => self.all(|at| Step::Lost { at }),
+            Some(b"FLUSHALL") => self.all(|at| Step::Forgot { at }),
             Some(b"ECHO") => {
                 let mark = std::str::from_utf8(&words[1]).unwrap().parse().unwrap();
                 self.kept.lock().unwrap().mark = mark;
@@ -121,11 +121,12 @@ impl Audit {
             kept.highest = record.fence;
             kept.grants.push((port, frame.at));
         }
-        let losing = kept.losing;
+        let (losing, frame_at) = (kept.losing, frame.at);
         let steps = kept.steps.get_mut(key).expect("a key of this fleet");
         steps.push(Step::Wrote(frame));
         if losing {
-            steps.push(Step::Lost { at: now() });
+            // Before whatever comes next, in the order of the server's time too.
+            steps.push(Step::Forgot { at: frame_at });
         }
     }
 
@@ -146,7 +147,8 @@ impl Audit {
             let place = steps.partition_point(|step| time(step) < frame.at);
             let at = frame.at;
             if steps.get(place).is_none_or(|step| time(step) != at) {
-                let seen = [Step::Unseen { at }, Step::Wrote(frame), Step::Unseen { at }];
+                let unwatched = || Step::Unwatched { from: at, to: at };
+                let seen = [unwatched(), Step::Wrote(frame), unwatched()];
                 steps.splice(place..place, seen);
             }
         }
@@ -181,7 +183,7 @@ impl Audit {
 
     /// From now on, or no longer, anything may be lost at any time.
     pub fn set_losing(&self, losing: bool) {
-        self.all(|at| Step::Lost { at });
+        self.all(|at| Step::Forgot { at });
         self.kept.lock().unwrap().losing = losing;
     }
 
@@ -207,7 +209,7 @@ impl Audit {
 fn time(step: &Step) -> u64 {
     match step {
         Step::Wrote(frame) => frame.at,
-        Step::Lost { at } | Step::Unseen { at } => *at,
+        Step::Forgot { at } | Step::Unwatched { to: at, .. } => *at,
     }
 }
 

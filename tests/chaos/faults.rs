@@ -316,8 +316,8 @@ impl Fleet {
         let _ = (&mut watched.watching).await;
         sleep(after).await;
         self.audit.all(|at| match self.persistent {
-            true => Step::Unseen { at },
-            false => Step::Lost { at },
+            true => Step::Unwatched { from: at, to: at },
+            false => Step::Forgot { at },
         });
         tokio::task::block_in_place(|| watched.server.restart());
         watched.watching = loop {
@@ -330,8 +330,8 @@ impl Fleet {
         // What was done before it was watched again.
         self.audit.look(self.port).await;
         self.audit.all(|at| match self.persistent {
-            true => Step::Unseen { at },
-            false => Step::Lost { at },
+            true => Step::Unwatched { from: at, to: at },
+            false => Step::Forgot { at },
         });
     }
 

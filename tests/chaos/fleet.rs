@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::common::history::{Fault, History, Scope, Told};
+use crate::common::history::{Fault, History, Member, Scope, Told};
 use crate::common::{Server, command};
 use crate::now;
 use crate::worker::{Orders, written};
@@ -51,8 +51,12 @@ pub struct Process {
 impl Process {
     pub fn start(orders: &Orders, chronicle: &Chronicle) -> Self {
         chronicle.edit(|history| {
-            history.labels.insert(orders.process, orders.label.clone());
-            history.max_hold = history.max_hold.max(orders.max_hold_ms);
+            let member = Member {
+                label: orders.label.clone(),
+                lease: orders.lease_ms,
+                max_hold: orders.max_hold_ms,
+            };
+            history.members.insert(orders.process, member);
         });
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--worker", &serde_json::to_string(orders).unwrap()])

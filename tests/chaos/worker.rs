@@ -310,7 +310,7 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
             guard.fail("it did not work").await
         }
         Plan::FailPermanently => {
-            end(How::Failed);
+            end(How::FailedPermanently);
             guard.fail_permanently("it will not work").await
         }
         Plan::HandOff => {

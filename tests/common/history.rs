@@ -100,6 +100,7 @@ pub enum What {
 pub enum How {
     Done(Vec<u8>),
     Failed,
+    FailedPermanently,
     HandedOff,
     Dropped,
     /// `mem::forget`: only the lease and the cap on renewals end it.
@@ -114,17 +115,28 @@ pub enum Answer {
     Refused,
 }
 
+/// A process of the fleet, which holds under a label of its own.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub label: String,
+    /// In ms.
+    pub lease: u64,
+    /// In ms.
+    pub max_hold: u64,
+}
+
 /// A step in the life of a key, in the server's order.
 #[derive(Clone, Debug)]
 pub enum Step {
     Wrote(Frame),
-    /// The record is gone, or may be.
-    Lost {
+    /// The server has forgotten the record, or may have.
+    Forgot {
         at: u64,
     },
-    /// All that was written is there, but the last of it may not have been seen by the auditor.
-    Unseen {
-        at: u64,
+    /// What it wrote in between may not have been seen; nothing is forgotten by that.
+    Unwatched {
+        from: u64,
+        to: u64,
     },
 }
 
@@ -149,10 +161,10 @@ pub struct History {
     pub faults: Vec<Fault>,
     /// The tokens of the writes that a resource accepted for each key, in its order.
     pub accepted: BTreeMap<String, Vec<u64>>,
-    /// The holder's label for each process.
-    pub labels: HashMap<u32, String>,
-    /// A guard's `max_hold` in ms.
-    pub max_hold: u64,
+    /// By the process's number.
+    pub members: HashMap<u32, Member>,
+    /// When the fleet was asked to work off what there was, and to end.
+    pub finishing: u64,
     /// When the records were last looked at, all faults being over.
     pub ended: u64,
 }
@@ -344,7 +356,7 @@ impl<'a> Checker<'a> {
         let steps = self.history.audit.get(key).map_or(&[][..], |steps| steps);
         steps.iter().any(|step| match step {
             Step::Wrote(_) => false,
-            Step::Lost { at } | Step::Unseen { at } => (from..=to + SOON).contains(at),
+            Step::Forgot { at } | Step::Unwatched { to: at, .. } => (from..=to + SOON).contains(at),
         })
     }
 
@@ -359,7 +371,7 @@ impl<'a> Checker<'a> {
                     Some(record) => (&**record, frame.at),
                     None => continue,
                 },
-                Step::Lost { .. } | Step::Unseen { .. } => {
+                Step::Forgot { .. } | Step::Unwatched { .. } => {
                     lost = true;
                     continue;
                 }
@@ -531,9 +543,11 @@ impl<'a> Checker<'a> {
         let endings = self.endings.get(&(key, record.fence));
         let excused = endings.is_some_and(|endings| endings.iter().any(forgotten))
             || self.history.faults.iter().any(|fault| match fault.scope {
-                Scope::Process(process) => {
-                    self.history.labels.get(&process) == Some(&record.holder)
-                }
+                Scope::Process(process) => self
+                    .history
+                    .members
+                    .get(&process)
+                    .is_some_and(|member| member.label == record.holder),
                 Scope::Server => false,
             });
         if record.until * 1_000 > self.history.ended && !excused {
@@ -551,7 +565,10 @@ impl<'a> Checker<'a> {
                 What::Ending { fence, how } if *how != How::Forgotten => self.dropped(told, *fence),
                 What::Acquired { fence, attempt } => {
                     let grant = self.grants.get(&(&told.key, *fence));
-                    let label = history.labels.get(&told.process);
+                    let label = history
+                        .members
+                        .get(&told.process)
+                        .map(|member| &member.label);
                     let recorded = grant.is_some_and(|grant| {
                         grant.attempt == *attempt && label.is_none_or(|label| label == grant.holder)
                     });
@@ -565,7 +582,17 @@ impl<'a> Checker<'a> {
         for (key, steps) in &history.audit {
             for (_, record, at) in records(steps).filter(|(_, record, _)| record.state.is_owned()) {
                 let began = self.grants[&(&key[..], record.fence)].began;
-                if record.until * 1_000 > began + history.max_hold * 1_000 + SOON {
+                if record.until * 1_000
+                    > began
+                        + history
+                            .members
+                            .values()
+                            .map(|member| member.max_hold)
+                            .max()
+                            .unwrap_or_default()
+                            * 1_000
+                        + SOON
+                {
                     let text = format_args!("{key}: held for too long at {at}: {record:?}");
                     self.violates(11, text);
                 }
@@ -582,7 +609,7 @@ impl<'a> Checker<'a> {
         for step in after {
             match step {
                 // Whoever came after that was let in by a server that knew nothing.
-                Step::Lost { .. } | Step::Unseen { .. } => return,
+                Step::Forgot { .. } | Step::Unwatched { .. } => return,
                 Step::Wrote(frame) => {
                     let record = frame.record.as_deref();
                     if frame.at < told.at && record.is_some_and(|record| record.fence != fence) {
@@ -691,7 +718,7 @@ fn records(steps: &[Step]) -> impl Iterator<Item = (usize, &Record, u64)> {
     let written = steps.iter().enumerate();
     written.filter_map(|(place, step)| match step {
         Step::Wrote(frame) => Some((place, frame.record.as_deref()?, frame.at)),
-        Step::Lost { .. } | Step::Unseen { .. } => None,
+        Step::Forgot { .. } | Step::Unwatched { .. } => None,
     })
 }
 
