@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use fred::clients::Client;
 use redis_locking_worker::{LeaseLost, LockingWorker, SettleError};
 
 use crate::common::proxy::{Proxy, Way};
@@ -10,8 +11,8 @@ use crate::common::{
     PATIENCE, Sentinel, Sentinels, Server, acquired, command, end, is_in_step, text, until,
 };
 
-async fn is_master(server: &Server) -> bool {
-    let role = command(&server.client().await, [b"ROLE"]).await;
+async fn is_master(client: &Client) -> bool {
+    let role = command(client, [b"ROLE"]).await;
     role.into_array()[0]
         .as_str()
         .is_some_and(|role| role == "master")
@@ -25,9 +26,10 @@ async fn after_a_switch_an_old_master_that_is_alive_is_left_at_once() {
     let [old, new] = &servers.nodes[..] else {
         panic!("two servers");
     };
+    // Connected now: a switch ends connections, those that are just being made too.
+    let (old, new) = (old.client().await, new.client().await);
     let sentinel = servers.sentinels[0].client().await;
     text(&sentinel, [b"SENTINEL", b"FAILOVER", b"main"]).await;
-    let client = new.client().await;
     let mut round = 0;
     until(async || {
         round += 1;
@@ -36,21 +38,21 @@ async fn after_a_switch_an_old_master_that_is_alive_is_left_at_once() {
         let key = guard.key().clone();
         // One that was granted by the old master may be unknown to the new one.
         let _ = guard.done().await;
-        is_master(new).await
-            && command(&client, [b"EXISTS", key.as_bytes()]).await.as_i64() == Some(1)
-            && worker_is_at(new, old).await
+        is_master(&new).await
+            && command(&new, [b"EXISTS", key.as_bytes()]).await.as_i64() == Some(1)
+            && worker_is_at(&new, &old).await
     })
     .await;
     assert!(
-        is_master(old).await,
+        is_master(&old).await,
         "nothing but the sentinels' word can have made it go"
     );
 }
 
 /// Whether a worker that has a connection for commands and one for subscriptions has both of them here.
-async fn worker_is_at(here: &Server, there: &Server) -> bool {
-    let scripts = async |server: &Server| {
-        let clients = text(&server.client().await, [b"CLIENT", b"LIST"]).await;
+async fn worker_is_at(here: &Client, there: &Client) -> bool {
+    let scripts = async |client: &Client| {
+        let clients = text(client, [b"CLIENT", b"LIST"]).await;
         clients
             .lines()
             .filter(|line| line.contains("cmd=evalsha"))
@@ -87,7 +89,7 @@ async fn a_failover_that_loses_the_last_writes_runs_work_twice_and_refuses_the_s
     proxy.set(Way::Stalled);
     let stale = acquired(&mut first.acquire()).await;
     sentinel.master.kill();
-    until(async || is_master(&replica).await).await;
+    until(async || is_master(&client).await).await;
 
     let mut stream = second.acquire();
     let guard = acquired(&mut stream).await;
