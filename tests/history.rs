@@ -5,7 +5,9 @@ mod common;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::history::{Answer, Fault, History, How, Scope, Step, Told, Violation, What, check};
+use common::history::{
+    Answer, Fault, History, How, Member, Scope, Step, Told, Violation, What, check,
+};
 use redis_locking_worker::internals::{Cause, Frame, Previous, Record, State, Token};
 
 const KEY: &str = "job";
@@ -58,6 +60,14 @@ fn told(at: u64, process: u32, what: What) -> Told {
         stream: process.into(),
         key: KEY.to_owned(),
         what,
+    }
+}
+
+fn member(number: u32) -> Member {
+    Member {
+        label: format!("worker-{number}"),
+        lease: LEASE,
+        max_hold: 5_000,
     }
 }
 
@@ -157,8 +167,8 @@ impl Story {
             audit: [(KEY.to_owned(), steps)].into(),
             faults: Vec::new(),
             accepted: [(KEY.to_owned(), vec![FIRST, SECOND_GRANT])].into(),
-            labels: (1..=3).map(|n| (n, format!("worker-{n}"))).collect(),
-            max_hold: 5_000,
+            members: (1..=4).map(|n| (n, member(n))).collect(),
+            finishing: START + 50 * SECOND,
             ended: START + 60 * SECOND,
         };
         Self { history }
@@ -196,6 +206,12 @@ impl Story {
             from,
             to,
         });
+    }
+
+    fn hold_for(&mut self, max_hold: u64) {
+        for member in self.history.members.values_mut() {
+            member.max_hold = max_hold;
+        }
     }
 
     fn check(&self) -> Vec<Violation> {
@@ -261,7 +277,7 @@ fn invariant_1_a_lease_that_somebody_else_ends() {
 #[test]
 fn invariant_1_a_fencing_token_that_does_not_rise() {
     let mut story = Story::new();
-    story.steps().push(Step::Lost { at: DONE + SECOND });
+    story.steps().push(Step::Forgot { at: DONE + SECOND });
     let late = DONE + 2 * SECOND;
     let lower = held(late, 1, FIRST + 1, 3);
     story.steps().push(wrote(late, lower));
@@ -568,6 +584,7 @@ fn invariant_9_a_failure_that_is_not_followed_soon() {
         }
     }
     story.steps().insert(1, wrote(SECOND_GRANT, open));
+    story.record(2).state = State::Held;
     story.breaks(9);
 }
 
@@ -586,7 +603,7 @@ fn invariant_11_a_dropped_guard_that_holds_on() {
     for nth in 0..4 {
         story.record(nth).until += 100_000;
     }
-    story.history.max_hold = 200_000;
+    story.hold_for(200_000);
     story.steps().truncate(3);
     for told in &mut story.history.told {
         if let What::Ending {
@@ -614,6 +631,558 @@ fn invariant_11_a_forgotten_guard_that_is_renewed_for_ever() {
     let mut story = Story::new();
     story.record(2).until = SECOND_GRANT / MS + 20_000;
     story.breaks(11);
-    story.history.max_hold = 20_000;
+    story.hold_for(20_000);
     story.holds();
+}
+
+#[test]
+fn invariant_1_two_guards_of_one_grant() {
+    let mut story = Story::new();
+    let again = What::Acquired {
+        fence: SECOND_GRANT,
+        attempt: 2,
+    };
+    story
+        .history
+        .told
+        .insert(12, told(SECOND_GRANT + 1, 2, again));
+    story.breaks(1);
+}
+
+#[test]
+fn invariant_1_a_token_for_two_whatever_was_forgotten() {
+    let mut story = Story::new();
+    story.steps().push(Step::Forgot { at: DONE + 1 });
+    let at = DONE + SECOND;
+    let mut other = held(at, 1, SECOND_GRANT, 3);
+    other.owner = Some(Token::from_number(99));
+    story.steps().push(wrote(at, other));
+    story.breaks(1);
+}
+
+#[test]
+fn invariant_1_a_renewal_that_shortens_or_changes_hands() {
+    let changes: [fn(&mut Record); 3] = [
+        |record| record.until -= 1,
+        |record| record.owner = Some(Token::from_number(99)),
+        |record| record.renewal = 0,
+    ];
+    for change in changes {
+        let mut story = Story::new();
+        change(story.record(2));
+        assert!(
+            story
+                .check()
+                .iter()
+                .any(|violation| violation.invariant == 1)
+        );
+    }
+}
+
+#[test]
+fn invariant_1_a_token_without_a_grant() {
+    let mut story = Story::new();
+    let at = DONE + 10 * SECOND;
+    let open = Record {
+        state: State::Open,
+        owner: None,
+        ..held(at, 0, at, 3)
+    };
+    story.steps().push(wrote(at, open));
+    story.breaks(1);
+}
+
+#[test]
+fn invariant_1_a_guard_of_another_attempt_or_worker() {
+    let mut story = Story::new();
+    for told in &mut story.history.told {
+        if let What::Acquired { attempt, .. } = &mut told.what {
+            *attempt = 1;
+        }
+    }
+    story.breaks(1);
+    let mut story = Story::new();
+    story.history.members.get_mut(&2).unwrap().label = "another".to_owned();
+    assert!(
+        story
+            .check()
+            .iter()
+            .any(|violation| violation.invariant == 1)
+    );
+}
+
+/// What a restarted server has kept, it has kept, whoever saw it.
+fn restarted(story: &mut Story, at: u64) {
+    story.steps().push(Step::Unwatched {
+        from: at,
+        to: at + MS,
+    });
+}
+
+#[test]
+fn invariant_1_a_second_holder_after_a_restart_with_a_log() {
+    let mut story = Story::new();
+    story.steps().truncate(3);
+    story.forget(2, |what| {
+        matches!(
+            what,
+            What::Ending { .. } | What::Ended { .. } | What::Completed { .. } | What::End
+        )
+    });
+    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    restarted(&mut story, SECOND_GRANT + 10);
+    let at = SECOND_GRANT + 100 * MS;
+    let third = after(held(at, 3, at, 3), 2, Cause::Expired);
+    story.steps().push(wrote(at, third));
+    story.tell(
+        at + 1,
+        3,
+        What::Acquired {
+            fence: at,
+            attempt: 3,
+        },
+    );
+    story.tell(at + 400 * MS, 3, What::Left);
+    story.tell(at + 400 * MS, 2, What::Left);
+    story.breaks(1);
+    // The same if the first says that it is valid.
+    story.tell(
+        at + 300 * MS,
+        2,
+        What::Valid {
+            fence: SECOND_GRANT,
+        },
+    );
+    let found = story.check();
+    assert!(
+        found.iter().any(|violation| violation.invariant == 6),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn invariant_2_a_token_that_nobody_was_given() {
+    let mut story = Story::new();
+    story.steps().push(Step::Forgot {
+        at: DONE + 100 * SECOND,
+    });
+    let accepted = vec![FIRST, FIRST + 5, SECOND_GRANT];
+    story.history.accepted.insert(KEY.to_owned(), accepted);
+    story.breaks(2);
+}
+
+#[test]
+fn invariant_2_a_rightful_holder_is_refused() {
+    let mut story = Story::new();
+    for told in &mut story.history.told {
+        if let What::Wrote {
+            fence: SECOND_GRANT,
+            accepted,
+        } = &mut told.what
+        {
+            *accepted = false;
+        }
+    }
+    story.breaks(2);
+}
+
+#[test]
+fn invariant_2_a_write_that_was_not_taken() {
+    let mut story = Story::new();
+    story.history.accepted.insert(KEY.to_owned(), vec![FIRST]);
+    story.breaks(2);
+}
+
+#[test]
+fn invariant_3_a_dead_attempt_that_does_not_count() {
+    let mut story = dead_holder(5 * MS);
+    for nth in [3, 4] {
+        let record = story.record(nth);
+        *record = after(record.clone(), 1, Cause::Dropped);
+        record.attempt = 2;
+    }
+    for told in &mut story.history.told {
+        match &mut told.what {
+            What::Acquired { attempt, .. } | What::Completed { attempt, .. }
+                if told.process == 3 =>
+            {
+                *attempt = 2;
+            }
+            _ => {}
+        }
+    }
+    story.breaks(3);
+}
+
+#[test]
+fn invariant_3_a_failure_that_gives_its_attempt_back() {
+    let mut story = Story::new();
+    let open = Record {
+        state: State::Open,
+        owner: None,
+        attempt: 0,
+        ..after(held(START, 1, FIRST, 1), 1, Cause::Dropped)
+    };
+    story.steps().insert(1, wrote(SECOND_GRANT - 1, open));
+    story.record(2).state = State::Held;
+    for nth in 2..5 {
+        story.record(nth).attempt = 1;
+    }
+    for told in &mut story.history.told {
+        match &mut told.what {
+            What::Acquired { attempt, .. } | What::Completed { attempt, .. } => *attempt = 1,
+            _ => {}
+        }
+    }
+    story.breaks(3);
+}
+
+#[test]
+fn invariant_3_a_run_that_is_given_up_too_early() {
+    let mut story = Story::new();
+    story.steps().truncate(1);
+    let given_up = Record {
+        state: State::Exhausted,
+        owner: None,
+        until: SECOND_GRANT / MS + RETENTION,
+        ..after(held(START, 1, FIRST, 1), 1, Cause::Dropped)
+    };
+    story.steps().push(wrote(SECOND_GRANT, given_up));
+    story.history.accepted.insert(KEY.to_owned(), vec![FIRST]);
+    story
+        .history
+        .told
+        .retain(|told| told.process == 1 || told.at <= START + 1);
+    for process in [2, 3] {
+        story.tell(SECOND_GRANT + 2, process, What::MaxAttempts);
+        story.tell(SECOND_GRANT + 3, process, What::End);
+    }
+    story.breaks(3);
+    // Its holder may give it up for all.
+    for told in &mut story.history.told {
+        if let What::Ending { how, .. } = &mut told.what {
+            *how = How::FailedPermanently;
+        }
+    }
+    story.holds();
+}
+
+#[test]
+fn invariant_3_a_maximum_that_changes() {
+    let mut story = Story::new();
+    for nth in 1..4 {
+        story.record(nth).max_attempts = 4;
+    }
+    story.breaks(3);
+}
+
+#[test]
+fn invariant_4_a_completion_outlives_a_restart_with_a_log() {
+    let mut story = Story::new();
+    restarted(&mut story, DONE + 10);
+    let at = DONE + 100 * MS;
+    story.steps().push(wrote(at, held(at, 1, at, 3)));
+    story.breaks(4);
+    // But not one that forgets.
+    story.steps().insert(4, Step::Forgot { at: DONE + 9 });
+    story.holds();
+}
+
+#[test]
+fn invariant_5_nothing_is_excused_by_what_is_forgotten() {
+    let mut story = Story::new();
+    story.steps().truncate(3);
+    story.steps().push(Step::Forgot {
+        at: DONE + 2 * SECOND,
+    });
+    let found = story.check();
+    for invariant in [5, 8] {
+        let is_it = |violation: &Violation| violation.invariant == invariant;
+        assert!(found.iter().any(is_it), "{invariant}: {found:#?}");
+    }
+    // What nobody saw is.
+    story.steps().truncate(3);
+    restarted(&mut story, DONE);
+    story.holds();
+}
+
+#[test]
+fn invariant_5_lost_although_it_was_recorded() {
+    for (answer, breaks) in [
+        (Answer::Lost, true),
+        (Answer::Refused, true),
+        (Answer::Unknown, false),
+    ] {
+        let mut story = Story::new();
+        for told in &mut story.history.told {
+            if let What::Ended { answer: told, .. } = &mut told.what {
+                *told = answer;
+            }
+        }
+        match breaks {
+            true => story.breaks(5),
+            false => story.holds(),
+        }
+    }
+}
+
+#[test]
+fn invariant_5_a_completion_before_it_was_asked_for() {
+    let mut story = Story::new();
+    for told in &mut story.history.told {
+        if matches!(
+            told.what,
+            What::Ending {
+                how: How::Done(_),
+                ..
+            }
+        ) {
+            told.at = DONE + 10 * MS;
+        }
+    }
+    let found = story.check();
+    assert!(
+        found.iter().any(|violation| violation.invariant == 5),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn invariant_5_a_failure_that_was_not_recorded() {
+    let mut story = Story::new();
+    let ended = What::Ended {
+        fence: FIRST,
+        answer: Answer::Ok,
+    };
+    story
+        .history
+        .told
+        .insert(9, told(SECOND_GRANT + 1, 1, ended));
+    story.holds();
+    story.steps().truncate(1);
+    let found = story.check();
+    let about = |violation: &Violation| {
+        violation.invariant == 5 && violation.what.contains("Dropped was not recorded")
+    };
+    assert!(found.iter().any(about), "{found:#?}");
+}
+
+#[test]
+fn invariant_7_a_failure_of_somebody_elses() {
+    let mut story = Story::new();
+    for told in &mut story.history.told {
+        if told.process == 3 && matches!(told.what, What::Completed { .. }) {
+            told.what = What::Failed;
+        }
+    }
+    story.breaks(7);
+}
+
+#[test]
+fn invariant_7_a_fatal_error() {
+    let mut story = Story::new();
+    for told in &mut story.history.told {
+        if told.process == 3 && matches!(told.what, What::Completed { .. }) {
+            told.what = What::Fatal("malformed record".to_owned());
+        }
+    }
+    story.breaks(7);
+}
+
+#[test]
+fn invariant_8_somebody_else_or_another_attempt() {
+    let changes: [fn(&mut String, &mut u32); 2] = [
+        |holder, _| *holder = "worker-9".to_owned(),
+        |_, attempt| *attempt = 3,
+    ];
+    for change in changes {
+        let mut story = Story::new();
+        for told in &mut story.history.told {
+            if let What::Completed {
+                holder, attempt, ..
+            } = &mut told.what
+            {
+                change(holder, attempt);
+            }
+        }
+        story.breaks(8);
+    }
+}
+
+#[test]
+fn invariant_8_before_it_was_recorded() {
+    let mut story = Story::new();
+    for told in &mut story.history.told {
+        if told.process == 3 && told.at > DONE {
+            told.at = DONE - 5;
+        }
+    }
+    story.breaks(8);
+}
+
+#[test]
+fn invariant_8_the_result_of_a_run_that_is_long_over() {
+    let mut story = Story::new();
+    let late = 10 * SECOND;
+    for told in &mut story.history.told {
+        if told.process == 3 && told.at > DONE {
+            told.at += late;
+        }
+    }
+    story.breaks(8);
+    // Unless it could not hear.
+    story.fault(Scope::Process(3), DONE, DONE + late);
+    story.holds();
+}
+
+#[test]
+fn invariant_9_to_the_millisecond() {
+    dead_holder(3 * SECOND).holds();
+    dead_holder(3 * SECOND + MS).breaks(9);
+}
+
+#[test]
+fn a_fault_excuses_as_long_as_it_can_be_felt_and_nobody_else() {
+    let free = SECOND_GRANT + LEASE * MS;
+    let grace = 6 * SECOND;
+    for (scope, from, to, excuses) in [
+        (Scope::Server, free - grace - SECOND, free - grace, true),
+        (
+            Scope::Server,
+            free - grace - SECOND,
+            free - grace - 1,
+            false,
+        ),
+        (Scope::Process(3), free - grace - SECOND, free - grace, true),
+        (
+            Scope::Process(3),
+            free - grace - SECOND,
+            free - grace - 1,
+            false,
+        ),
+        (Scope::Process(1), free, free + SECOND, false),
+        (Scope::Server, free + 3 * SECOND, free + 4 * SECOND, true),
+        (
+            Scope::Server,
+            free + 3 * SECOND + 1,
+            free + 4 * SECOND,
+            false,
+        ),
+    ] {
+        let mut story = dead_holder(10 * SECOND);
+        story.fault(scope, from, to);
+        match excuses {
+            true => story.holds(),
+            false => story.breaks(9),
+        }
+    }
+}
+
+#[test]
+fn only_what_is_free_while_somebody_waits_is_a_takeover() {
+    let examined = |story: &Story| check(&story.history).examined[9];
+    assert_eq!(
+        examined(&Story::new()),
+        0,
+        "handed over and done: nothing was ever free"
+    );
+    let story = dead_holder(5 * MS);
+    assert_eq!(examined(&story), 1);
+    assert_eq!(check(&story.history).takeovers, [5 * MS]);
+    let mut story = dead_holder(5 * MS);
+    // It came only after the lease had ended.
+    story.history.told[2].at = SECOND_GRANT + LEASE * MS + 1;
+    story.history.told.remove(4);
+    assert_eq!(examined(&story), 0);
+}
+
+#[test]
+fn invariant_10_a_stream_that_ends_much_too_late() {
+    for (late, breaks) in [(0, false), (60 * SECOND, true)] {
+        let mut story = Story::new();
+        story.history.finishing = DONE;
+        for told in &mut story.history.told {
+            if told.process == 3 && told.what == What::End {
+                told.at += late;
+            }
+        }
+        match breaks {
+            true => story.breaks(10),
+            false => story.holds(),
+        }
+    }
+}
+
+#[test]
+fn invariant_10_only_a_kill_excuses_and_only_its_own() {
+    let mut story = Story::new();
+    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.fault(Scope::Process(3), DONE, DONE + SECOND);
+    story.fault(Scope::Process(1), DONE, u64::MAX);
+    story.breaks(10);
+}
+
+/// The third leaves, and the server holds the key for it on and on.
+fn left_behind(lease: u64) -> Story {
+    let mut story = Story::new();
+    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.tell(DONE + 2, 3, What::Left);
+    story.hold_for(lease);
+    let at = DONE + RETENTION * MS + SECOND;
+    let mut granted = held(at, 1, at, 3);
+    granted.until = at / MS + lease;
+    story.steps().push(wrote(at, granted));
+    story
+}
+
+#[test]
+fn invariant_11_a_grant_that_nobody_took() {
+    left_behind(3_000).holds();
+    left_behind(3_002).breaks(11);
+    // Who is dead can't give it back.
+    let mut story = left_behind(3_002);
+    story.fault(Scope::Process(3), DONE + 3, u64::MAX);
+    story.holds();
+}
+
+#[test]
+fn invariant_11_what_is_still_held_at_the_end() {
+    let mut story = left_behind(30_000);
+    story.history.ended = DONE + RETENTION * MS + 2 * SECOND;
+    story.breaks(11);
+    story.fault(Scope::Process(3), DONE + 1, DONE + 2);
+    story.breaks(11);
+    story.fault(
+        Scope::Process(1),
+        DONE + RETENTION * MS + 2 * SECOND,
+        u64::MAX,
+    );
+    story.breaks(11);
+    let began = DONE + RETENTION * MS + SECOND;
+    story.fault(Scope::Process(3), began + 1, u64::MAX);
+    story.holds();
+}
+
+#[test]
+fn invariant_11_each_has_a_cap_of_its_own() {
+    let mut story = Story::new();
+    story.record(2).until = SECOND_GRANT / MS + 20_000;
+    story.history.members.get_mut(&1).unwrap().max_hold = 30_000;
+    story.breaks(11);
+}
+
+#[test]
+fn each_invariant_is_examined_and_counted() {
+    let mut all = check(&Story::new().history).examined;
+    for (all, one) in all
+        .iter_mut()
+        .zip(check(&dead_holder(5 * MS).history).examined)
+    {
+        *all += one;
+    }
+    let mut story = Story::new();
+    let at = DONE + RETENTION * MS;
+    story.steps().push(wrote(at, held(at, 1, at, 3)));
+    all[4] += check(&story.history).examined[4];
+    assert!(all[1..].iter().all(|count| *count > 0), "{all:?}");
 }

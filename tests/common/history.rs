@@ -20,10 +20,15 @@
 //! Where the server lost data, 1, 3, 4, 6 and what was recorded are suspended across the loss; that fencing
 //! tokens rise, and 2, never are.
 
+mod guards;
+mod streams;
+mod timing;
+mod transitions;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use redis_locking_worker::internals::{Cause, Frame, Record, State};
+use redis_locking_worker::internals::{Frame, Record, Token};
 use serde::{Deserialize, Serialize};
 
 /// How late a thing may come that nothing holds up, in µs: far later than it does.
@@ -187,34 +192,39 @@ pub struct Verdict {
     pub violations: Vec<Violation>,
     /// By the invariant's number.
     pub examined: [u64; 12],
+    /// How long what nobody held was free while somebody waited, undisturbed, in µs.
+    pub takeovers: Vec<u64>,
 }
 
 pub fn check(history: &History) -> Verdict {
     let mut checker = Checker::new(history);
     checker.streams();
-    for (key, steps) in &history.audit {
-        checker.key(key, steps);
-    }
+    checker.transitions();
     checker.guards();
-    checker.resource();
+    checker.timing();
     checker.verdict
 }
 
+/// A grant as the server wrote it first.
 struct Grant<'a> {
-    /// Its place in the key's steps.
+    /// The place of that among its key's steps.
     place: usize,
     began: u64,
     attempt: u32,
     holder: &'a str,
+    owner: Option<Token>,
 }
+
+/// A key and a fencing token.
+type Name<'a> = (&'a str, u64);
 
 struct Checker<'a> {
     history: &'a History,
     /// What each stream did and heard, in its order.
     streams: BTreeMap<u64, Vec<&'a Told>>,
-    endings: HashMap<(&'a str, u64), Vec<(u64, &'a How)>>,
-    acquired: HashMap<(&'a str, u64), &'a Told>,
-    grants: HashMap<(&'a str, u64), Grant<'a>>,
+    endings: HashMap<Name<'a>, Vec<(u64, &'a How)>>,
+    acquired: HashMap<Name<'a>, Vec<&'a Told>>,
+    grants: BTreeMap<Name<'a>, Grant<'a>>,
     verdict: Verdict,
 }
 
@@ -225,18 +235,19 @@ impl<'a> Checker<'a> {
             streams: BTreeMap::new(),
             endings: HashMap::new(),
             acquired: HashMap::new(),
-            grants: HashMap::new(),
+            grants: BTreeMap::new(),
             verdict: Verdict::default(),
         };
         for told in &history.told {
             checker.streams.entry(told.stream).or_default().push(told);
             match &told.what {
                 What::Ending { fence, how } => {
-                    let ending = checker.endings.entry((&told.key, *fence)).or_default();
-                    ending.push((told.at, how));
+                    let endings = checker.endings.entry((&told.key, *fence)).or_default();
+                    endings.push((told.at, how));
                 }
                 What::Acquired { fence, .. } => {
-                    checker.acquired.entry((&told.key, *fence)).or_insert(told);
+                    let acquired = checker.acquired.entry((&told.key, *fence)).or_default();
+                    acquired.push(told);
                 }
                 _ => {}
             }
@@ -249,6 +260,7 @@ impl<'a> Checker<'a> {
                         began: at,
                         attempt: record.attempt,
                         holder: &record.holder,
+                        owner: record.owner,
                     };
                     checker.grants.entry((key, record.fence)).or_insert(grant);
                 }
@@ -266,436 +278,39 @@ impl<'a> Checker<'a> {
         self.verdict.examined[invariant] += 1;
     }
 
-    /// 7, and 10.
-    fn streams(&mut self) {
-        for (stream, told) in std::mem::take(&mut self.streams) {
-            self.stream(stream, &told);
-            self.streams.insert(stream, told);
-        }
+    fn steps(&self, key: &str) -> &'a [Step] {
+        self.history.audit.get(key).map_or(&[], |steps| steps)
     }
 
-    fn stream(&mut self, stream: u64, told: &[&'a Told]) {
-        self.examines(7);
-        let (mut terminal, mut over, mut left) = (0, false, false);
-        for event in told {
-            let is_terminal = matches!(
-                event.what,
-                What::Completed { .. } | What::MaxAttempts | What::Failed | What::Fatal(_)
-            );
-            let is_event = is_terminal
-                || matches!(
-                    event.what,
-                    What::Acquired { .. } | What::NotTerminal | What::End
-                );
-            left |= event.what == What::Left;
-            if is_event && left {
-                self.violates(7, format_args!("{stream:x} was dropped, then {event:?}"));
-            }
-            if is_event && event.what != What::End && (terminal > 0 || over) {
-                self.violates(7, format_args!("{stream:x} had ended, then {event:?}"));
-            }
-            terminal += u32::from(is_terminal);
-            if event.what == What::End {
-                over = true;
-                if terminal == 0 {
-                    self.violates(7, format_args!("{stream:x} ends without a terminal event"));
-                }
-            }
-            self.outcome(told[0], event);
-        }
-        // A fleet is only asked to end when all is well again, and works off what there is.
-        let last = told[told.len() - 1];
-        let killed = self
-            .history
-            .faults
-            .iter()
-            .any(|fault| fault.scope == Scope::Process(last.process) && fault.to == u64::MAX);
-        if !left && !killed {
-            self.examines(10);
-        }
-        if !over && !left && !killed {
-            let at = self.history.ended;
-            self.violates(
-                10,
-                format_args!("{stream:x} is pending at {at}, after {last:?}"),
-            );
-        }
+    /// How a grant was ended until then, if its holder had begun to end it.
+    fn how(&self, grant: Name<'_>, at: u64) -> Option<&'a How> {
+        let endings = self.endings.get(&grant)?;
+        let mut until = endings.iter().filter(|(asked, _)| *asked <= at + TICK);
+        until.next().map(|(_, how)| *how)
     }
 
-    /// 8.
-    fn outcome(&mut self, joined: &Told, event: &'a Told) {
-        let steps = self
-            .history
-            .audit
-            .get(&event.key)
-            .map_or(&[][..], |steps| steps);
-        // Within the retention a late stream is told the outcome of the run before.
-        let mut of_its_run = records(steps)
-            .filter(|(_, record, at)| *at <= event.at && record.until * 1_000 + TICK >= joined.at);
-        let recorded = match &event.what {
-            What::Completed {
-                holder,
-                attempt,
-                result,
-            } => of_its_run.any(|(_, record, _)| {
-                record.state == State::Done
-                    && (&record.holder, record.attempt) == (holder, *attempt)
-                    && record.result == result[..]
-            }),
-            What::MaxAttempts => of_its_run.any(|(_, record, _)| record.state == State::Exhausted),
-            _ => return,
-        };
-        self.examines(8);
-        if !recorded && !self.unseen(&event.key, joined.at, event.at) {
-            self.violates(8, format_args!("nothing like it was recorded: {event:?}"));
-        }
+    fn is_acquired(&self, grant: Name<'_>) -> bool {
+        self.acquired.contains_key(&grant)
     }
 
-    /// Whether the auditor may have missed something that was written and told of.
-    fn unseen(&self, key: &str, from: u64, to: u64) -> bool {
-        let steps = self.history.audit.get(key).map_or(&[][..], |steps| steps);
-        steps.iter().any(|step| match step {
-            Step::Wrote(_) => false,
-            Step::Forgot { at } | Step::Unwatched { to: at, .. } => (from..=to + SOON).contains(at),
+    /// Whether the auditor may have missed what was written to this key in this time.
+    fn unwatched(&self, key: &str, from: u64, to: u64) -> bool {
+        self.steps(key).iter().any(|step| match step {
+            // The last that a server says before it is killed does not arrive.
+            Step::Unwatched {
+                from: since,
+                to: until,
+            } => since.saturating_sub(SCRIPT) <= to && from <= *until,
+            Step::Wrote(_) | Step::Forgot { .. } => false,
         })
     }
 
-    /// 1, 3, 4, and 9 and 11 as far as they are about what the server wrote.
-    fn key(&mut self, key: &'a str, steps: &'a [Step]) {
-        let mut highest = 0;
-        let mut before: Option<(&Record, u64)> = None;
-        let mut lost = false;
-        for step in steps {
-            let (record, at) = match step {
-                Step::Wrote(frame) => match &frame.record {
-                    Some(record) => (&**record, frame.at),
-                    None => continue,
-                },
-                Step::Forgot { .. } | Step::Unwatched { .. } => {
-                    lost = true;
-                    continue;
-                }
-            };
-            let known = before.filter(|_| !lost);
-            // An old master may go on with what it has after a new one has granted anew.
-            let is_new = self.grants.get(&(key, record.fence));
-            if record.fence < highest && is_new.is_none_or(|grant| grant.began == at) {
-                self.violates(
-                    1,
-                    format_args!("{key}: {record:?} after the token {highest}"),
-                );
-            }
-            highest = highest.max(record.fence);
-            if record.attempt > record.max_attempts {
-                self.violates(3, format_args!("{key}: above the maximum: {record:?}"));
-            }
-            if let Some((before, _)) = known {
-                self.examines(1);
-                self.examines(3);
-                if matches!(before.state, State::Done | State::Exhausted) {
-                    self.examines(4);
-                }
-                self.transition(key, before, record, at);
-                self.takeover(key, known, at);
-            }
-            self.completion(key, record, at);
-            (before, lost) = (Some((record, at)), false);
-        }
-        if !lost {
-            self.takeover(key, before, self.history.ended);
-            self.orphan(key, before.map(|(record, _)| record));
-        }
-    }
-
-    /// 1, 3 and 4: from one record of a key to the next.
-    fn transition(&mut self, key: &str, before: &Record, record: &Record, at: u64) {
-        let text = || format!("{key}, at {at}: {before:?}, then {record:?}");
-        let is_final = |record: &Record| matches!(record.state, State::Done | State::Exhausted);
-        let over = at / 1_000 >= before.until;
-        let remembered_until = match before.state.is_owned() {
-            true => before.until + before.retention,
-            false => before.until,
-        };
-        let forgotten = at + TICK >= remembered_until * 1_000;
-        if record.fence == before.fence {
-            let same = record.owner == before.owner && record.attempt == before.attempt;
-            let allowed = match (before.state, record.state) {
-                (State::Held | State::Granted, State::Held) => {
-                    same && record.until >= before.until && record.renewal > before.renewal
-                }
-                (State::Held | State::Granted, State::Open) => {
-                    record.attempt == before.attempt || record.attempt + 1 == before.attempt
-                }
-                (State::Held | State::Granted, State::Done) => same,
-                (State::Held | State::Granted | State::Open, State::Exhausted) => true,
-                _ => false,
-            };
-            if !allowed {
-                let invariant = if is_final(before) { 4 } else { 3 };
-                self.violates(invariant, text());
-            } else if before.state.is_owned() && !record.state.is_owned() && !over {
-                self.ended_by_its_holder(key, before, at);
-            }
-            return;
-        }
-        // A grant, the first of a run or another of the same.
-        if !record.state.is_owned() {
-            self.violates(1, format_args!("a token without a grant: {}", text()));
-        }
-        if record.attempt == 1 && record.previous.is_none() && forgotten {
-            return;
-        }
-        if is_final(before) {
-            self.violates(4, text());
-            return;
-        }
-        // Longer than that a token is not remembered: whoever was granted the work while it was stopped, and
-        // has not heard of it, may claim again under the same one after others had their turn.
-        if record.owner == before.owner || record.owner == before.last {
-            self.violates(3, format_args!("a second grant of a token: {}", text()));
-        }
-        // A grant that was given back before anybody worked on it is the same attempt, and says nothing new of
-        // the one before; so is one that nobody confirmed.
-        let counted = before.state == State::Open
-            || record.previous.as_ref().is_some_and(|previous| {
-                previous.attempt == before.attempt && previous.cause != Cause::HandedOver
-            });
-        if before.state.is_owned() && !over {
-            if record.state == State::Held {
-                self.violates(1, text());
-            }
-            self.ended_by_its_holder(key, before, at);
-        }
-        if record.attempt != before.attempt + u32::from(counted)
-            || record.max_attempts != before.max_attempts
-        {
-            self.violates(3, text());
-        }
-    }
-
-    /// 1: a lease that still runs ends only by its holder, or before its holder has heard of it.
-    fn ended_by_its_holder(&mut self, key: &str, before: &Record, at: u64) {
-        let grant = (key, before.fence);
-        let Some(acquired) = self.acquired.get(&grant) else {
-            return;
-        };
-        let ending = self.endings.get(&grant);
-        let ended =
-            ending.is_some_and(|endings| endings.iter().any(|(asked, _)| *asked <= at + TICK));
-        if acquired.at < at && !ended {
-            let text = format_args!("{key}: ended at {at} by somebody else: {before:?}");
-            self.violates(1, text);
-        }
-    }
-
-    /// 5: who completes has asked for it.
-    fn completion(&mut self, key: &str, record: &Record, at: u64) {
-        if record.state != State::Done {
-            return;
-        }
-        self.examines(5);
-        let asked =
-            |(_, how): &(u64, &How)| matches!(how, How::Done(result) if *result == record.result);
-        let ending = self.endings.get(&(key, record.fence));
-        if !ending.is_some_and(|endings| endings.iter().any(asked)) {
-            self.violates(
-                5,
-                format_args!("{key}: nobody asked for it at {at}: {record:?}"),
-            );
-        }
-    }
-
-    /// 9: what follows on a record that nobody holds any more, or not for longer than its lease.
-    fn takeover(&mut self, key: &str, before: Option<(&Record, u64)>, next: u64) {
-        let Some((record, at)) = before else { return };
-        let free = match record.state {
-            State::Held | State::Granted => record.until * 1_000,
-            State::Open => at,
-            State::Done | State::Exhausted => return,
-        };
-        let soon = free + SOON;
-        let until = next.min(soon);
-        if self.server_disturbed(free, until) {
-            return;
-        }
-        let waiter = self.streams.values().find(|told| {
-            let first = told[0];
-            first.key == key
-                && waits(told, free, until)
-                && !self.disturbed(first.process, free, until)
-        });
-        let Some(told) = waiter.map(|told| told[0]) else {
-            return;
-        };
-        self.examines(9);
-        if next > soon {
-            let text = format!("{key}: free at {free}, not taken by {told:?}: {record:?}");
-            self.violates(9, text);
-        }
-    }
-
-    /// 11: at the end nobody holds anything who did not forget it or die with it.
-    fn orphan(&mut self, key: &str, last: Option<&Record>) {
-        let Some(record) = last.filter(|record| record.state.is_owned()) else {
-            return;
-        };
-        let forgotten = |(_, how): &(u64, &How)| **how == How::Forgotten;
-        let endings = self.endings.get(&(key, record.fence));
-        let excused = endings.is_some_and(|endings| endings.iter().any(forgotten))
-            || self.history.faults.iter().any(|fault| match fault.scope {
-                Scope::Process(process) => self
-                    .history
-                    .members
-                    .get(&process)
-                    .is_some_and(|member| member.label == record.holder),
-                Scope::Server => false,
-            });
-        if record.until * 1_000 > self.history.ended && !excused {
-            self.violates(11, format_args!("{key}: still held at the end: {record:?}"));
-        }
-    }
-
-    /// 5 and 6, and 11 as far as it is about guards.
-    fn guards(&mut self) {
-        let history = self.history;
-        for told in &history.told {
-            match &told.what {
-                What::Valid { fence } => self.valid(told, *fence),
-                What::Ended { fence, answer } => self.ended(told, *fence, *answer),
-                What::Ending { fence, how } if *how != How::Forgotten => self.dropped(told, *fence),
-                What::Acquired { fence, attempt } => {
-                    let grant = self.grants.get(&(&told.key, *fence));
-                    let label = history
-                        .members
-                        .get(&told.process)
-                        .map(|member| &member.label);
-                    let recorded = grant.is_some_and(|grant| {
-                        grant.attempt == *attempt && label.is_none_or(|label| label == grant.holder)
-                    });
-                    if !recorded && !self.unseen(&told.key, told.at.saturating_sub(SOON), told.at) {
-                        self.violates(1, format_args!("nothing was granted: {told:?}"));
-                    }
-                }
-                _ => {}
-            }
-        }
-        for (key, steps) in &history.audit {
-            for (_, record, at) in records(steps).filter(|(_, record, _)| record.state.is_owned()) {
-                let began = self.grants[&(&key[..], record.fence)].began;
-                if record.until * 1_000
-                    > began
-                        + history
-                            .members
-                            .values()
-                            .map(|member| member.max_hold)
-                            .max()
-                            .unwrap_or_default()
-                            * 1_000
-                        + SOON
-                {
-                    let text = format_args!("{key}: held for too long at {at}: {record:?}");
-                    self.violates(11, text);
-                }
-            }
-        }
-    }
-
-    fn valid(&mut self, told: &Told, fence: u64) {
-        let Some(grant) = self.grants.get(&(&told.key, fence)) else {
-            return;
-        };
-        let after = &self.history.audit[&told.key][grant.place + 1..];
-        self.verdict.examined[6] += 1;
-        for step in after {
-            match step {
-                // Whoever came after that was let in by a server that knew nothing.
-                Step::Forgot { .. } | Step::Unwatched { .. } => return,
-                Step::Wrote(frame) => {
-                    let record = frame.record.as_deref();
-                    if frame.at < told.at && record.is_some_and(|record| record.fence != fence) {
-                        let text = format_args!("{told:?}, but {record:?} at {}", frame.at);
-                        return self.violates(6, text);
-                    }
-                }
-            }
-        }
-    }
-
-    fn ended(&mut self, told: &Told, fence: u64, answer: Answer) {
-        let grant = (&told.key[..], fence);
-        let Some((asked, How::Done(result))) = self
-            .endings
-            .get(&grant)
-            .and_then(|endings| endings.last().copied())
-        else {
-            return;
-        };
-        if answer != Answer::Ok {
-            return;
-        }
-        let steps = self
-            .history
-            .audit
-            .get(&told.key)
-            .map_or(&[][..], |steps| steps);
-        let recorded = records(steps).any(|(_, record, _)| {
-            record.state == State::Done && record.fence == fence && record.result == result[..]
-        });
-        if !recorded && !self.unseen(&told.key, asked, told.at) {
-            self.violates(5, format_args!("nothing was recorded: {told:?}"));
-        }
-    }
-
-    /// 11: a guard that was ended holds nothing soon after.
-    fn dropped(&mut self, told: &Told, fence: u64) {
-        let steps = self
-            .history
-            .audit
-            .get(&told.key)
-            .map_or(&[][..], |steps| steps);
-        let held = records(steps)
-            .filter(|(_, record, _)| record.state.is_owned() && record.fence == fence);
-        let Some((last, record, _)) = held.last() else {
-            return;
-        };
-        let next = records(steps).find(|(place, _, _)| *place > last);
-        let freed = next.map_or(record.until * 1_000, |(_, _, at)| at);
-        let soon = told.at + SOON;
-        let until = freed.min(soon);
-        if until > self.history.ended
-            || self.server_disturbed(told.at, until)
-            || self.disturbed(told.process, told.at, until)
-        {
-            return;
-        }
-        self.examines(11);
-        if freed > soon {
-            self.violates(11, format_args!("{told:?}, but {record:?} until {freed}"));
-        }
-    }
-
-    /// 2: what a resource accepts comes in the order of the grants.
-    fn resource(&mut self) {
-        for (key, accepted) in &self.history.accepted {
-            let mut last = 0;
-            for token in accepted {
-                self.examines(2);
-                let place = self.grants.get(&(key, *token)).map(|grant| grant.place);
-                let Some(place) = place else {
-                    if !self.unseen(key, 0, u64::MAX - SOON) {
-                        self.violates(2, format_args!("{key}: {token} was never granted"));
-                    }
-                    continue;
-                };
-                if place < last {
-                    self.violates(2, format_args!("{key}: {token} is stale in {accepted:?}"));
-                }
-                last = place;
-            }
-            if !accepted.is_sorted() {
-                self.violates(2, format_args!("{key}: not in order: {accepted:?}"));
-            }
-        }
+    /// Whether the server may have forgotten this key in this time.
+    fn forgot(&self, key: &str, from: u64, to: u64) -> bool {
+        self.steps(key).iter().any(|step| match step {
+            Step::Forgot { at } => (from..=to).contains(at),
+            Step::Wrote(_) | Step::Unwatched { .. } => false,
+        })
     }
 
     fn server_disturbed(&self, from: u64, to: u64) -> bool {
@@ -708,46 +323,37 @@ impl<'a> Checker<'a> {
 
     fn any_fault(&self, scope: Scope, from: u64, to: u64) -> bool {
         self.history.faults.iter().any(|fault| {
-            fault.scope == scope && fault.from <= to && from <= fault.to.saturating_add(GRACE)
+            let over = fault.to.saturating_add(GRACE);
+            fault.scope == scope && fault.from <= to && from <= over
         })
+    }
+
+    /// When a process was killed.
+    fn killed(&self, process: u32) -> Option<u64> {
+        let mut kills = self
+            .history
+            .faults
+            .iter()
+            .filter(|fault| fault.to == u64::MAX);
+        let kill = kills.find(|fault| fault.scope == Scope::Process(process));
+        kill.map(|fault| fault.from)
+    }
+
+    fn process(&self, label: &str) -> Option<u32> {
+        let mut members = self.history.members.iter();
+        members
+            .find(|(_, member)| member.label == label)
+            .map(|(process, _)| *process)
     }
 }
 
 /// The records of a key with their places among its steps and their times.
-fn records(steps: &[Step]) -> impl Iterator<Item = (usize, &Record, u64)> {
+fn records(steps: &[Step]) -> impl DoubleEndedIterator<Item = (usize, &Record, u64)> {
     let written = steps.iter().enumerate();
     written.filter_map(|(place, step)| match step {
         Step::Wrote(frame) => Some((place, frame.record.as_deref()?, frame.at)),
         Step::Forgot { .. } | Step::Unwatched { .. } => None,
     })
-}
-
-/// Whether a stream waits for all of this time.
-fn waits(told: &[&Told], from: u64, to: u64) -> bool {
-    let mut since = None;
-    let mut rejoins = false;
-    for event in told {
-        let waits = match &event.what {
-            What::Joined { rejoins: again } => {
-                rejoins = *again;
-                true
-            }
-            What::NotTerminal => continue,
-            What::Ended { .. } => rejoins,
-            _ => false,
-        };
-        match since {
-            Some(start) if !waits => {
-                if start <= from && event.at >= to {
-                    return true;
-                }
-                since = None;
-            }
-            None if waits => since = Some(event.at),
-            _ => {}
-        }
-    }
-    since.is_some_and(|start| start <= from)
 }
 
 /// How many distinct grants a history has.

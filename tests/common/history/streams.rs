@@ -1,0 +1,114 @@
+//! 7, 8 and 10: what a stream is told.
+
+use redis_locking_worker::internals::{Record, State};
+
+use super::{Checker, GRACE, SCRIPT, SOON, Told, What, records};
+
+impl<'a> Checker<'a> {
+    pub(super) fn streams(&mut self) {
+        let streams: Vec<Vec<&Told>> = self.streams.values().cloned().collect();
+        for told in streams {
+            self.stream(&told);
+        }
+    }
+
+    fn stream(&mut self, told: &[&'a Told]) {
+        self.examines(7);
+        let joined = told[0];
+        if !matches!(joined.what, What::Joined { .. }) {
+            self.violates(7, format_args!("before it was polled: {joined:?}"));
+        }
+        let (mut terminal, mut over, mut left, mut acquired) = (None, None, false, false);
+        for event in told {
+            let is_terminal = matches!(
+                event.what,
+                What::Completed { .. } | What::MaxAttempts | What::Failed | What::Fatal(_)
+            );
+            let is_event = matches!(event.what, What::Acquired { .. } | What::NotTerminal);
+            if (is_event || is_terminal) && (terminal.is_some() || over.is_some()) {
+                self.violates(
+                    7,
+                    format_args!("it had ended with {terminal:?}, then {event:?}"),
+                );
+            }
+            if (is_event || is_terminal || event.what == What::End) && left {
+                self.violates(7, format_args!("it was dropped, then {event:?}"));
+            }
+            match &event.what {
+                What::Left => left = true,
+                What::Acquired { .. } => acquired = true,
+                What::End => {
+                    over = Some(event.at);
+                    if terminal.is_none() {
+                        self.violates(7, format_args!("no terminal event before {event:?}"));
+                    }
+                }
+                What::Failed if !acquired => {
+                    self.violates(7, format_args!("what failed was not its own: {event:?}"));
+                }
+                // Nothing that a fleet is made to suffer is for ever.
+                What::Fatal(_) => self.violates(7, format_args!("{event:?}")),
+                _ => {}
+            }
+            if is_terminal {
+                terminal = Some(*event);
+                self.outcome(joined, event);
+            }
+        }
+        if left || self.killed(joined.process).is_some() {
+            return;
+        }
+        // A fleet is only asked to end when all is well again, and works off what there is: then who
+        // waits is waiting for a lease, or a forgotten guard's.
+        self.examines(10);
+        let members = self.history.members.values();
+        let longest = members
+            .map(|member| member.lease.max(member.max_hold))
+            .max();
+        let latest = self.history.finishing + longest.unwrap_or_default() * 1_000 + GRACE + SOON;
+        if over.is_none_or(|at| at > latest) {
+            let last = told[told.len() - 1];
+            self.violates(
+                10,
+                format_args!("pending at {latest}, ended {over:?}, after {last:?}"),
+            );
+        }
+    }
+
+    fn outcome(&mut self, joined: &Told, event: &'a Told) {
+        let is_it = |record: &Record| match &event.what {
+            What::Completed {
+                holder,
+                attempt,
+                result,
+            } => {
+                record.state == State::Done
+                    && (&record.holder, record.attempt) == (holder, *attempt)
+                    && record.result == result[..]
+            }
+            What::MaxAttempts => record.state == State::Exhausted,
+            _ => false,
+        };
+        if !matches!(event.what, What::Completed { .. } | What::MaxAttempts) {
+            return;
+        }
+        self.examines(8);
+        // Within the retention a late stream is told the outcome of the run before.
+        let of_its_run = records(self.steps(&event.key)).filter(|(_, record, at)| {
+            *at <= event.at && record.until * 1_000 + SCRIPT >= joined.at
+        });
+        let Some((_, record, at)) = of_its_run.filter(|(_, record, _)| is_it(record)).last() else {
+            if !self.unwatched(&event.key, joined.at, event.at) {
+                self.violates(8, format_args!("nothing like it was recorded: {event:?}"));
+            }
+            return;
+        };
+        let late = event.at > record.until * 1_000 + SOON;
+        if late
+            && !self.server_disturbed(at, event.at)
+            && !self.disturbed(event.process, at, event.at)
+        {
+            self.violates(8, format_args!("long forgotten: {event:?}, {record:?}"));
+        }
+    }
+}
