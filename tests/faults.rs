@@ -45,6 +45,14 @@ async fn outage(stream: &mut Acquire, of: &str) {
     }
 }
 
+/// An outage, and what the server said.
+async fn refusal(stream: &mut Acquire) -> String {
+    match next(stream).await {
+        LockEvent::Error(Error::Unavailable { source, .. }) => source.details().to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// An error and its causes, as a user's log shows them.
 fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::common::{Cluster, command, end, locked, next, race, state_of, text, until};
-use crate::{outage, until_acquired};
+use crate::{outage, refusal, until_acquired};
 use fred::clients::Client;
-use redis_locking_worker::{Error, LockEvent, LockingWorker};
+use redis_locking_worker::{LockEvent, LockingWorker};
 
 /// So long that no timer is what wakes anybody.
 const LEASE: Duration = Duration::from_secs(3_600);
@@ -144,12 +144,8 @@ async fn while_its_slot_moves_a_run_is_one_outage_and_goes_on_where_it_is_then()
         kept = &mut checkpoint => panic!("{kept:?}"),
     }
     let mut fourth = a.acquire();
-    match next(&mut fourth).await {
-        LockEvent::Error(Error::Unavailable { source, .. }) => {
-            assert!(source.details().starts_with("TRYAGAIN"), "{source:?}");
-        }
-        other => panic!("{other:?}"),
-    }
+    let said = refusal(&mut fourth).await;
+    assert!(said.starts_with("TRYAGAIN"), "{said}");
 
     // All of it is there, and only who has asked here may ask there.
     migration.carry("{job}:line").await;
@@ -202,4 +198,23 @@ async fn a_master_that_fails_is_one_outage_of_every_key_until_it_is_back() {
         };
         assert!(matches!(event, LockEvent::Completed(_)), "{event:?}");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_that_lacks_a_slot_is_an_outage_until_it_has_it_again() {
+    let cluster = Cluster::start().await;
+    let worker = worker(&cluster, "a").await;
+    let client = cluster.node(0).client().await;
+    assert_eq!(owner(&client, "job").await, 0);
+    // Another one, of the node that has the key: no node serves any key then.
+    command(&client, [b"CLUSTER", b"DELSLOTS", b"0"]).await;
+    let is = async |state| text(&client, [b"CLUSTER", b"INFO"]).await.contains(state);
+    until(async || is("cluster_state:fail").await).await;
+    let mut stream = worker.acquire();
+    let said = refusal(&mut stream).await;
+    assert!(said.starts_with("CLUSTERDOWN"), "{said}");
+    command(&client, [b"CLUSTER", b"ADDSLOTS", b"0"]).await;
+    let (guard, outages) = until_acquired(&mut stream).await;
+    assert_eq!((guard.attempt(), outages), (1, 0));
+    guard.done().await.unwrap();
 }

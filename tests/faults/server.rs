@@ -5,13 +5,15 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, Server, acquired, command, end, locked, next, race, text, until};
-use crate::{outage, until_acquired};
+use crate::{outage, refusal, until_acquired};
 use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, Value};
 use futures::FutureExt;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Acquire, Error, LeaseLost, LockEvent, RenewError, SettleError};
+use redis_locking_worker::{
+    Acquire, BuildError, Error, LeaseLost, LockEvent, RenewError, SettleError,
+};
 
 #[tokio::test]
 async fn a_restart_without_persistence_is_one_error_and_the_run_begins_anew() {
@@ -180,7 +182,7 @@ async fn a_full_server_refuses_new_work_and_settles_what_there_is() {
 
 #[tokio::test]
 async fn a_replica_is_an_outage_until_it_is_promoted() {
-    // READONLY, and MASTERDOWN.
+    // READONLY, whatever is written; and MASTERDOWN, when all that is asked for is a look.
     for stale in ["yes", "no"] {
         let server = Server::start_with(&["--replica-serve-stale-data", stale]);
         let client = server.client().await;
@@ -188,19 +190,18 @@ async fn a_replica_is_an_outage_until_it_is_promoted() {
         command(&client, [b"REPLICAOF", b"127.0.0.1", b"1"]).await;
         let mut stream = worker.acquire();
         outage(&mut stream, "job").await;
+        match server.builder("job").build().await {
+            Ok(_) => assert_eq!(stale, "yes"),
+            Err(BuildError::Server(Error::Unavailable { source, .. })) => {
+                assert!(source.details().starts_with("MASTERDOWN"), "{source:?}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
         command(&client, [b"REPLICAOF", b"NO", b"ONE"]).await;
         let (guard, outages) = until_acquired(&mut stream).await;
         assert_eq!(outages, 0);
         guard.done().await.unwrap();
         client.quit().await.unwrap();
-    }
-}
-
-/// One outage, and what the server said.
-async fn refusal(stream: &mut Acquire) -> String {
-    match next(stream).await {
-        LockEvent::Error(Error::Unavailable { source, .. }) => source.details().to_owned(),
-        other => panic!("{other:?}"),
     }
 }
 
