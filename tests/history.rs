@@ -900,7 +900,13 @@ fn invariant_5_nothing_is_excused_by_what_is_forgotten() {
         let is_it = |violation: &Violation| violation.invariant == invariant;
         assert!(found.iter().any(is_it), "{invariant}: {found:#?}");
     }
-    // What nobody saw is.
+    // What nobody saw is, but only if it was then.
+    restarted(&mut story, DONE + 100 * SECOND);
+    let found = story.check();
+    assert!(
+        found.iter().any(|violation| violation.invariant == 5),
+        "{found:#?}"
+    );
     story.steps().truncate(3);
     restarted(&mut story, DONE);
     story.holds();
@@ -1185,4 +1191,184 @@ fn each_invariant_is_examined_and_counted() {
     story.steps().push(wrote(at, held(at, 1, at, 3)));
     all[4] += check(&story.history).examined[4];
     assert!(all[1..].iter().all(|count| *count > 0), "{all:?}");
+}
+
+#[test]
+fn after_a_loss_all_is_checked_again() {
+    let mut story = Story::new();
+    story.steps().push(Step::Forgot { at: DONE + 1 });
+    let at = DONE + SECOND;
+    story.steps().push(wrote(at, held(at, 1, at, 4)));
+    story.holds();
+    let early = at + 100 * MS;
+    let other = after(held(early, 2, early, 4), 1, Cause::Expired);
+    story.steps().push(wrote(early, other));
+    story.breaks(1);
+}
+
+#[test]
+fn invariant_1_an_attempt_that_somebody_else_fails() {
+    let mut story = Story::new();
+    story.steps().truncate(3);
+    story.forget(2, |what| {
+        matches!(
+            what,
+            What::Ending { .. } | What::Ended { .. } | What::Completed { .. } | What::End
+        )
+    });
+    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    let open = Record {
+        state: State::Open,
+        owner: None,
+        until: DONE / MS + RETENTION,
+        ..after(held(SECOND_GRANT, 2, SECOND_GRANT, 2), 2, Cause::Dropped)
+    };
+    story.steps().push(wrote(DONE, open));
+    story.tell(DONE + SECOND, 2, What::Left);
+    story.tell(DONE + 2, 3, What::Left);
+    story.breaks(1);
+}
+
+#[test]
+fn invariant_1_a_hand_over_that_is_not_waited_for() {
+    let mut story = Story::new();
+    story.steps().truncate(2);
+    for process in [2, 3] {
+        story.forget(process.into(), |what| !matches!(what, What::Joined { .. }));
+        story.tell(DONE + SECOND, process, What::Left);
+    }
+    story.history.accepted.insert(KEY.to_owned(), vec![FIRST]);
+    let at = SECOND_GRANT + 100 * MS;
+    let taken = after(held(at, 2, at, 4), 1, Cause::Dropped);
+    story.steps().push(wrote(at, taken.clone()));
+    story.breaks(1);
+    // Once its time is over it may be taken, as the same attempt.
+    story.steps().pop();
+    let at = SECOND_GRANT + LEASE * MS;
+    let taken = Record {
+        fence: at,
+        until: at / MS + LEASE,
+        owner: Some(Token::from_number(at.into())),
+        ..taken
+    };
+    story.steps().push(wrote(at, taken));
+    story.holds();
+}
+
+#[test]
+fn invariant_3_an_attempt_that_is_handed_over_stays_the_same() {
+    for (attempt, holds) in [(1, true), (2, false)] {
+        let mut story = Story::new();
+        for told in &mut story.history.told {
+            match &mut told.what {
+                What::Ending {
+                    how: how @ How::Dropped,
+                    ..
+                } => *how = How::HandedOff,
+                What::Acquired {
+                    attempt: told,
+                    fence: SECOND_GRANT,
+                } => *told = attempt,
+                What::Completed { attempt: told, .. } => *told = attempt,
+                _ => {}
+            }
+        }
+        for nth in 1..4 {
+            let record = story.record(nth);
+            record.attempt = attempt;
+            record.previous.as_mut().unwrap().cause = Cause::HandedOver;
+        }
+        match holds {
+            true => story.holds(),
+            false => story.breaks(3),
+        }
+    }
+}
+
+#[test]
+fn invariant_3_a_late_duplicate_of_the_last_claim() {
+    let mut story = dead_holder(5 * MS);
+    let first = story.record(0).owner;
+    story.record(2).last = first;
+    for nth in [3, 4] {
+        story.record(nth).owner = first;
+    }
+    story.breaks(3);
+}
+
+#[test]
+fn invariant_3_an_open_run_that_is_given_up_too_early() {
+    let mut story = Story::new();
+    story.steps().truncate(1);
+    let open = Record {
+        state: State::Open,
+        owner: None,
+        until: SECOND_GRANT / MS + RETENTION,
+        ..after(held(START, 1, FIRST, 1), 1, Cause::Dropped)
+    };
+    story.steps().push(wrote(SECOND_GRANT, open.clone()));
+    let given_up = Record {
+        state: State::Exhausted,
+        ..open
+    };
+    story.steps().push(wrote(SECOND_GRANT + 1, given_up));
+    story.history.accepted.insert(KEY.to_owned(), vec![FIRST]);
+    story
+        .history
+        .told
+        .retain(|told| told.process == 1 || told.at <= START + 1);
+    for process in [2, 3] {
+        story.tell(SECOND_GRANT + 2, process, What::MaxAttempts);
+        story.tell(SECOND_GRANT + 3, process, What::End);
+    }
+    story.breaks(3);
+}
+
+#[test]
+fn invariant_5_a_failure_instead_of_which_something_else_was_recorded() {
+    let mut story = Story::new();
+    let ended = What::Ended {
+        fence: FIRST,
+        answer: Answer::Ok,
+    };
+    story
+        .history
+        .told
+        .insert(9, told(SECOND_GRANT + 1, 1, ended));
+    let renewed = Record {
+        renewal: 1,
+        ..held(START, 1, FIRST, 1)
+    };
+    story.steps()[1] = wrote(SECOND_GRANT, renewed);
+    let found = story.check();
+    assert!(
+        found.iter().any(|violation| violation.invariant == 5),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn invariant_7_before_it_was_polled() {
+    let mut story = Story::new();
+    story.forget(3, |what| matches!(what, What::Joined { .. }));
+    story.breaks(7);
+}
+
+#[test]
+fn invariant_7_two_terminal_events_in_a_row() {
+    let mut story = Story::new();
+    let end = story.history.told.len() - 1;
+    story
+        .history
+        .told
+        .insert(end, told(DONE + 3, 3, completed("42")));
+    story.breaks(7);
+}
+
+#[test]
+fn invariant_11_who_died_before_is_not_who_holds() {
+    let mut story = left_behind(30_000);
+    story.history.ended = DONE + RETENTION * MS + 2 * SECOND;
+    story.fault(Scope::Process(3), DONE + 3, u64::MAX);
+    story.breaks(11);
 }
