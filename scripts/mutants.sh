@@ -18,6 +18,7 @@ cd "$copy"
 caught=0 missed=()
 
 # mutant NAME FILE CORRECT WRONG CARGO-TEST-ARGUMENTS…
+# With expect=PATTERN in front of it, the failure must say so.
 mutant() {
     local name=$1 file=$2 correct=$3 wrong=$4
     shift 4
@@ -30,6 +31,8 @@ mutant() {
     fi
     if timeout 120 cargo test --quiet "$@" >"$copy/log" 2>&1; then
         missed+=("$name") && echo "MISSED  $name"
+    elif ! grep -q "${expect:-}" "$copy/log"; then
+        missed+=("$name") && echo "FAILED  $name, but not with '$expect'"
     else
         caught=$((caught + 1)) && echo "caught  $name"
     fi
@@ -220,30 +223,60 @@ mutant "redis: a passing error ends the stream" src/store/redis.rs \
 
 # Each invariant broken, and found in a fleet's history.
 chaos="--test chaos no_fleet"
-mutant "chaos 1: a lease that nobody respects" $lua/claim.lua \
+expect="invariant [0-9]*:" mutant "chaos 1: a lease that nobody respects" $lua/claim.lua \
     'owned(r) and not over(r)' 'owned(r) and false' $chaos
-mutant "chaos 2: the fence restarts with each run" $lua/claim_absent.lua \
+expect="invariant [0-9]*:" mutant "chaos 2: the fence restarts with each run" $lua/claim_absent.lua \
     "' fence=' .. now .. ' line=0" "' fence=1 line=0" $chaos
-mutant "chaos 3: no bound on attempts" $lua/settle.lua \
+expect="invariant [0-9]*:" mutant "chaos 3: no bound on attempts" $lua/settle.lua \
     'r.attempt >= r.max' 'false' $chaos
-mutant "chaos 4: done work is claimed again" $lua/claim.lua \
+expect="invariant [0-9]*:" mutant "chaos 4: done work is claimed again" $lua/claim.lua \
     "r.last == token or r.state == 'done' or" 'r.last == token or' $chaos
-mutant "chaos 5: anybody may complete" $lua/settle_done.lua \
+expect="invariant [0-9]*:" mutant "chaos 5: anybody may complete" $lua/settle_done.lua \
     'if held == fence then' 'if held then' $chaos
-mutant "chaos 6: a guard outlives its lease" src/hub/run/news.rs \
+expect="invariant [0-9]*:" mutant "chaos 6: a guard outlives its lease" src/hub/run/news.rs \
     'sent + left.saturating_sub(margin)' 'sent + 2 * left' $chaos
-mutant "chaos 7: a stream goes on after its end" src/acquire.rs \
+expect="invariant [0-9]*:" mutant "chaos 7: a stream goes on after its end" src/acquire.rs \
     'self.events.push_back(event);
         State::Finished' 'self.events.push_back(event); self.events.push_back(LockEvent::Failed(Failed { attempt: 1, reason: Reason::Lost }));
         State::Finished' $chaos
-mutant "chaos 8: somebody else's result" src/hub/run/grants.rs \
+expect="invariant [0-9]*:" mutant "chaos 8: somebody else's result" src/hub/run/grants.rs \
     'result: record.result.clone()' 'result: record.checkpoint.clone()' $chaos
-mutant "chaos 9: nobody hears of a failure" $lua/record.lua \
+expect="invariant [0-9]*:" mutant "chaos 9: nobody hears of a failure" $lua/record.lua \
     "redis.call('SPUBLISH', line, record_text)" "if r.state ~= 'open' then redis.call('SPUBLISH', line, record_text) end" $chaos
-mutant "chaos 10: an outage is not tried to end" src/hub/run/outage.rs \
+expect="invariant [0-9]*:" mutant "chaos 10: an outage is not tried to end" src/hub/run/outage.rs \
     'retry_at: Some(now + jittered(RETRY_FIRST))' 'retry_at: None' $chaos
-mutant "chaos 11: a dropped guard says nothing" src/guard.rs \
+expect="invariant [0-9]*:" mutant "chaos 11: a dropped guard says nothing" src/guard.rs \
     'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' $chaos
+# The checker itself: what it is told apart by.
+history="--test history"
+common=tests/common/history
+mutant "checker: how late is too late" $common.rs \
+    'const SOON: u64 = 3_000_000' 'const SOON: u64 = 9_000_000' $history
+mutant "checker: how long a fault is felt" $common.rs \
+    'const GRACE: u64 = 6_000_000' 'const GRACE: u64 = 60_000_000' $history
+mutant "checker: a fault of others excuses" $common.rs \
+    'fault.scope == scope &&' '' $history
+mutant "checker: what is forgotten is taken for what nobody saw" $common.rs \
+    'Step::Wrote(_) | Step::Forgot { .. } => false,' 'Step::Wrote(_) => false, Step::Forgot { .. } => true,' $history
+mutant "checker: after a loss nothing is checked" $common/transitions.rs \
+    '(before, between) = (Some(record), Between::Nothing);' 'before = Some(record);' $history
+mutant "checker: any attempt follows" $common/transitions.rs \
+    'Ok(attempt) if record.attempt == attempt => {}' 'Ok(_) => {}' $history
+mutant "checker: anybody ends a lease" $common/transitions.rs \
+    'None if self.is_acquired(grant) && !over => Err(1),' '' $history
+mutant "checker: a gap forgets a completion" $common/transitions.rs \
+    'if !same && at + TICK' 'if false && at + TICK' $history
+mutant "checker: a refused write is nothing" $common/guards.rs \
+    'if !accepted && later' 'if false && later' $history
+mutant "checker: a fatal error is an end like others" $common/streams.rs \
+    'What::Fatal(_) => self.violates(7, format_args!("{event:?}")),' '' $history
+mutant "checker: whoever ends at all ends in time" $common/streams.rs \
+    'over.is_none_or(|at| at > latest)' 'over.is_none()' $history
+mutant "checker: what nobody took is not looked at" $common/timing.rs \
+    '(None, false) => began,' '(None, false) => return,' $history
+mutant "checker: the end of a lease is no failure" $common/timing.rs \
+    'State::Held | State::Granted => record.until * 1_000,' 'State::Held | State::Granted => return,' $history
+
 mutant "failover: the sentinels are not listened to" src/store/redis.rs \
     'self.sentinels.iter().map(Sentinels::masters)' 'self.sentinels.iter().map(Sentinels::masters).take(0)' \
     --test faults after_a_switch
