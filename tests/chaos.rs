@@ -9,6 +9,7 @@
 //! * `CHAOS_SEED`: the first one's seed, 1 by default; the others follow.
 //! * `CHAOS_PARALLEL`: how many at a time, 4 by default.
 //! * `CHAOS_FAILOVERS`: how many of each kind, 1 by default.
+//! * `CHAOS_KIND`: of this kind only.
 //!
 //! This binary is also the worker process.
 
@@ -24,14 +25,18 @@ mod fleet;
 #[path = "chaos/worker.rs"]
 mod worker;
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use common::Server;
-use common::history::{Answer, History, How, Verdict, What, check, grants};
-use futures::StreamExt;
+use common::history::{Answer, How, Verdict, What, check, grants};
+use fleet::Seen;
+use futures::{FutureExt, StreamExt};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -45,16 +50,25 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let tests = vec![
-        Trial::test("no_fleet_violates_an_invariant", || block_on(chaos())),
-        Trial::test("no_sentinel_failover_violates_an_invariant", || {
-            block_on(failovers(&failover::SENTINEL))
+        Trial::test(FLEETS, || block_on(chaos())),
+        Trial::test(SENTINELS, || {
+            block_on(failovers(SENTINELS, &failover::SENTINEL))
         }),
-        Trial::test("no_cluster_failover_violates_an_invariant", || {
-            block_on(failovers(&failover::CLUSTER))
+        Trial::test(CLUSTERS, || {
+            block_on(failovers(CLUSTERS, &failover::CLUSTER))
         }),
     ];
-    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+    let arguments = Arguments {
+        // Each has as many fleets at work as there may be.
+        test_threads: Some(1),
+        ..Arguments::from_args()
+    };
+    libtest_mimic::run(&arguments, tests).exit_code()
 }
+
+const FLEETS: &str = "no_fleet_violates_an_invariant";
+const SENTINELS: &str = "no_sentinel_failover_violates_an_invariant";
+const CLUSTERS: &str = "no_cluster_failover_violates_an_invariant";
 
 fn block_on(test: impl Future<Output = Result<(), String>>) -> Result<(), Failed> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -75,70 +89,145 @@ async fn chaos() -> Result<(), String> {
     let (runs, first) = (number("CHAOS_RUNS", 8), number("CHAOS_SEED", 1));
     let resource = Server::start();
     let began = Instant::now();
-    let mut totals = Totals::default();
-    let url = resource.url();
-    let all = futures::stream::iter(first..first + runs);
-    let mut all = all
-        .map(async |seed| {
-            let mut history = faults::run(seed, &url).await;
-            fleet::accepted(&resource, &mut history, seed).await;
-            (seed, history)
+    let all = (first..first + runs).map(|seed| {
+        let again = format!("CHAOS_SEED={seed} CHAOS_RUNS=1 cargo test --test chaos {FLEETS}");
+        let (run, resource) = (format!("fleet-{seed}"), &resource);
+        (run.clone(), again, async move {
+            faults::run(&run, seed, resource).await
         })
-        .buffer_unordered(number("CHAOS_PARALLEL", 4) as usize);
-    while let Some((seed, history)) = all.next().await {
-        totals.count(&history, &report(seed, &history)?);
-    }
-    println!("{totals}, in {:.0} s", began.elapsed().as_secs_f64());
-    Ok(())
+    });
+    let mut judged = judge(all, number("CHAOS_PARALLEL", 4)).await;
+    judged.floors();
+    println!(
+        "{}, in {:.0} s",
+        judged.totals,
+        began.elapsed().as_secs_f64()
+    );
+    result(&judged.failures)
 }
 
 /// Fleets whose master is followed by a replica, in each way in which that comes about.
-async fn failovers(kinds: &[failover::Kind]) -> Result<(), String> {
+async fn failovers(test: &str, kinds: &[failover::Kind]) -> Result<(), String> {
     let (count, first) = (number("CHAOS_FAILOVERS", 1), number("CHAOS_SEED", 1));
+    let only = std::env::var("CHAOS_KIND").ok();
     let resource = Server::start();
-    let url = resource.url();
     let began = Instant::now();
+    let mut failures = Vec::new();
     for kind in kinds {
-        let all = futures::stream::iter(first..first + count);
-        let mut all = all
-            .map(async |seed| {
-                let (mut history, measured) = failover::run(*kind, seed, &url).await;
-                fleet::accepted(&resource, &mut history, seed).await;
-                (seed, history, measured)
-            })
-            .buffer_unordered(number("CHAOS_PARALLEL", 4).min(2) as usize);
-        let mut measured = Vec::new();
-        let mut totals = Totals::default();
-        while let Some((seed, history, figures)) = all.next().await {
-            totals.count(&history, &report(seed, &history)?);
-            measured.push(figures);
+        let name = format!("{kind:?}");
+        if only.as_ref().is_some_and(|only| *only != name) {
+            continue;
         }
-        println!("{kind:?}: {}; {totals}", failover::summary(&measured));
+        let measured = Mutex::new(Vec::new());
+        let all = (first..first + count).map(|seed| {
+            let again = format!(
+                "CHAOS_KIND={name} CHAOS_SEED={seed} CHAOS_FAILOVERS=1 cargo test --test chaos {test}"
+            );
+            let (run, resource, measured) = (format!("{name}-{seed}"), &resource, &measured);
+            (run.clone(), again, async move {
+                let (seen, figures) = failover::run(&run, *kind, seed, resource).await;
+                measured.lock().unwrap().push(figures);
+                seen
+            })
+        });
+        let mut judged = judge(all, number("CHAOS_PARALLEL", 4).min(2)).await;
+        judged.floors();
+        let figures = failover::summary(&measured.into_inner().unwrap());
+        println!("{name}: {figures}; {}", judged.totals);
+        failures.append(&mut judged.failures);
     }
     println!("in {:.0} s", began.elapsed().as_secs_f64());
-    Ok(())
+    result(&failures)
 }
 
-/// An error if anything happened that must not.
-fn report(seed: u64, history: &History) -> Result<Verdict, String> {
-    let verdict = check(history);
-    if verdict.violations.is_empty() {
-        return Ok(verdict);
+fn result(failures: &[String]) -> Result<(), String> {
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(failures.join("\n")),
     }
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}.txt"));
-    std::fs::write(&kept, format!("{history:#?}")).unwrap();
-    let mut text =
-        format!("seed {seed} (CHAOS_SEED={seed} CHAOS_RUNS=1); its history is in {kept:?}\n");
-    for violation in verdict.violations.iter().take(10) {
-        text += &format!("  {violation}\n");
+}
+
+/// What came of all fleets of a test.
+#[derive(Default)]
+struct Judged {
+    totals: Totals,
+    failures: Vec<String>,
+}
+
+/// Lets fleets run to their ends, so many at a time, whatever comes of the others: each with its name, and how
+/// to have it again.
+async fn judge(
+    all: impl Iterator<Item = (String, String, impl Future<Output = Seen>)>,
+    parallel: u64,
+) -> Judged {
+    let all = all.map(async |(run, again, fleet)| {
+        (run, again, AssertUnwindSafe(fleet).catch_unwind().await)
+    });
+    let mut all = futures::stream::iter(all).buffer_unordered(parallel as usize);
+    let mut judged = Judged::default();
+    while let Some((run, again, seen)) = all.next().await {
+        let report = match &seen {
+            Ok(seen) => {
+                let verdict = check(&seen.history);
+                judged.totals.count(seen, &verdict);
+                report(&run, seen, &verdict)
+            }
+            Err(panic) => Some(format!("  {}\n", text(&**panic))),
+        };
+        if let Some(report) = report {
+            let report = format!("{run} ({again}):\n{report}");
+            println!("{report}");
+            judged.failures.push(report);
+        }
     }
-    Err(text)
+    judged
+}
+
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(|text| &text[..]);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic")
+}
+
+/// What happened that must not.
+fn report(run: &str, seen: &Seen, verdict: &Verdict) -> Option<String> {
+    let errors = seen.errors.iter().cloned();
+    let violations = verdict.violations.iter().map(ToString::to_string);
+    let all: Vec<String> = errors.chain(violations).collect();
+    if all.is_empty() {
+        return None;
+    }
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{run}.txt"));
+    let evidence = format!("{}\n\n{:#?}\n", all.join("\n"), seen.history);
+    std::fs::write(&kept, evidence).unwrap();
+    let mut text = format!("  {} in all; the history is in {kept:?}\n", all.len());
+    for what in all.iter().take(10) {
+        text += &format!("  {what}\n");
+    }
+    Some(text)
+}
+
+impl Judged {
+    /// That much happened at all.
+    fn floors(&mut self) {
+        let totals = &self.totals;
+        let untouched = (1..12).filter(|nth| totals.examined[*nth] == 0);
+        let untouched: Vec<usize> = untouched.collect();
+        if totals.grants == 0 {
+            self.failures.push("nothing was granted".to_owned());
+        }
+        if totals.runs >= 8 && !untouched.is_empty() {
+            let text = format!("invariants that were never examined: {untouched:?}");
+            self.failures.push(text);
+        }
+    }
 }
 
 /// What happened, so that one sees that much did.
 #[derive(Default)]
 struct Totals {
     runs: u64,
+    failed: u64,
     processes: usize,
     streams: u64,
     grants: usize,
@@ -152,8 +241,10 @@ struct Totals {
 }
 
 impl Totals {
-    fn count(&mut self, history: &History, verdict: &Verdict) {
+    fn count(&mut self, seen: &Seen, verdict: &Verdict) {
+        let history = &seen.history;
         self.runs += 1;
+        self.failed += u64::from(!seen.errors.is_empty() || !verdict.violations.is_empty());
         for (all, one) in self.examined.iter_mut().zip(verdict.examined) {
             *all += one;
         }
@@ -179,8 +270,9 @@ impl Totals {
                 _ => {}
             }
         }
-        for fault in &history.faults {
-            *self.faults.entry(fault.name).or_default() += 1;
+        let faults = history.faults.iter().map(|fault| fault.name);
+        for fault in faults.chain(seen.harmless.iter().copied()) {
+            *self.faults.entry(fault).or_default() += 1;
         }
     }
 }
@@ -190,10 +282,11 @@ impl std::fmt::Display for Totals {
         let [refused, accepted] = self.writes;
         write!(
             f,
-            "{} runs without a violation: {} processes, {} streams, {} grants, {} completions heard, \
+            "{} runs, {} of them with a violation or an error: {} processes, {} streams, {} grants, {} completions heard, \
              {} settlements told that the lease was lost, {} of unknown outcome, {accepted} writes \
              accepted and {refused} refused by their fencing token, {} guards forgotten; faults: {:?}; invariants 1 to 11 were examined {:?} times",
             self.runs,
+            self.failed,
             self.processes,
             self.streams,
             self.grants,

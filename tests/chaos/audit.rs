@@ -8,24 +8,27 @@ use std::time::Duration;
 use redis_locking_worker::internals::Frame;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::common::PATIENCE;
 use crate::common::history::Step;
+use crate::fleet::Chronicle;
 use crate::now;
 
 #[derive(Clone)]
 pub struct Audit {
     kept: Arc<Mutex<Kept>>,
+    chronicle: Chronicle,
 }
 
+#[derive(Default)]
 struct Kept {
     steps: BTreeMap<String, Vec<Step>>,
     /// Whether the server may lose anything at any time.
     losing: bool,
-    /// The last mark that was seen.
-    mark: u64,
+    /// The last mark that was seen of each server.
+    marks: BTreeMap<u16, u64>,
     /// By which server, and when.
     grants: Vec<(u16, u64)>,
     highest: u64,
@@ -33,24 +36,46 @@ struct Kept {
     writes: BTreeMap<u16, u64>,
 }
 
-impl Audit {
-    pub fn new(keys: &[String]) -> Self {
-        let steps = keys.iter().map(|key| (key.clone(), Vec::new())).collect();
-        let kept = Kept {
-            steps,
-            losing: false,
-            mark: 0,
-            grants: Vec::new(),
-            highest: 0,
-            writes: BTreeMap::new(),
-        };
-        Self {
-            kept: Arc::new(Mutex::new(kept)),
+/// Ended with its owner.
+pub struct Watching<T = ()> {
+    task: AbortOnDropHandle<T>,
+    chronicle: Chronicle,
+}
+
+impl<T> Watching<T> {
+    /// What it was that it came to, if it was not ended before.
+    pub async fn end(&mut self) -> Option<T> {
+        match (&mut self.task).await {
+            Ok(last) => Some(last),
+            Err(error) => {
+                if error.is_panic() {
+                    self.chronicle.error(format_args!("the audit: {error}"));
+                }
+                None
+            }
         }
     }
 
-    /// Watches a server until it ends; resolves when it is being watched.
-    pub async fn watch(&self, port: u16) -> std::io::Result<JoinHandle<()>> {
+    pub async fn abort(&mut self) {
+        self.task.abort();
+        self.end().await;
+    }
+}
+
+impl Audit {
+    pub fn new(keys: &[String], chronicle: &Chronicle) -> Self {
+        let kept = Kept {
+            steps: keys.iter().map(|key| (key.clone(), Vec::new())).collect(),
+            ..Kept::default()
+        };
+        Self {
+            kept: Arc::new(Mutex::new(kept)),
+            chronicle: chronicle.clone(),
+        }
+    }
+
+    /// Watches a server until it ends, and then says when it was last heard; resolves when it is being watched.
+    pub async fn watch(&self, port: u16) -> std::io::Result<Watching<u64>> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.write_all(b"MONITOR\r\n").await?;
         let mut lines = BufReader::new(stream);
@@ -61,34 +86,51 @@ impl Audit {
             return Err(std::io::Error::other(said));
         }
         let audit = self.clone();
-        Ok(tokio::spawn(async move {
+        let mut last = now();
+        Ok(self.spawn(async move {
             loop {
                 line.clear();
-                match lines.read_until(b'\n', &mut line).await {
-                    Ok(1..) => audit.line(port, &line),
-                    _ => return,
+                let read = lines.read_until(b'\n', &mut line).await;
+                // Half a line is all that arrives of what was written when it was killed.
+                if read.is_err() || !line.ends_with(b"\n") {
+                    return last;
+                }
+                last = said_at(&line).unwrap_or(last);
+                if let Err(error) = audit.line(port, &line) {
+                    let line = String::from_utf8_lossy(&line);
+                    audit.chronicle.error(format_args!("{error} in {line}"));
                 }
             }
         }))
     }
 
     /// The same, again and again: sentinels disconnect everybody from the servers that they promote.
-    pub async fn keep_watching(&self, port: u16) {
+    pub async fn keep_watching(&self, port: u16) -> Watching {
         let (audit, mut watching) = (self.clone(), self.watch(port).await.unwrap());
-        tokio::spawn(async move {
-            loop {
-                let _ = watching.await;
+        self.spawn(async move {
+            while let Some(from) = watching.end().await {
                 watching = loop {
                     if let Ok(again) = audit.watch(port).await {
                         break again;
                     }
                     sleep(Duration::from_millis(5)).await;
                 };
+                audit.all(|to| Step::Unwatched { from, to });
             }
-        });
+        })
     }
 
-    fn line(&self, port: u16, line: &[u8]) {
+    fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> Watching<T> {
+        Watching {
+            task: AbortOnDropHandle::new(tokio::spawn(task)),
+            chronicle: self.chronicle.clone(),
+        }
+    }
+
+    fn line(&self, port: u16, line: &[u8]) -> Result<(), String> {
         let mut words = words(line);
         let command = words.first().map(|word| word.to_ascii_uppercase());
         // A replica repeats what its master did, but no script.
@@ -96,23 +138,28 @@ impl Audit {
         match command.as_deref() {
             Some(b"SPUBLISH") if by_script && words.len() == 3 => {
                 let text = words.pop().unwrap();
-                let channel = String::from_utf8(words.pop().unwrap()).unwrap();
+                let channel = String::from_utf8(words.pop().unwrap()).unwrap_or_default();
                 let key = channel
                     .strip_prefix('{')
                     .and_then(|name| name.strip_suffix("}:line"));
-                let frame = Frame::decode(&text.into()).expect("a record");
-                self.keep(port, key.expect("a line"), frame);
+                let frame = Frame::decode(&text.into()).map_err(|error| format!("{error:?}"))?;
+                self.keep(port, key.ok_or("no line's name")?, frame)?;
             }
-            Some(b"FLUSHALL") => self.all(|at| Step::Forgot { at }),
+            Some(b"FLUSHALL") => {
+                let said = said_at(line).ok_or("no time")?;
+                self.all(|_| Step::Forgot { at: said });
+            }
             Some(b"ECHO") => {
-                let mark = std::str::from_utf8(&words[1]).unwrap().parse().unwrap();
-                self.kept.lock().unwrap().mark = mark;
+                let mark = words.get(1).and_then(|mark| std::str::from_utf8(mark).ok());
+                let mark = mark.and_then(|mark| mark.parse().ok()).ok_or("no mark")?;
+                self.kept.lock().unwrap().marks.insert(port, mark);
             }
             _ => {}
         }
+        Ok(())
     }
 
-    fn keep(&self, port: u16, key: &str, frame: Frame) {
+    fn keep(&self, port: u16, key: &str, frame: Frame) -> Result<(), String> {
         let mut kept = self.kept.lock().unwrap();
         kept.writes.insert(port, frame.at);
         if let Some(record) = frame.record.as_deref()
@@ -122,31 +169,37 @@ impl Audit {
             kept.grants.push((port, frame.at));
         }
         let (losing, frame_at) = (kept.losing, frame.at);
-        let steps = kept.steps.get_mut(key).expect("a key of this fleet");
+        let steps = kept.steps.get_mut(key).ok_or("a foreign key")?;
         steps.push(Step::Wrote(frame));
         if losing {
             // Before whatever comes next, in the order of the server's time too.
             steps.push(Step::Forgot { at: frame_at });
         }
+        Ok(())
     }
 
     /// Reads what a server has that was started again, and that was not seen while it was not watched.
     pub async fn look(&self, port: u16) {
         let keys: Vec<String> = self.kept.lock().unwrap().steps.keys().cloned().collect();
         for key in keys {
-            let answer = ask(port, &format!("GET {key}")).await.unwrap_or_default();
-            let Some((_, text)) = answer.split_once("\r\n") else {
+            let answer = must(port, &format!("GET {key}"), "$").await.answer;
+            let Some((_, text)) = answer.split_once("\r\n").filter(|(size, _)| *size != "$-1")
+            else {
                 continue;
             };
             let text = text.strip_suffix("\r\n").unwrap_or(text);
-            let Ok(frame) = Frame::decode(&text.to_owned().into()) else {
-                continue;
+            let frame = match Frame::decode(&text.to_owned().into()) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.chronicle.error(format_args!("{error:?} in {text}"));
+                    continue;
+                }
             };
             let mut kept = self.kept.lock().unwrap();
             let steps = kept.steps.get_mut(&key).unwrap();
             let place = steps.partition_point(|step| time(step) < frame.at);
             let at = frame.at;
-            if steps.get(place).is_none_or(|step| time(step) != at) {
+            if !steps.iter().any(|step| time(step) == at) {
                 let unwatched = || Step::Unwatched { from: at, to: at };
                 let seen = [unwatched(), Step::Wrote(frame), unwatched()];
                 steps.splice(place..place, seen);
@@ -166,7 +219,7 @@ impl Audit {
         self.kept.lock().unwrap().writes.get(&port).copied()
     }
 
-    /// Puts in order what was heard from several servers.
+    /// Puts in order what was heard from several servers; what is of one µs stays as it was heard.
     pub fn sort(&self) {
         for steps in self.kept.lock().unwrap().steps.values_mut() {
             steps.sort_by_key(time);
@@ -189,16 +242,23 @@ impl Audit {
 
     /// All that the server has written until now is in here.
     pub async fn catch_up(&self, port: u16) {
+        let until = Instant::now() + PATIENCE;
         let mark = now();
-        let caught_up = async {
-            ask(port, &format!("ECHO {mark}")).await.unwrap();
-            while self.kept.lock().unwrap().mark < mark {
+        loop {
+            // Again if it was not being watched.
+            must(port, &format!("ECHO {mark}"), "$").await;
+            for _ in 0..500 {
+                let seen = self.kept.lock().unwrap().marks.get(&port).copied();
+                if seen.is_some_and(|seen| seen >= mark) {
+                    return;
+                }
                 sleep(Duration::from_millis(1)).await;
             }
-        };
-        timeout(PATIENCE, caught_up)
-            .await
-            .expect("the monitor to be alive");
+            assert!(
+                Instant::now() < until,
+                "the monitor of port {port} is not alive"
+            );
+        }
     }
 
     pub fn steps(&self) -> BTreeMap<String, Vec<Step>> {
@@ -226,6 +286,37 @@ pub async fn ask(port: u16, command: &str) -> std::io::Result<String> {
         Ok(String::from_utf8_lossy(&answer).into_owned())
     };
     timeout(PATIENCE, asked).await?
+}
+
+/// What a server has taken.
+pub struct Took {
+    pub answer: String,
+    /// When that was asked which it took.
+    pub from: u64,
+    /// When it had.
+    pub to: u64,
+}
+
+/// Asks until the answer begins like this: other faults may be in the way.
+pub async fn must(port: u16, command: &str, begins: &str) -> Took {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let from = now();
+        let answer = ask(port, command).await.unwrap_or_default();
+        if answer.starts_with(begins) {
+            let to = now();
+            return Took { answer, from, to };
+        }
+        assert!(Instant::now() < until, "{command}: {answer}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// When the server says that it was, in µs.
+fn said_at(line: &[u8]) -> Option<u64> {
+    let line = std::str::from_utf8(line.get(..17)?).ok()?;
+    let (seconds, micros) = line.split_once('.')?;
+    format!("{seconds}{micros}").parse().ok()
 }
 
 /// `1700000000.000000 [0 lua] "SET" "k" "a\nb"`, less what is in front.

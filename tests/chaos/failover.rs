@@ -5,17 +5,16 @@ use std::time::Duration;
 use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::audit::{Audit, ask};
-use crate::common::history::{History, Scope};
+use crate::common::history::Scope;
 use crate::common::{Cluster, Sentinels, Server, until};
-use crate::fleet::{Chronicle, Process, close};
+use crate::fleet::{Chronicle, PROCESSES, Process, Seen, keys, orders};
 use crate::now;
-use crate::worker::Orders;
 
-const PROCESSES: u32 = 4;
-const KEYS: usize = 16;
+const LEASES: [u64; 3] = [300, 500, 1_000];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happens to the master.
@@ -55,8 +54,8 @@ pub fn summary(measured: &[Measured]) -> String {
     let spread = |figure: fn(&Measured) -> f64| {
         let mut figures: Vec<f64> = measured.iter().map(figure).collect();
         figures.sort_by(f64::total_cmp);
-        let [least, median, most] =
-            [0, figures.len() / 2, figures.len() - 1].map(|nth| figures[nth]);
+        let [least, median, most] = [0, figures.len() / 2, figures.len().saturating_sub(1)]
+            .map(|nth| figures.get(nth).copied().unwrap_or(f64::NAN));
         format!("{least:.0}, {median:.0}, {most:.0} ms")
     };
     format!(
@@ -131,36 +130,22 @@ async fn is_master(port: u16) -> bool {
         .is_ok_and(|role| role.contains("master"))
 }
 
-pub async fn run(kind: Kind, seed: u64, resource: &str) -> (History, Measured) {
+pub async fn run(run: &str, kind: Kind, seed: u64, resource: &Server) -> (Seen, Measured) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut servers = Servers::start(kind).await;
     let old = servers.nodes()[0].port;
-    let keys: Vec<String> = (0..KEYS).map(|nth| format!("key-{nth}")).collect();
-    let audit = Audit::new(&keys);
+    let chronicle = Chronicle::new(run);
+    let audit = Audit::new(&keys(), &chronicle);
+    let mut watching = Vec::new();
     for node in servers.nodes().iter() {
-        audit.keep_watching(node.port).await;
+        watching.push(audit.keep_watching(node.port).await);
     }
-    let chronicle = Chronicle::default();
-    let mut processes: Vec<Process> = (0..PROCESSES)
-        .map(|process| {
-            let lease_ms = [300, 500, 1_000][random.gen_range(0..3)];
-            let orders = Orders {
-                url: servers.url(),
-                resource: resource.to_owned(),
-                seed,
-                process,
-                label: format!("worker-{process}"),
-                keys: keys.clone(),
-                lease_ms,
-                retention_ms: lease_ms,
-                max_attempts: random.gen_range(2..7),
-                max_hold_ms: 3 * lease_ms,
-                renews: random.gen_bool(0.5),
-                rejoins: random.gen_bool(0.3),
-            };
-            Process::start(&orders, &chronicle)
-        })
-        .collect();
+    let dir = TempDir::new().unwrap();
+    let mut processes = Vec::new();
+    for process in 0..PROCESSES {
+        let orders = orders(run, process, servers.url(), resource, &LEASES, &mut random);
+        processes.push(Process::start(&orders, &chronicle, dir.path()));
+    }
     until(async || audit.last_write(old).is_some()).await;
     sleep(Duration::from_millis(random.gen_range(300..1_500))).await;
 
@@ -185,12 +170,18 @@ pub async fn run(kind: Kind, seed: u64, resource: &str) -> (History, Measured) {
     // Until then it may be written to.
     until(async || killed || !is_master(old).await).await;
     chronicle.fault("failover", Scope::Server, from, now());
-    // What was on its way to be told.
-    sleep(Duration::from_millis(200)).await;
+    let nodes = servers.nodes().iter().map(|node| node.port);
+    let alive: Vec<u16> = nodes.filter(|port| !killed || *port != old).collect();
+    let catch_up = async || join_all(alive.iter().map(|port| audit.catch_up(*port))).await;
+    catch_up().await;
     audit.set_losing(false);
 
+    chronicle.finishing();
     join_all(processes.iter_mut().map(|process| process.finish(PATIENCE))).await;
-    audit.catch_up(new).await;
+    catch_up().await;
+    for watching in &mut watching {
+        watching.abort().await;
+    }
     audit.sort();
     let figure = |at: u64| (at as f64 - from as f64) / 1e3;
     let measured = Measured {
@@ -198,7 +189,7 @@ pub async fn run(kind: Kind, seed: u64, resource: &str) -> (History, Measured) {
         granted: figure(audit.first_grant(new).unwrap()),
         stale: figure(audit.last_write(old).unwrap()) - figure(promoted),
     };
-    println!("{kind:?}, seed {seed}: {measured:?}");
-    chronicle.edit(|history| history.audit = audit.steps());
-    (close(&chronicle), measured)
+    println!("{run}: {measured:?}");
+    chronicle.edit(|seen| seen.history.audit = audit.steps());
+    (chronicle.close(resource).await, measured)
 }

@@ -1,27 +1,28 @@
 //! A fleet on one server under faults drawn from a seed, and its history.
 
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::task::block_in_place;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::audit::{Audit, ask};
+use crate::audit::{Audit, Took, Watching, ask, must};
 use crate::common::Server;
-use crate::common::history::{History, Scope, Step};
+use crate::common::history::{Scope, Step};
 use crate::common::proxy::{Line, Proxy, Way};
-use crate::fleet::{Chronicle, Process, close};
+use crate::fleet::{Chronicle, PROCESSES, Process, Seen, keys, orders, successor};
 use crate::now;
 use crate::worker::Orders;
 
-const PROCESSES: usize = 4;
-const KEYS: usize = 16;
+/// The last is longer than anything may take: its end can't be what helped.
+const LEASES: [u64; 4] = [300, 500, 1_000, 10_000];
 
 /// How long faults begin.
 const SPAN: u64 = 1_500;
@@ -29,6 +30,12 @@ const SPAN: u64 = 1_500;
 /// How long a fleet may take to end once all is well: an outage's backoff, a silent connection, leases and
 /// caps on holding, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(40);
+
+/// For how long a quarter of the fleets go on after the last fault: longer than that is felt.
+const CALM: Duration = Duration::from_secs(8);
+
+/// How long a fault waits for a connection to happen to.
+const CONNECTED: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -48,25 +55,25 @@ enum Kind {
     ReadOnly,
 }
 
-const KINDS: [Kind; 18] = [
-    Kind::KillProcess,
-    Kind::KillProcess,
-    Kind::StopProcess,
-    Kind::Cut(None),
-    Kind::Cut(Some(Line::Commands)),
-    Kind::Cut(Some(Line::Subscriber)),
-    Kind::Stall(None),
-    Kind::Stall(Some(Line::Commands)),
-    Kind::Stall(Some(Line::Subscriber)),
-    Kind::RestartServer,
-    Kind::StopServer,
-    Kind::SlowScript,
-    Kind::FlushAll,
-    Kind::FlushScripts,
-    Kind::KillSubscribers,
-    Kind::NoMemory,
-    Kind::Evict,
-    Kind::NoReplicas,
+const KINDS: [(Kind, u32); 18] = [
+    (Kind::KillProcess, 2),
+    (Kind::StopProcess, 1),
+    (Kind::Cut(None), 1),
+    (Kind::Cut(Some(Line::Commands)), 1),
+    (Kind::Cut(Some(Line::Subscriber)), 1),
+    (Kind::Stall(None), 1),
+    (Kind::Stall(Some(Line::Commands)), 1),
+    (Kind::Stall(Some(Line::Subscriber)), 1),
+    (Kind::RestartServer, 1),
+    (Kind::StopServer, 1),
+    (Kind::SlowScript, 1),
+    (Kind::FlushAll, 1),
+    (Kind::FlushScripts, 1),
+    (Kind::KillSubscribers, 1),
+    (Kind::NoMemory, 1),
+    (Kind::Evict, 1),
+    (Kind::NoReplicas, 1),
+    (Kind::ReadOnly, 1),
 ];
 
 /// One of them, when and for how long, in ms.
@@ -81,10 +88,7 @@ struct Planned {
 fn plan(random: &mut StdRng) -> Vec<Planned> {
     let count = random.gen_range(1..=5);
     let draw = |_| {
-        let kind = match random.gen_range(0..=KINDS.len()) {
-            nth if nth < KINDS.len() => KINDS[nth],
-            _ => Kind::ReadOnly,
-        };
+        let (kind, _) = *KINDS.choose_weighted(random, |kind| kind.1).unwrap();
         let longest = match kind {
             // Beyond what a connection may be silent for.
             Kind::Stall(_) => 4_000,
@@ -95,275 +99,307 @@ fn plan(random: &mut StdRng) -> Vec<Planned> {
             kind,
             at: random.gen_range(0..SPAN),
             lasts: random.gen_range(1..longest),
-            process: random.gen_range(0..PROCESSES),
+            process: random.gen_range(0..PROCESSES as usize),
         }
     };
     (0..count).map(draw).collect()
 }
 
 struct Fleet {
-    seed: u64,
     port: u16,
     /// Whether what the server has answered outlives it.
     persistent: bool,
+    /// Whoever sets anything has it until it is set back, and whoever restarts the server, which forgets it.
+    configuration: Mutex<()>,
+    /// Whoever ends or holds up the server; after the configuration, if both.
     server: Mutex<Watched>,
     audit: Audit,
     chronicle: Chronicle,
     slots: Vec<Slot>,
+    dir: TempDir,
 }
 
 struct Watched {
     server: Server,
-    watching: JoinHandle<()>,
+    watching: Watching<u64>,
 }
 
 /// A process and its way to the server.
 struct Slot {
     proxy: Proxy,
+    /// Whoever cuts or stalls it.
+    way: Mutex<()>,
+    process: Mutex<Incarnation>,
+}
+
+struct Incarnation {
     orders: Orders,
-    process: Mutex<Process>,
+    process: Process,
+    /// Those before it, each with when it had ended.
+    before: Vec<(u32, u64)>,
 }
 
 /// Everything follows from the seed, but for what the machine makes of it.
-pub async fn run(seed: u64, resource: &str) -> History {
+pub async fn run(run: &str, seed: u64, resource: &Server) -> Seen {
     let mut random = StdRng::seed_from_u64(seed);
     let persistent = random.gen_bool(0.5);
-    let keys: Vec<String> = (0..KEYS).map(|nth| format!("key-{nth}")).collect();
-    let fleet = Arc::new(start(seed, resource, persistent, keys, &mut random).await);
+    let calm = match seed % 4 {
+        0 => CALM,
+        _ => Duration::ZERO,
+    };
+    let fleet = start(run, resource, persistent, &mut random).await;
     let planned = plan(&mut random);
-    println!("seed {seed}: persistent {persistent}, {planned:?}");
+    println!("{run}: persistent {persistent}, calm {calm:?}, {planned:?}");
 
     let began = Instant::now();
-    let all = planned.into_iter().map(|planned| {
-        let fleet = fleet.clone();
-        async move {
-            sleep_until(began + Duration::from_millis(planned.at)).await;
-            fleet.suffer(planned).await;
-        }
+    let all = planned.into_iter().map(async |planned| {
+        sleep_until(began + Duration::from_millis(planned.at)).await;
+        fleet.suffer(planned).await;
     });
     join_all(all).await;
     sleep_until(began + Duration::from_millis(SPAN)).await;
-    fleet.heal().await;
+    sleep(calm).await;
 
+    fleet.chronicle.finishing();
     let finishing = fleet.slots.iter().map(async |slot| {
-        slot.process.lock().await.finish(PATIENCE).await;
+        slot.process.lock().await.process.finish(PATIENCE).await;
     });
     join_all(finishing).await;
     fleet.audit.catch_up(fleet.port).await;
-    fleet
-        .chronicle
-        .edit(|history| history.audit = fleet.audit.steps());
-    close(&fleet.chronicle)
+    fleet.server.lock().await.watching.abort().await;
+    let steps = fleet.audit.steps();
+    fleet.chronicle.edit(|seen| seen.history.audit = steps);
+    fleet.chronicle.close(resource).await
 }
 
-async fn start(
-    seed: u64,
-    resource: &str,
-    persistent: bool,
-    keys: Vec<String>,
-    random: &mut StdRng,
-) -> Fleet {
+async fn start(run: &str, resource: &Server, persistent: bool, random: &mut StdRng) -> Fleet {
     let log: &[&str] = match persistent {
         true => &["--appendonly", "yes", "--appendfsync", "always"],
         false => &[],
     };
     let args = [log, &["--busy-reply-threshold", "50"]].concat();
-    let server = tokio::task::block_in_place(|| Server::start_with(&args));
+    let server = block_in_place(|| Server::start_with(&args));
     let port = server.port;
-    let audit = Audit::new(&keys);
+    let chronicle = Chronicle::new(run);
+    let audit = Audit::new(&keys(), &chronicle);
     let watching = audit.watch(port).await.unwrap();
-    let chronicle = Chronicle::default();
+    let dir = TempDir::new().unwrap();
     let mut slots = Vec::new();
     for nth in 0..PROCESSES {
         let proxy = Proxy::start(port).await;
-        // The last is longer than anything may take: its end can't be what helped.
-        let lease_ms = [300, 500, 1_000, 10_000][random.gen_range(0..4)];
-        let orders = Orders {
-            url: format!("redis://127.0.0.1:{}", proxy.port),
-            resource: resource.to_owned(),
-            seed,
-            process: nth as u32,
-            label: format!("worker-{nth}"),
-            keys: keys.clone(),
-            lease_ms,
-            retention_ms: lease_ms.min(1_000) * random.gen_range(1..4) / 2,
-            max_attempts: random.gen_range(1..7),
-            max_hold_ms: lease_ms * random.gen_range(1..4),
-            renews: random.gen_bool(0.5),
-            rejoins: random.gen_bool(0.3),
-        };
-        let process = Mutex::new(Process::start(&orders, &chronicle));
-        slots.push(Slot {
-            proxy,
+        let url = format!("redis://127.0.0.1:{}", proxy.port);
+        let orders = orders(run, nth, url, resource, &LEASES, random);
+        let process = Process::start(&orders, &chronicle, dir.path());
+        let process = Incarnation {
             orders,
             process,
+            before: Vec::new(),
+        };
+        slots.push(Slot {
+            proxy,
+            way: Mutex::default(),
+            process: Mutex::new(process),
         });
     }
     Fleet {
-        seed,
         port,
         persistent,
+        configuration: Mutex::default(),
         server: Mutex::new(Watched { server, watching }),
         audit,
         chronicle,
         slots,
+        dir,
     }
 }
 
 impl Fleet {
+    /// Tells of a fault if there was one, and for how long.
     async fn suffer(&self, planned: Planned) {
         let Planned { kind, lasts, .. } = planned;
         let slot = &self.slots[planned.process];
         let lasting = Duration::from_millis(lasts);
-        let from = now();
-        let mut scope = Scope::Server;
-        match kind {
+        let (from, to) = match kind {
             Kind::KillProcess => return self.replace(slot, lasting).await,
             Kind::StopProcess => {
-                let process = slot.process.lock().await;
-                scope = Scope::Process(process.number);
+                let process = &mut slot.process.lock().await.process;
+                let from = now();
                 process.signal(Signal::SIGSTOP);
                 sleep(lasting).await;
                 process.signal(Signal::SIGCONT);
+                let scope = Scope::Process(process.number);
+                return self.chronicle.fault(name(kind), scope, from, now());
             }
-            Kind::Cut(line) => {
-                scope = Scope::Process(slot.process.lock().await.number);
-                slot.interrupt(line, Way::Cut, lasting).await;
-            }
+            Kind::Cut(line) => return self.interrupt(kind, slot, line, Way::Cut, lasting).await,
             Kind::Stall(line) => {
-                scope = Scope::Process(slot.process.lock().await.number);
-                slot.interrupt(line, Way::Stalled, lasting).await;
+                return self
+                    .interrupt(kind, slot, line, Way::Stalled, lasting)
+                    .await;
             }
             Kind::RestartServer => self.restart(lasting / 3).await,
             Kind::StopServer => {
                 let server = self.server.lock().await;
+                let from = now();
                 server.server.signal(Signal::SIGSTOP);
                 sleep(lasting).await;
                 server.server.signal(Signal::SIGCONT);
+                (from, now())
             }
             Kind::SlowScript => self.slow(lasting).await,
             Kind::FlushAll => {
-                let _ = ask(self.port, "FLUSHALL").await;
+                // Not while what the auditor is told of it may be lost with the server.
+                let _configuration = self.configuration.lock().await;
+                let _server = self.server.lock().await;
+                let took = self.must("FLUSHALL", "+OK").await;
+                (took.from, took.to)
             }
-            // Nobody should notice these, so they excuse nothing.
-            Kind::FlushScripts => {
-                let _ = ask(self.port, "SCRIPT FLUSH").await;
-                return;
-            }
+            Kind::FlushScripts => return self.harmless(kind, "SCRIPT FLUSH", "+OK").await,
             Kind::KillSubscribers => {
-                let _ = ask(self.port, "CLIENT KILL TYPE pubsub").await;
-                return;
+                return self.harmless(kind, "CLIENT KILL TYPE pubsub", ":").await;
             }
             Kind::NoMemory => {
-                self.set("maxmemory", "1", "0", lasting).await;
+                let _configuration = self.configuration.lock().await;
+                self.set("maxmemory", "1", "0", lasting).await
             }
             Kind::Evict => {
+                let _configuration = self.configuration.lock().await;
                 self.audit.set_losing(true);
-                let _ = ask(self.port, "CONFIG SET maxmemory-policy allkeys-random").await;
-                self.set("maxmemory", "1", "0", lasting).await;
-                let _ = ask(self.port, "CONFIG SET maxmemory-policy noeviction").await;
+                self.must("CONFIG SET maxmemory-policy allkeys-random", "+OK")
+                    .await;
+                let (from, _) = self.set("maxmemory", "1", "0", lasting).await;
+                let never = "CONFIG SET maxmemory-policy noeviction";
+                let to = self.must(never, "+OK").await.to;
+                // What was written before may have been evicted, so it must be heard before.
+                self.audit.catch_up(self.port).await;
                 self.audit.set_losing(false);
+                (from, to)
             }
             Kind::NoReplicas => {
-                self.set("min-replicas-to-write", "1", "0", lasting).await;
+                let _configuration = self.configuration.lock().await;
+                self.set("min-replicas-to-write", "1", "0", lasting).await
             }
             Kind::ReadOnly => {
-                let _ = ask(self.port, "REPLICAOF 127.0.0.1 1").await;
+                let _configuration = self.configuration.lock().await;
+                let from = self.must("REPLICAOF 127.0.0.1 1", "+OK").await.from;
                 sleep(lasting).await;
-                let _ = ask(self.port, "REPLICAOF NO ONE").await;
+                (from, self.must("REPLICAOF NO ONE", "+OK").await.to)
             }
-        }
-        let name = name(kind);
-        self.chronicle.fault(name, scope, from, now());
+        };
+        self.chronicle.fault(name(kind), Scope::Server, from, to);
     }
 
-    async fn set(&self, option: &str, value: &str, back: &str, lasting: Duration) {
-        let _ = ask(self.port, &format!("CONFIG SET {option} {value}")).await;
+    async fn must(&self, command: &str, begins: &str) -> Took {
+        must(self.port, command, begins).await
+    }
+
+    async fn set(&self, option: &str, value: &str, back: &str, lasting: Duration) -> (u64, u64) {
+        let set = async |value| {
+            self.must(&format!("CONFIG SET {option} {value}"), "+OK")
+                .await
+        };
+        let from = set(value).await.from;
         sleep(lasting).await;
-        let _ = ask(self.port, &format!("CONFIG SET {option} {back}")).await;
+        (from, set(back).await.to)
+    }
+
+    /// What nobody should notice excuses nothing.
+    async fn harmless(&self, kind: Kind, command: &str, begins: &str) {
+        let until = Instant::now() + CONNECTED;
+        // Until there is any subscriber.
+        while self.must(command, begins).await.answer.starts_with(":0") {
+            if Instant::now() > until {
+                return;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.chronicle.edit(|seen| seen.harmless.push(name(kind)));
     }
 
     /// A script that holds up all others, and makes the server say `BUSY`.
-    async fn slow(&self, lasting: Duration) {
-        let mut busy = pin!(ask(self.port, "EVAL \"while true do end\" 0"));
-        sleep(lasting).await;
-        // Until it has begun there is nothing to kill.
-        while timeout(Duration::from_millis(20), &mut busy).await.is_err() {
-            let _ = ask(self.port, "SCRIPT KILL").await;
-        }
-    }
-
-    /// Another in its place, as a supervisor would.
-    async fn replace(&self, slot: &Slot, after: Duration) {
-        let mut process = slot.process.lock().await;
+    async fn slow(&self, lasting: Duration) -> (u64, u64) {
+        let _server = self.server.lock().await;
+        let port = self.port;
         let from = now();
-        process.kill().await;
-        self.chronicle
-            .fault("killed", Scope::Process(process.number), from, u64::MAX);
-        sleep(after).await;
-        let number = process.number + PROCESSES as u32;
-        let orders = Orders {
-            process: number,
-            label: format!("worker-{number}"),
-            ..slot.orders.clone()
-        };
-        *process = Process::start(&orders, &self.chronicle);
+        let endless = async move { ask(port, "EVAL \"while true do end\" 0").await };
+        let busy = AbortOnDropHandle::new(tokio::spawn(endless));
+        self.must("PING", "-BUSY").await;
+        sleep(lasting).await;
+        self.must("SCRIPT KILL", "+OK").await;
+        let said = busy.await.unwrap().unwrap();
+        assert!(said.starts_with("-ERR"), "{said}");
+        (from, now())
     }
 
-    async fn restart(&self, after: Duration) {
-        let mut watched = self.server.lock().await;
-        watched.server.kill();
-        let _ = (&mut watched.watching).await;
-        sleep(after).await;
-        self.audit.all(|at| match self.persistent {
-            true => Step::Unwatched { from: at, to: at },
-            false => Step::Forgot { at },
-        });
-        tokio::task::block_in_place(|| watched.server.restart());
-        watched.watching = loop {
-            // A slow script may be before it.
-            match self.audit.watch(self.port).await {
-                Ok(watching) => break watching,
-                Err(_) => sleep(Duration::from_millis(5)).await,
+    /// Cuts or stalls the way of a process, and of whoever takes its place meanwhile.
+    async fn interrupt(
+        &self,
+        kind: Kind,
+        slot: &Slot,
+        line: Option<Line>,
+        way: Way,
+        lasting: Duration,
+    ) {
+        let _way = slot.way.lock().await;
+        let until = Instant::now() + CONNECTED;
+        while slot.proxy.connections(line.unwrap_or(Line::Commands)) == 0 {
+            if Instant::now() > until {
+                return;
             }
-        };
-        // What was done before it was watched again.
-        self.audit.look(self.port).await;
-        self.audit.all(|at| match self.persistent {
-            true => Step::Unwatched { from: at, to: at },
-            false => Step::Forgot { at },
-        });
-    }
-
-    /// Whatever was set while something else happened is as it was.
-    async fn heal(&self) {
-        for command in [
-            "CONFIG SET maxmemory 0",
-            "CONFIG SET maxmemory-policy noeviction",
-            "CONFIG SET min-replicas-to-write 0",
-            "REPLICAOF NO ONE",
-        ] {
-            let answer = ask(self.port, command).await.unwrap();
-            assert!(
-                answer.starts_with("+OK"),
-                "seed {}: {command}: {answer}",
-                self.seed
-            );
+            sleep(Duration::from_millis(1)).await;
         }
-    }
-}
-
-impl Slot {
-    async fn interrupt(&self, line: Option<Line>, way: Way, lasting: Duration) {
+        let from = now();
         for way in [way, Way::Open] {
             match line {
-                Some(line) => self.proxy.set_line(line, way),
-                None => self.proxy.set(way),
+                Some(line) => slot.proxy.set_line(line, way),
+                None => slot.proxy.set(way),
             }
             if way != Way::Open {
                 sleep(lasting).await;
             }
         }
+        let to = now();
+        let process = slot.process.lock().await;
+        let before = process.before.iter().filter(|(_, ended)| *ended >= from);
+        let now = process.process.number;
+        for number in before.map(|(number, _)| *number).chain([now]) {
+            let scope = Scope::Process(number);
+            self.chronicle.fault(name(kind), scope, from, to);
+        }
+    }
+
+    /// Another in its place, as a supervisor would.
+    async fn replace(&self, slot: &Slot, after: Duration) {
+        let slot = &mut *slot.process.lock().await;
+        let (from, number) = (now(), slot.process.number);
+        slot.process.kill().await;
+        slot.before.push((number, now()));
+        let scope = Scope::Process(number);
+        let killed = name(Kind::KillProcess);
+        self.chronicle.fault(killed, scope, from, u64::MAX);
+        sleep(after).await;
+        slot.orders = successor(&slot.orders);
+        slot.process = Process::start(&slot.orders, &self.chronicle, self.dir.path());
+    }
+
+    async fn restart(&self, after: Duration) -> (u64, u64) {
+        let _configuration = self.configuration.lock().await;
+        let mut watched = self.server.lock().await;
+        let killed = now();
+        watched.server.kill();
+        // What it has done after this was the last that it did not say.
+        let from = watched.watching.end().await.unwrap_or(killed);
+        let unwatched = |to| Step::Unwatched { from, to };
+        self.audit.all(unwatched);
+        if !self.persistent {
+            self.audit.all(|at| Step::Forgot { at });
+        }
+        sleep(after).await;
+        block_in_place(|| watched.server.restart());
+        watched.watching = self.audit.watch(self.port).await.unwrap();
+        // What was done before it was watched again.
+        self.audit.look(self.port).await;
+        self.audit.all(unwatched);
+        (killed, now())
     }
 }
 

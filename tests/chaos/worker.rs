@@ -19,7 +19,6 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use redis_locking_worker::{Error, LockEvent, LockingWorker, SettleError, WorkGuard};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncBufReadExt;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +27,8 @@ use crate::now;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orders {
+    /// Unique on the resource.
+    pub run: String,
     pub url: String,
     /// A server without faults, which keeps what the work writes.
     pub resource: String,
@@ -59,9 +60,9 @@ const WRITE: &str = "
     redis.call('RPUSH', KEYS[1], ARGV[1])
     return 1";
 
-/// Where a key's writes are kept.
-pub fn written(seed: u64, key: &str) -> String {
-    format!("{seed}:{key}")
+/// Where a run's writes for a key are kept.
+pub fn written(run: &str, key: &str) -> String {
+    format!("{run}:{key}")
 }
 
 struct Process {
@@ -73,6 +74,12 @@ struct Process {
 }
 
 pub async fn run(orders: Orders) {
+    // Whoever takes part would go missing otherwise. The work's own panics come without this.
+    let says = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        says(panic);
+        std::process::abort();
+    }));
     let lease = Duration::from_millis(orders.lease_ms);
     let mut builder = LockingWorker::builder(&orders.keys[0])
         .url(&orders.url)
@@ -86,10 +93,13 @@ pub async fn run(orders: Orders) {
         builder = builder.renew();
     }
     let finish = CancellationToken::new();
-    tokio::spawn(told_to_finish(finish.clone()));
+    let told = finish.clone();
+    std::thread::spawn(move || told_to_finish(&told));
     let worker = loop {
+        let is_well = finish.is_cancelled();
         match builder.clone().build().await {
             Ok(worker) => break worker,
+            Err(error) if is_well => panic!("cannot take part though all is well: {error}"),
             // The server is out of reach, which this fleet is about.
             Err(error) => eprintln!("{}: {error}", orders.label),
         }
@@ -116,11 +126,12 @@ pub async fn run(orders: Orders) {
     worker.close().await;
 }
 
-/// A line on standard input, or its end.
-async fn told_to_finish(finish: CancellationToken) {
-    let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    let _ = lines.next_line().await;
-    finish.cancel();
+/// A line on standard input; with its end the fleet has gone.
+fn told_to_finish(finish: &CancellationToken) {
+    for _ in std::io::stdin().lines().map_while(Result::ok) {
+        finish.cancel();
+    }
+    std::process::exit(1);
 }
 
 struct Stream {
@@ -156,7 +167,8 @@ async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) 
     let mut hasher = DefaultHasher::new();
     (orders.seed, orders.process, &key).hash(&mut hasher);
     let mut random = StdRng::seed_from_u64(hasher.finish());
-    while !process.finish.is_cancelled() {
+    // At least once.
+    loop {
         let nth = u64::from(orders.process) << 32 | process.streams.fetch_add(1, Ordering::Relaxed);
         let stream = Stream {
             process: process.clone(),
@@ -164,6 +176,9 @@ async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) 
             nth,
         };
         participate_once(&stream, &worker, &mut random).await;
+        if process.finish.is_cancelled() {
+            return;
+        }
         let pause = random.gen_range(0..orders.span());
         let _ =
             tokio::time::timeout(Duration::from_millis(pause), process.finish.cancelled()).await;
@@ -244,10 +259,12 @@ enum Plan {
     Drop,
     Panic,
     Checkpoint,
+    /// Asks for a longer lease, and is done.
+    Extend,
     Forget,
 }
 
-const PLANS: [(Plan, u32); 11] = [
+const PLANS: [(Plan, u32); 12] = [
     (Plan::Done, 30),
     (Plan::DoneUnheard, 5),
     (Plan::Late, 5),
@@ -258,6 +275,7 @@ const PLANS: [(Plan, u32); 11] = [
     (Plan::Drop, 15),
     (Plan::Panic, 4),
     (Plan::Checkpoint, 8),
+    (Plan::Extend, 6),
     (Plan::Forget, 3),
 ];
 
@@ -289,13 +307,19 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
             let _ = guard.checkpoint(fence.to_string()).await;
             look(stream, &guard).await;
         }
+        Plan::Extend => {
+            let longer = stream.process.orders.lease_ms + random.gen_range(0..lease);
+            // It may be more than the cap leaves.
+            let _ = guard.extend(Duration::from_millis(longer)).await;
+            look(stream, &guard).await;
+        }
         _ => {}
     }
     write(stream, &guard).await;
     let end = |how| stream.tell(What::Ending { fence, how });
     let result = fence.to_string().into_bytes();
     let settled = match plan {
-        Plan::Done | Plan::Late | Plan::Long => {
+        Plan::Done | Plan::Late | Plan::Long | Plan::Extend => {
             end(How::Done(result.clone()));
             guard.done_with(result).await
         }
@@ -362,7 +386,7 @@ async fn look(stream: &Stream, guard: &WorkGuard) {
 /// Whoever believes to be the holder writes, valid or not: the fence is what counts.
 async fn write(stream: &Stream, guard: &WorkGuard) {
     let fence = guard.fencing_token();
-    let keys = vec![written(stream.process.orders.seed, &stream.key)];
+    let keys = vec![written(&stream.process.orders.run, &stream.key)];
     let args = vec![fence.to_string()];
     let accepted: bool = stream
         .process

@@ -29,6 +29,41 @@ pub enum Line {
 pub struct Proxy {
     pub port: u16,
     ways: [watch::Sender<Way>; 2],
+    counts: Counts,
+}
+
+/// How many connections there are of each line.
+type Counts = Arc<[AtomicUsize; 2]>;
+
+/// Counted for as long as it lives.
+struct Connection {
+    line: AtomicUsize,
+    counts: Counts,
+}
+
+impl Connection {
+    fn new(counts: Counts) -> Self {
+        counts[Line::Commands as usize].fetch_add(1, Ordering::Relaxed);
+        let line = AtomicUsize::new(Line::Commands as usize);
+        Self { line, counts }
+    }
+
+    fn line(&self) -> usize {
+        self.line.load(Ordering::Relaxed)
+    }
+
+    fn subscribes(&self) {
+        let line = Line::Subscriber as usize;
+        let before = self.line.swap(line, Ordering::Relaxed);
+        self.counts[line].fetch_add(1, Ordering::Relaxed);
+        self.counts[before].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.counts[self.line()].fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 type Ways = [watch::Receiver<Way>; 2];
@@ -40,6 +75,8 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let ways = [watch::Sender::new(Way::Open), watch::Sender::new(Way::Open)];
         let watched: Ways = ways.each_ref().map(|way| way.subscribe());
+        let counts = Counts::default();
+        let counted = counts.clone();
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
@@ -52,14 +89,19 @@ impl Proxy {
                 };
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
-                let line = Arc::new(AtomicUsize::new(Line::Commands as usize));
-                let asks = carry(from_client, to_server, watched.clone(), line.clone());
-                let answers = carry(from_server, to_client, watched.clone(), line);
+                let connection = Arc::new(Connection::new(counted.clone()));
+                let asks = carry(from_client, to_server, watched.clone(), connection.clone());
+                let answers = carry(from_server, to_client, watched.clone(), connection);
                 tokio::spawn(asks);
                 tokio::spawn(answers);
             }
         });
-        Self { port, ways }
+        Self { port, ways, counts }
+    }
+
+    /// How many connections there are of a line.
+    pub fn connections(&self, line: Line) -> usize {
+        self.counts[line as usize].load(Ordering::Relaxed)
     }
 
     pub fn set(&self, way: Way) {
@@ -73,31 +115,40 @@ impl Proxy {
     }
 }
 
+const SUBSCRIBES: &[u8] = b"SSUBSCRIBE";
+
 /// Dropping both halves of both directions closes the connections.
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut ways: Ways,
-    line: Arc<AtomicUsize>,
+    connection: Arc<Connection>,
 ) {
-    let mut bytes = [0; 16 << 10];
+    // In front is the end of what was read before: a word may come in two pieces.
+    const BEFORE: usize = SUBSCRIBES.len() - 1;
+    let mut bytes = [0; BEFORE + (16 << 10)];
     loop {
-        let way = &mut ways[line.load(Ordering::Relaxed)];
+        let way = &mut ways[connection.line()];
         let read = tokio::select! {
-            read = from.read(&mut bytes) => read,
+            read = from.read(&mut bytes[BEFORE..]) => read,
             _ = way.wait_for(|way| *way == Way::Cut) => return,
         };
         let Ok(count @ 1..) = read else { return };
-        if bytes[..count].windows(10).any(|word| word == b"SSUBSCRIBE") {
-            line.store(Line::Subscriber as usize, Ordering::Relaxed);
+        let seen = &bytes[..BEFORE + count];
+        if seen
+            .windows(SUBSCRIBES.len())
+            .any(|word| word == SUBSCRIBES)
+        {
+            connection.subscribes();
         }
-        let way = &mut ways[line.load(Ordering::Relaxed)];
+        let way = &mut ways[connection.line()];
         let passed = way.wait_for(|way| *way != Way::Stalled).await;
         let Ok(passed) = passed.map(|way| *way) else {
             return;
         };
-        if passed == Way::Cut || to.write_all(&bytes[..count]).await.is_err() {
+        if passed == Way::Cut || to.write_all(&seen[BEFORE..]).await.is_err() {
             return;
         }
+        bytes.copy_within(count..count + BEFORE, 0);
     }
 }
