@@ -101,6 +101,34 @@ async fn without_its_replica_a_completion_is_unknown_and_told_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_completion_whose_replicas_may_not_be_waited_for_is_unknown_and_a_failure_is_not() {
+    let (master, _replica) = pair().await;
+    let worker = durable(&master, "a").build().await.unwrap();
+    let other = master.builder("job").build().await.unwrap();
+    let (_first, guard, mut second) = common::race(&worker, &other).await;
+    let failing = worker.with_key("failing").unwrap();
+    let failing = acquired(&mut failing.acquire()).await;
+    let client = master.client().await;
+    command(&client, [b"ACL", b"SETUSER", b"default", b"-wait"]).await;
+    match guard.done_with("result").await {
+        Err(SettleError::Unknown {
+            source: Error::Refused { .. },
+            ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    match end(&mut second).await {
+        LockEvent::Completed(completed) => assert_eq!(completed.result, "result"),
+        other => panic!("{other:?}"),
+    }
+    command(&client, [b"ACL", b"SETUSER", b"default", b"-evalsha"]).await;
+    match failing.fail("no luck").await {
+        Err(SettleError::Refused(Error::Refused { .. })) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn without_its_replica_a_renewal_does_not_count() {
     let (master, replica) = pair().await;
     let builder = durable(&master, "a").lock_timeout(Duration::from_millis(600));

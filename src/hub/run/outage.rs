@@ -6,12 +6,12 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::grants::failed;
+use super::grants::{Settling, failed};
 use super::{Call, Purpose, Run, Stage, Update, withdrawal};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
-use crate::store::GRAIN;
 use crate::store::record::Token;
+use crate::store::{GRAIN, Op, Outcome};
 
 /// Waits between tries while the server does not serve: doubling, jittered.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -74,12 +74,12 @@ impl Run {
                     Some(withdrawal(token, &terms, ticket, now))
                 }
             }
-            Purpose::Settle(settling) if fatal => {
+            Purpose::Settle(settling) if fatal && !is_waited_for(&op, &settling) => {
                 let update = Update::Error(error.clone());
                 self.end(settling, Err(SettleError::Refused(error.clone())), update);
                 None
             }
-            Purpose::Settle(settling) if now >= settling.give_up || unproven => {
+            Purpose::Settle(settling) if fatal || unproven || now >= settling.give_up => {
                 let unknown = SettleError::Unknown {
                     waited: now - settling.began,
                     source: error.clone(),
@@ -216,6 +216,12 @@ impl Run {
             self.send(call);
         }
     }
+}
+
+/// Whether it may have been carried out before the server refused to wait for the replicas.
+fn is_waited_for(op: &Op, settling: &Settling) -> bool {
+    let is_done = matches!(op, Op::Settle { outcome, .. } if matches!(outcome, Outcome::Done(_)));
+    is_done && settling.lease.terms.replicated
 }
 
 pub(super) fn next_delay(delay: Duration) -> Duration {
