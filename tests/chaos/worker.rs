@@ -17,7 +17,7 @@ use futures::StreamExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use redis_locking_worker::{Error, LockEvent, LockingWorker, SettleError, WorkGuard};
+use redis_locking_worker::{Error, LockEvent, LockingWorker, OnceError, SettleError, WorkGuard};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -175,7 +175,10 @@ async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) 
             key: key.clone(),
             nth,
         };
-        participate_once(&stream, &worker, &mut random).await;
+        match random.gen_bool(0.15) {
+            true => once(&stream, &worker, &mut random).await,
+            false => follow(&stream, &worker, &mut random).await,
+        }
         if process.finish.is_cancelled() {
             return;
         }
@@ -185,17 +188,94 @@ async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) 
     }
 }
 
-async fn participate_once(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
+/// How long a stream waits for its end.
+fn patience(stream: &Stream, random: &mut StdRng) -> Duration {
+    let longest = 2 * stream.process.orders.span();
+    match random.gen_bool(0.15) {
+        true => Duration::from_millis(random.gen_range(0..longest)),
+        false => Duration::MAX,
+    }
+}
+
+/// By `once`, which tells its caller only the end.
+async fn once(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
+    stream.tell(What::Joined { rejoins: true });
+    let leaves = sleep(patience(stream, random));
+    let mut turns = StdRng::seed_from_u64(random.r#gen());
+    let mut once = Box::pin(worker.once(|guard| turn(stream, guard, turns.r#gen())));
+    let ended = tokio::select! {
+        ended = &mut once => ended,
+        () = leaves => {
+            stream.tell(What::Left);
+            drop(once);
+            return;
+        }
+    };
+    stream.tell(match ended {
+        Ok(result) => {
+            let text = std::str::from_utf8(&result).unwrap();
+            let mut words = text.split(' ').skip(1);
+            let attempt = words.next().unwrap().parse().unwrap();
+            let holder = words.next().unwrap().to_owned();
+            let result = result.to_vec();
+            What::Completed {
+                holder,
+                attempt,
+                result,
+            }
+        }
+        Err(OnceError::GaveUp(_)) => What::MaxAttempts,
+        Err(error) => What::Fatal(error.to_string()),
+    });
+    stream.tell(What::End);
+}
+
+/// A turn that `once` gives to its work, and may end half-way.
+async fn turn(stream: &Stream, guard: Arc<WorkGuard>, seed: u64) -> Result<Vec<u8>, &'static str> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let fence = guard.fencing_token();
+    stream.tell(What::Acquired {
+        fence,
+        attempt: guard.attempt(),
+    });
+    let mut turn = Turn {
+        stream,
+        fence,
+        how: How::Dropped,
+    };
+    labor(stream, &guard, &mut random).await;
+    write(stream, &guard).await;
+    if !stream.process.finish.is_cancelled() && random.gen_bool(0.3) {
+        turn.how = How::Failed;
+        return Err("it did not work");
+    }
+    let result = result(stream, &guard);
+    turn.how = How::Done(result.clone());
+    Ok(result)
+}
+
+/// Tells how it ends.
+struct Turn<'a> {
+    stream: &'a Stream,
+    fence: u64,
+    how: How,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let (fence, how) = (self.fence, self.how.clone());
+        self.stream.tell(What::Ending { fence, how });
+    }
+}
+
+/// By the events themselves.
+async fn follow(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
     let orders = &stream.process.orders;
     stream.tell(What::Joined {
         rejoins: orders.rejoins,
     });
     let mut events = worker.acquire();
-    let patience = match random.gen_bool(0.15) {
-        true => Duration::from_millis(random.gen_range(0..2 * orders.span())),
-        false => Duration::MAX,
-    };
-    let mut leaves = pin!(sleep(patience));
+    let mut leaves = pin!(sleep(patience(stream, random)));
     loop {
         let event = tokio::select! {
             event = events.next() => event,
@@ -287,12 +367,7 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
         true => PLANS[0],
         false => *PLANS.choose_weighted(random, |plan| plan.1).unwrap(),
     };
-    for _ in 0..random.gen_range(0..4) {
-        look(stream, &guard).await;
-        write(stream, &guard).await;
-        sleep(Duration::from_millis(random.gen_range(0..lease / 10))).await;
-    }
-    look(stream, &guard).await;
+    labor(stream, &guard, random).await;
     match plan {
         Plan::Late => {
             let _ = tokio::time::timeout(Duration::from_millis(4 * lease), guard.lost()).await;
@@ -317,7 +392,7 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
     }
     write(stream, &guard).await;
     let end = |how| stream.tell(What::Ending { fence, how });
-    let result = fence.to_string().into_bytes();
+    let result = result(stream, &guard);
     let settled = match plan {
         Plan::Done | Plan::Late | Plan::Long | Plan::Extend => {
             end(How::Done(result.clone()));
@@ -371,6 +446,23 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
         Err(_) => Answer::Unknown,
     };
     stream.tell(What::Ended { fence, answer });
+}
+
+async fn labor(stream: &Stream, guard: &WorkGuard, random: &mut StdRng) {
+    let longest = stream.process.orders.span() / 10;
+    for _ in 0..random.gen_range(0..4) {
+        look(stream, guard).await;
+        write(stream, guard).await;
+        sleep(Duration::from_millis(random.gen_range(0..longest))).await;
+    }
+    look(stream, guard).await;
+}
+
+/// Says whose it is.
+fn result(stream: &Stream, guard: &WorkGuard) -> Vec<u8> {
+    let (fence, attempt) = (guard.fencing_token(), guard.attempt());
+    let holder = &stream.process.orders.label;
+    format!("{fence} {attempt} {holder}").into_bytes()
 }
 
 /// Whether it is valid, no earlier than said.
