@@ -60,3 +60,34 @@ fn chain(error: &dyn std::error::Error) -> String {
         None => error.to_string(),
     }
 }
+
+/// The tests that docs/reliability.md names are there, in the files that it names.
+#[test]
+fn the_catalogue_names_tests_that_there_are() {
+    let rows = include_str!("../docs/reliability.md")
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("`: `"));
+    let mut named = 0;
+    for row in rows {
+        let mut source = String::new();
+        for word in row.split('`').skip(1).step_by(2) {
+            let files = ["tests", "src"].map(|root| format!("{root}/{word}.rs"));
+            match files
+                .iter()
+                .find_map(|file| std::fs::read_to_string(file).ok())
+            {
+                Some(text) => source = text,
+                None if word.matches('_').count() > 2 => {
+                    named += 1;
+                    let there = [format!("fn {word}("), format!("\"{word}\"")];
+                    assert!(
+                        there.iter().any(|text| source.contains(text)),
+                        "{word} is not in its file"
+                    );
+                }
+                None => {}
+            }
+        }
+    }
+    assert!(named > 60, "only {named}");
+}
