@@ -35,7 +35,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use common::Server;
 use common::history::{Answer, How, Verdict, What, check, grants};
-use fleet::Seen;
+use fleet::{Chronicle, Seen};
 use futures::{FutureExt, StreamExt};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -91,9 +91,10 @@ async fn chaos() -> Result<(), String> {
     let began = Instant::now();
     let all = (first..first + runs).map(|seed| {
         let again = format!("CHAOS_SEED={seed} CHAOS_RUNS=1 cargo test --test chaos {FLEETS}");
-        let (run, resource) = (format!("fleet-{seed}"), &resource);
-        (run.clone(), again, async move {
-            faults::run(&run, seed, resource).await
+        let chronicle = Chronicle::new(&format!("fleet-{seed}"));
+        let (resource, seen) = (&resource, chronicle.clone());
+        (seen, again, async move {
+            faults::run(&chronicle, seed, resource).await
         })
     });
     let mut judged = judge(all, number("CHAOS_PARALLEL", 4)).await;
@@ -123,9 +124,10 @@ async fn failovers(test: &str, kinds: &[failover::Kind]) -> Result<(), String> {
             let again = format!(
                 "CHAOS_KIND={name} CHAOS_SEED={seed} CHAOS_FAILOVERS=1 cargo test --test chaos {test}"
             );
-            let (run, resource, measured) = (format!("{name}-{seed}"), &resource, &measured);
-            (run.clone(), again, async move {
-                let (seen, figures) = failover::run(&run, *kind, seed, resource).await;
+            let chronicle = Chronicle::new(&format!("{name}-{seed}"));
+            let (resource, measured, seen) = (&resource, &measured, chronicle.clone());
+            (seen, again, async move {
+                let (seen, figures) = failover::run(&chronicle, *kind, seed, resource).await;
                 measured.lock().unwrap().push(figures);
                 seen
             })
@@ -154,27 +156,30 @@ struct Judged {
     failures: Vec<String>,
 }
 
-/// Lets fleets run to their ends, so many at a time, whatever comes of the others: each with its name, and how
-/// to have it again.
+/// Lets fleets run to their ends, so many at a time, whatever comes of the others: each with what is known of
+/// it, and how to have it again.
 async fn judge(
-    all: impl Iterator<Item = (String, String, impl Future<Output = Seen>)>,
+    all: impl Iterator<Item = (Chronicle, String, impl Future<Output = Seen>)>,
     parallel: u64,
 ) -> Judged {
-    let all = all.map(async |(run, again, fleet)| {
-        (run, again, AssertUnwindSafe(fleet).catch_unwind().await)
+    let all = all.map(async |(chronicle, again, fleet)| {
+        let seen = AssertUnwindSafe(fleet).catch_unwind().await;
+        let seen = seen.unwrap_or_else(|panic| {
+            chronicle.error(text(&*panic));
+            chronicle.edit(std::mem::take)
+        });
+        (chronicle.run, again, seen)
     });
     let mut all = futures::stream::iter(all).buffer_unordered(parallel as usize);
     let mut judged = Judged::default();
     while let Some((run, again, seen)) = all.next().await {
-        let report = match &seen {
-            Ok(seen) => {
-                let verdict = check(&seen.history);
-                judged.totals.count(seen, &verdict);
-                report(&run, seen, &verdict)
-            }
-            Err(panic) => Some(format!("  {}\n", text(&**panic))),
+        // What came to no end is not to be judged.
+        let verdict = match seen.history.ended {
+            0 => Verdict::default(),
+            _ => check(&seen.history),
         };
-        if let Some(report) = report {
+        judged.totals.count(&seen, &verdict);
+        if let Some(report) = report(&run, &seen, &verdict) {
             let report = format!("{run} ({again}):\n{report}");
             println!("{report}");
             judged.failures.push(report);

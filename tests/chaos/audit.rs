@@ -95,10 +95,16 @@ impl Audit {
                 if read.is_err() || !line.ends_with(b"\n") {
                     return last;
                 }
-                last = said_at(&line).unwrap_or(last);
-                if let Err(error) = audit.line(port, &line) {
+                let heard = match said_at(&line) {
+                    Some(at) => {
+                        last = at;
+                        audit.line(port, at, &line)
+                    }
+                    None => Err("no time".to_owned()),
+                };
+                if let Err(error) = heard {
                     let line = String::from_utf8_lossy(&line);
-                    audit.chronicle.error(format_args!("{error} in {line}"));
+                    audit.chronicle.error(format_args!("{error} in {line:?}"));
                 }
             }
         }))
@@ -130,7 +136,7 @@ impl Audit {
         }
     }
 
-    fn line(&self, port: u16, line: &[u8]) -> Result<(), String> {
+    fn line(&self, port: u16, at: u64, line: &[u8]) -> Result<(), String> {
         let mut words = words(line);
         let command = words.first().map(|word| word.to_ascii_uppercase());
         // A replica repeats what its master did, but no script.
@@ -145,10 +151,7 @@ impl Audit {
                 let frame = Frame::decode(&text.into()).map_err(|error| format!("{error:?}"))?;
                 self.keep(port, key.ok_or("no line's name")?, frame)?;
             }
-            Some(b"FLUSHALL") => {
-                let said = said_at(line).ok_or("no time")?;
-                self.all(|_| Step::Forgot { at: said });
-            }
+            Some(b"FLUSHALL") => self.all(|_| Step::Forgot { at }),
             Some(b"ECHO") => {
                 let mark = words.get(1).and_then(|mark| std::str::from_utf8(mark).ok());
                 let mark = mark.and_then(|mark| mark.parse().ok()).ok_or("no mark")?;
@@ -254,10 +257,10 @@ impl Audit {
                 }
                 sleep(Duration::from_millis(1)).await;
             }
-            assert!(
-                Instant::now() < until,
-                "the monitor of port {port} is not alive"
-            );
+            if Instant::now() > until {
+                let dead = format_args!("the audit of port {port} is not alive");
+                return self.chronicle.error(dead);
+            }
         }
     }
 
@@ -314,12 +317,16 @@ pub async fn must(port: u16, command: &str, begins: &str) -> Took {
 
 /// When the server says that it was, in µs.
 fn said_at(line: &[u8]) -> Option<u64> {
-    let line = std::str::from_utf8(line.get(..17)?).ok()?;
+    let line = std::str::from_utf8(line.strip_prefix(b"+")?.get(..17)?).ok()?;
     let (seconds, micros) = line.split_once('.')?;
-    format!("{seconds}{micros}").parse().ok()
+    let micros = format!("{seconds}{micros}");
+    Some(micros)
+        .filter(|micros| micros.len() == 16)?
+        .parse()
+        .ok()
 }
 
-/// `1700000000.000000 [0 lua] "SET" "k" "a\nb"`, less what is in front.
+/// `+1700000000.000000 [0 lua] "SET" "k" "a\nb"`, less what is in front.
 fn words(line: &[u8]) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
     let mut word: Option<Vec<u8>> = None;

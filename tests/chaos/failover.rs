@@ -130,12 +130,17 @@ async fn is_master(port: u16) -> bool {
         .is_ok_and(|role| role.contains("master"))
 }
 
-pub async fn run(run: &str, kind: Kind, seed: u64, resource: &Server) -> (Seen, Measured) {
+pub async fn run(
+    chronicle: &Chronicle,
+    kind: Kind,
+    seed: u64,
+    resource: &Server,
+) -> (Seen, Measured) {
+    let run = &*chronicle.run;
     let mut random = StdRng::seed_from_u64(seed);
     let mut servers = Servers::start(kind).await;
     let old = servers.nodes()[0].port;
-    let chronicle = Chronicle::new(run);
-    let audit = Audit::new(&keys(), &chronicle);
+    let audit = Audit::new(&keys(), chronicle);
     let mut watching = Vec::new();
     for node in servers.nodes().iter() {
         watching.push(audit.keep_watching(node.port).await);
@@ -144,7 +149,7 @@ pub async fn run(run: &str, kind: Kind, seed: u64, resource: &Server) -> (Seen, 
     let mut processes = Vec::new();
     for process in 0..PROCESSES {
         let orders = orders(run, process, servers.url(), resource, &LEASES, &mut random);
-        processes.push(Process::start(&orders, &chronicle, dir.path()));
+        processes.push(Process::start(&orders, chronicle, dir.path()));
     }
     until(async || audit.last_write(old).is_some()).await;
     sleep(Duration::from_millis(random.gen_range(300..1_500))).await;

@@ -140,15 +140,16 @@ struct Incarnation {
 }
 
 /// Everything follows from the seed, but for what the machine makes of it.
-pub async fn run(run: &str, seed: u64, resource: &Server) -> Seen {
+pub async fn run(chronicle: &Chronicle, seed: u64, resource: &Server) -> Seen {
     let mut random = StdRng::seed_from_u64(seed);
     let persistent = random.gen_bool(0.5);
     let calm = match seed % 4 {
         0 => CALM,
         _ => Duration::ZERO,
     };
-    let fleet = start(run, resource, persistent, &mut random).await;
+    let fleet = start(chronicle, resource, persistent, &mut random).await;
     let planned = plan(&mut random);
+    let run = &chronicle.run;
     println!("{run}: persistent {persistent}, calm {calm:?}, {planned:?}");
 
     let began = Instant::now();
@@ -160,7 +161,7 @@ pub async fn run(run: &str, seed: u64, resource: &Server) -> Seen {
     sleep_until(began + Duration::from_millis(SPAN)).await;
     sleep(calm).await;
 
-    fleet.chronicle.finishing();
+    chronicle.finishing();
     let finishing = fleet.slots.iter().map(async |slot| {
         slot.process.lock().await.process.finish(PATIENCE).await;
     });
@@ -168,11 +169,16 @@ pub async fn run(run: &str, seed: u64, resource: &Server) -> Seen {
     fleet.audit.catch_up(fleet.port).await;
     fleet.server.lock().await.watching.abort().await;
     let steps = fleet.audit.steps();
-    fleet.chronicle.edit(|seen| seen.history.audit = steps);
-    fleet.chronicle.close(resource).await
+    chronicle.edit(|seen| seen.history.audit = steps);
+    chronicle.close(resource).await
 }
 
-async fn start(run: &str, resource: &Server, persistent: bool, random: &mut StdRng) -> Fleet {
+async fn start(
+    chronicle: &Chronicle,
+    resource: &Server,
+    persistent: bool,
+    random: &mut StdRng,
+) -> Fleet {
     let log: &[&str] = match persistent {
         true => &["--appendonly", "yes", "--appendfsync", "always"],
         false => &[],
@@ -180,16 +186,15 @@ async fn start(run: &str, resource: &Server, persistent: bool, random: &mut StdR
     let args = [log, &["--busy-reply-threshold", "50"]].concat();
     let server = block_in_place(|| Server::start_with(&args));
     let port = server.port;
-    let chronicle = Chronicle::new(run);
-    let audit = Audit::new(&keys(), &chronicle);
+    let audit = Audit::new(&keys(), chronicle);
     let watching = audit.watch(port).await.unwrap();
     let dir = TempDir::new().unwrap();
     let mut slots = Vec::new();
     for nth in 0..PROCESSES {
         let proxy = Proxy::start(port).await;
         let url = format!("redis://127.0.0.1:{}", proxy.port);
-        let orders = orders(run, nth, url, resource, &LEASES, random);
-        let process = Process::start(&orders, &chronicle, dir.path());
+        let orders = orders(&chronicle.run, nth, url, resource, &LEASES, random);
+        let process = Process::start(&orders, chronicle, dir.path());
         let process = Incarnation {
             orders,
             process,
@@ -207,7 +212,7 @@ async fn start(run: &str, resource: &Server, persistent: bool, random: &mut StdR
         configuration: Mutex::default(),
         server: Mutex::new(Watched { server, watching }),
         audit,
-        chronicle,
+        chronicle: chronicle.clone(),
         slots,
         dir,
     }

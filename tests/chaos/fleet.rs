@@ -177,6 +177,8 @@ impl Process {
         let errors = dir.join(&orders.label);
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--worker", &serde_json::to_string(orders).unwrap()])
+            // What it panics with comes last.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).unwrap())

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,7 @@ pub struct Proxy {
     pub port: u16,
     ways: [watch::Sender<Way>; 2],
     counts: Counts,
+    _accepting: AbortOnDropHandle<()>,
 }
 
 /// How many connections there are of each line.
@@ -69,7 +71,7 @@ impl Drop for Connection {
 type Ways = [watch::Receiver<Way>; 2];
 
 impl Proxy {
-    /// Begins on a free port of 127.0.0.1; its tasks end with the runtime.
+    /// Begins on a free port of 127.0.0.1; connections outlive it.
     pub async fn start(server: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -77,7 +79,7 @@ impl Proxy {
         let watched: Ways = ways.each_ref().map(|way| way.subscribe());
         let counts = Counts::default();
         let counted = counts.clone();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 // It may be either of the two that comes back.
@@ -96,7 +98,12 @@ impl Proxy {
                 tokio::spawn(answers);
             }
         });
-        Self { port, ways, counts }
+        Self {
+            port,
+            ways,
+            counts,
+            _accepting: AbortOnDropHandle::new(accepting),
+        }
     }
 
     /// How many connections there are of a line.
