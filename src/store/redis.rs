@@ -23,7 +23,7 @@ use fred::types::config::{Config, Options};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
 use futures::future::{join_all, try_join_all};
-use futures::stream::select_all;
+use futures::stream::{self, select_all};
 use futures::{Stream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
 
@@ -32,11 +32,11 @@ use super::record::{Frame, loss};
 use super::{Guarded, Heard, Lane, Op, Outcome, Reply, Store};
 use crate::error::{Error, FencedError};
 use batch::{Batch, batches, decode, names};
-use connection::{client, establish, quit};
+use connection::{Connection, client};
 pub use replication::Replicas;
 use replication::Replication;
 use scripts::{Script, Scripts};
-use sentinels::Sentinels;
+use sentinels::{Place, Sentinels};
 
 /// How long the server has to answer one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,11 +45,11 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct RedisStore {
     commands: Client,
-    subscriber: Client,
+    /// The same, unless the caller brought it: then closing leaves it alone.
+    owned: Option<Connection>,
+    subscriber: Connection,
     replication: Option<Replication>,
     sentinels: Option<Sentinels>,
-    /// Whether closing ends the command connection too: not if the caller brought it.
-    owns_commands: bool,
     scripts: Arc<Scripts>,
 }
 
@@ -60,15 +60,14 @@ impl RedisStore {
     ///
     /// Whatever `fred` says of the first attempt; it is not repeated.
     pub async fn connect(config: Config, replicas: Option<Replicas>) -> Result<Self, FredError> {
-        let commands = client(config, Duration::ZERO)?;
-        establish(&commands).await?;
-        match Self::with_client(commands.clone(), replicas).await {
+        let own = Connection::establish(&client(config, Duration::ZERO)?).await?;
+        match Self::with_client(own.client.clone(), replicas).await {
             Ok(store) => Ok(Self {
-                owns_commands: true,
+                owned: Some(own),
                 ..store
             }),
             Err(error) => {
-                quit(&commands).await;
+                own.close().await;
                 Err(error)
             }
         }
@@ -86,14 +85,14 @@ impl RedisStore {
     ) -> Result<Self, FredError> {
         let sentinels = Sentinels::of(&commands.client_config())?;
         let subscriber = client(commands.client_config(), Duration::ZERO)?;
-        establish(&subscriber).await?;
+        let subscriber = Connection::establish(&subscriber).await?;
         let replication = match replicas {
             None => None,
             Some(replicas) => {
                 match Replication::connect(commands.client_config(), replicas).await {
                     Ok(replication) => Some(replication),
                     Err(error) => {
-                        quit(&subscriber).await;
+                        subscriber.close().await;
                         return Err(error);
                     }
                 }
@@ -101,10 +100,10 @@ impl RedisStore {
         };
         Ok(Self {
             commands,
+            owned: None,
             subscriber,
             replication,
             sentinels,
-            owns_commands: false,
             scripts: Scripts::new(|source| source),
         })
     }
@@ -145,8 +144,11 @@ impl RedisStore {
         let (client, options) = match replication {
             None => (&self.commands, once()),
             // Somebody else's wait may be before it.
-            Some(Replication { client, replicas }) => (
-                client,
+            Some(Replication {
+                connection,
+                replicas,
+            }) => (
+                &connection.client,
                 Options {
                     timeout: Some(replicas.timeout + COMMAND_TIMEOUT),
                     ..once()
@@ -185,7 +187,7 @@ impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
             .field("commands", &self.commands.id())
-            .field("subscriber", &self.subscriber.id())
+            .field("subscriber", &self.subscriber.client.id())
             .finish()
     }
 }
@@ -250,26 +252,27 @@ impl Store for RedisStore {
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         // One channel a call: fred counts the acknowledgements of one only.
-        let subscriber = self.subscriber.with_options(&once());
+        let subscriber = self.subscriber.client.with_options(&once());
         let subscribed = subscriber.ssubscribe(key.line().clone()).await;
         subscribed.map_err(|error| explain(key, error))
     }
 
     async fn unwatch(&self, key: &Key) {
         // A subscription that stays is only a message nobody waits for.
-        let subscriber = self.subscriber.with_options(&once());
+        let subscriber = self.subscriber.client.with_options(&once());
         let _ = subscriber.sunsubscribe(key.line().clone()).await;
     }
 
     async fn ping(&self) -> Result<(), Error> {
         let ping = async |options| {
             self.subscriber
+                .client
                 .with_options(&options)
                 .ping::<Value>(None)
                 .await
         };
-        let pinged = if self.subscriber.is_clustered() {
-            let nodes = self.subscriber.active_connections().into_iter();
+        let pinged = if self.subscriber.client.is_clustered() {
+            let nodes = self.subscriber.client.active_connections().into_iter();
             let pings = nodes.map(|node| {
                 ping(Options {
                     cluster_node: Some(node),
@@ -284,7 +287,7 @@ impl Store for RedisStore {
     }
 
     fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
-        let messages = BroadcastStream::new(self.subscriber.message_rx()).map(|message| {
+        let messages = BroadcastStream::new(self.subscriber.client.message_rx()).map(|message| {
             let Ok(message) = message else {
                 return Heard::Gap;
             };
@@ -294,52 +297,47 @@ impl Store for RedisStore {
                 frame: frame.and_then(|frame| Frame::decode(&frame).ok()),
             }
         });
-        let errors = BroadcastStream::new(self.subscriber.error_rx());
-        let reconnects = BroadcastStream::new(self.subscriber.reconnect_rx());
+        let errors = BroadcastStream::new(self.subscriber.client.error_rx());
+        let reconnects = BroadcastStream::new(self.subscriber.client.reconnect_rx());
         // A slot that moves is silent on the subscriber; the command connection is redirected.
         let moves = BroadcastStream::new(self.commands.cluster_change_rx());
-        let clients: Vec<Client> = [&self.commands, &self.subscriber]
-            .into_iter()
-            .chain(
-                self.replication
-                    .iter()
-                    .map(|replication| &replication.client),
-            )
-            .cloned()
+        let owned = self.owned.iter().chain([&self.subscriber]);
+        let replication = self
+            .replication
+            .iter()
+            .map(|replicating| &replicating.connection);
+        let own = owned.chain(replication);
+        let mut places: Vec<Place> = own
+            .map(|own| Place::new(&own.client, own.first.clone()))
             .collect();
-        let masters = self.sentinels.iter().map(Sentinels::masters);
-        let switches = select_all(masters).filter_map(move |master| {
-            let elsewhere: Vec<Client> = clients
-                .iter()
-                .filter(|client| master.is_elsewhere(client))
-                .cloned()
-                .collect();
-            async move {
-                // What is on its way to the old one fails, and is asked again.
-                join_all(elsewhere.iter().map(ClientLike::force_reconnection)).await;
-                (!elsewhere.is_empty()).then_some(Heard::Reconnected)
-            }
-        });
+        if self.owned.is_none() {
+            places.push(Place::new(&self.commands, None));
+        }
+        let switches = self
+            .sentinels
+            .as_mut()
+            .map(|sentinels| sentinels.follow(places));
+        let switches = switches.map_or_else(|| stream::pending().boxed(), StreamExt::boxed);
         // Polls only what has something to say; the hub polls this each time that anything happens.
         select_all([
             messages.boxed(),
             errors.map(|_| Heard::Disconnected).boxed(),
             reconnects.map(|_| Heard::Reconnected).boxed(),
             moves.map(|_| Heard::Reconnected).boxed(),
-            switches.boxed(),
+            switches.map(|()| Heard::Reconnected).boxed(),
         ])
     }
 
     async fn close(&self) {
-        quit(&self.subscriber).await;
+        self.subscriber.close().await;
         if let Some(replication) = &self.replication {
-            quit(&replication.client).await;
+            replication.connection.close().await;
         }
         if let Some(sentinels) = &self.sentinels {
             sentinels.close().await;
         }
-        if self.owns_commands {
-            quit(&self.commands).await;
+        if let Some(own) = &self.owned {
+            own.close().await;
         }
     }
 }

@@ -1,14 +1,17 @@
 //! The two connections, and what they have in common.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
-use fred::interfaces::ClientLike;
+use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
-    ClusterDiscoveryPolicy, Config, ReconnectPolicy, ServerConfig, UnresponsiveConfig,
+    ClusterDiscoveryPolicy, Config, ReconnectPolicy, Server, ServerConfig, UnresponsiveConfig,
 };
 use fred::types::{Builder, RespVersion};
+use futures::FutureExt;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::COMMAND_TIMEOUT;
@@ -48,21 +51,55 @@ pub(super) fn client(mut config: Config, blocked: Duration) -> Result<Client, Fr
         .build()
 }
 
-pub(super) async fn establish(client: &Client) -> Result<(), FredError> {
-    let connected = match timeout(CONNECT_TIMEOUT, client.init()).await {
-        Ok(connected) => connected.map(drop),
-        Err(_) => Err(FredError::new(
-            ErrorKind::Timeout,
-            format!("no connection within {CONNECT_TIMEOUT:?}"),
-        )),
-    };
-    if connected.is_err() {
-        quit(client).await;
-    }
-    connected
+/// A client of our own, and the task that drives it.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    task: AbortHandle,
+    /// Where it was connected first, if that is known.
+    pub(super) first: Option<Server>,
 }
 
-/// Without it the client's task and connection live on.
-pub(super) async fn quit(client: &Client) {
-    let _ = timeout(Duration::from_secs(1), client.quit()).await;
+impl Connection {
+    /// Goes on for as long as it takes.
+    pub(super) fn begin(client: &Client) -> Self {
+        Self {
+            client: client.clone(),
+            task: client.connect().abort_handle(),
+            first: None,
+        }
+    }
+
+    pub(super) async fn establish(client: &Client) -> Result<Self, FredError> {
+        let mut connects = client.reconnect_rx();
+        let mut connected = pin!(client.wait_for_connect());
+        // It listens before there is something to hear.
+        let early = connected.as_mut().now_or_never();
+        let mut own = Self::begin(client);
+        let connected = match early {
+            Some(connected) => Ok(connected),
+            None => timeout(CONNECT_TIMEOUT, connected).await,
+        };
+        let connected = connected.unwrap_or_else(|_| {
+            let text = format!("no connection within {CONNECT_TIMEOUT:?}");
+            Err(FredError::new(ErrorKind::Timeout, text))
+        });
+        match connected {
+            Ok(()) => {
+                own.first = connects.try_recv().ok();
+                Ok(own)
+            }
+            Err(error) => {
+                own.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Dropping it is not enough: its task and connection would live on. Nor is `quit`, which a client that is
+    /// just connecting does not hear.
+    pub(super) async fn close(&self) {
+        let _ = timeout(Duration::from_secs(1), self.client.quit()).await;
+        self.task.abort();
+    }
 }

@@ -7,14 +7,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::clients::Client;
 use fred::error::Error as FredError;
 use fred::interfaces::ClientLike;
 use fred::types::config::Config;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
 use super::batch::{Batch, decode, names};
-use super::connection::{client, establish};
+use super::connection::{Connection, client};
 use super::{Key, Script, explain};
 use crate::error::Error;
 use crate::store::Reply;
@@ -30,15 +29,18 @@ pub struct Replicas {
 
 #[derive(Clone)]
 pub(super) struct Replication {
-    pub(super) client: Client,
+    pub(super) connection: Connection,
     pub(super) replicas: Replicas,
 }
 
 impl Replication {
     pub(super) async fn connect(config: Config, replicas: Replicas) -> Result<Self, FredError> {
         let client = client(config, replicas.timeout)?;
-        establish(&client).await?;
-        Ok(Self { client, replicas })
+        let connection = Connection::establish(&client).await?;
+        Ok(Self {
+            connection,
+            replicas,
+        })
     }
 
     /// Turns what the replicas do not acknowledge in time into an error.
@@ -127,7 +129,7 @@ impl Replication {
         let Replicas { count, timeout } = self.replicas;
         let (count, timeout) = (count.to_string(), timeout.as_millis().to_string());
 
-        let pipeline = self.client.pipeline();
+        let pipeline = self.connection.client.pipeline();
         let args: Vec<Value> = head.into_iter().chain(names).collect();
         let _: Value = pipeline.custom(eval, args).await?;
         let _: Value = pipeline.custom(wait, vec![count, timeout]).await?;

@@ -4,36 +4,54 @@
 //! connections until the sentinels have made a replica of it: for 11 s it was written to, and all of that was
 //! thrown away (`tests/chaos/failover.rs` measures it). So each sentinel is listened to, as the guide for clients
 //! recommends: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>.
+//!
+//! A message says that something has changed, and is only the occasion to ask. Each is asked besides once in a
+//! while: that is what notices a connection that has died in silence, and a message that was missed. What one says
+//! counts by its epoch, so that one that has been cut off with an old master leads nobody back.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::Error as FredError;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
-use fred::types::CustomCommand;
 use fred::types::config::{Config, Server, ServerConfig};
+use fred::types::{ClientState, CustomCommand};
 use futures::future::join_all;
-use futures::stream::{BoxStream, select, select_all};
+use futures::stream::{BoxStream, select_all, unfold};
 use futures::{Stream, StreamExt};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::connection::{client, quit};
+use super::connection::{Connection, client};
 
+/// What all of them say, sooner or later.
 const SWITCHES: &str = "+switch-master";
 
-/// One connection to each sentinel that the configuration names.
+/// How often each is asked.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The sentinels that the configuration names.
 #[derive(Clone)]
 pub(super) struct Sentinels {
     clients: Vec<Client>,
     service: String,
+    /// One to each, from when they are listened to.
+    connections: Vec<Connection>,
 }
 
-/// Where the master is.
-pub(super) struct Master {
-    host: String,
-    port: u16,
-    /// Whether it has just become that, or may have been for long.
-    is_new: bool,
+/// A host and a port.
+type Address = (String, u16);
+
+/// What a sentinel says.
+struct Word {
+    /// By its place in the configuration.
+    sentinel: usize,
+    /// Each failover has a greater one.
+    epoch: u64,
+    master: Address,
 }
 
 impl Sentinels {
@@ -54,20 +72,34 @@ impl Sentinels {
         Ok(Some(Self {
             clients: clients?,
             service: service_name.clone(),
+            connections: Vec::new(),
         }))
     }
 
-    /// Begins to listen. Sentinels out of reach are tried again and again.
-    pub(super) fn masters(&self) -> impl Stream<Item = Master> + Send + Unpin + use<> {
-        select_all(
-            self.clients
-                .iter()
-                .map(|client| masters(client.clone(), self.service.clone())),
-        )
+    /// Begins to listen, and brings these clients to the master; an item each time. Sentinels out of reach are
+    /// tried again and again.
+    pub(super) fn follow(
+        &mut self,
+        clients: Vec<Place>,
+    ) -> impl Stream<Item = ()> + Send + Unpin + use<> {
+        let words = (self.clients.iter().enumerate())
+            .map(|(nth, client)| words(nth, client.clone(), self.service.clone()));
+        let words = select_all(words.collect::<Vec<_>>());
+        self.connections = self.clients.iter().map(Connection::begin).collect();
+        let follower = Follower::new(self.clients.len(), clients);
+        let followed = unfold((words, follower), |(mut words, mut follower)| async move {
+            loop {
+                let word = words.next().await?;
+                if follower.hear(word).await {
+                    return Some(((), (words, follower)));
+                }
+            }
+        });
+        followed.boxed()
     }
 
     pub(super) async fn close(&self) {
-        join_all(self.clients.iter().map(quit)).await;
+        join_all(self.connections.iter().map(Connection::close)).await;
     }
 }
 
@@ -94,71 +126,147 @@ fn config_of(config: &Config, host: &Server) -> Config {
     own
 }
 
-fn masters(client: Client, service: String) -> BoxStream<'static, Master> {
-    let messages = BroadcastStream::new(client.message_rx());
-    let connects = BroadcastStream::new(client.reconnect_rx());
-    drop(client.connect());
-    let switched = {
-        let service = service.clone();
-        messages.filter_map(move |message| {
-            let text = message.ok().and_then(|message| message.value.into_string());
-            let master = text.and_then(|text| switched(&text, &service));
-            async move { master }
-        })
-    };
-    // What happened before it listened is asked for.
-    let asked = connects.filter_map(move |_| {
-        let (client, service) = (client.clone(), service.clone());
-        async move {
-            client.subscribe(SWITCHES).await.ok()?;
-            let command = CustomCommand::new_static("SENTINEL", None, false);
-            let args = vec!["GET-MASTER-ADDR-BY-NAME".to_owned(), service];
-            let (host, port): (String, u16) = client.custom(command, args).await.ok()?;
-            Some(Master {
-                host,
-                port,
-                is_new: false,
-            })
-        }
+/// What a sentinel says whenever there is an occasion to ask it.
+fn words(sentinel: usize, client: Client, service: String) -> BoxStream<'static, Word> {
+    let connects = BroadcastStream::new(client.reconnect_rx()).map(|_| true);
+    let messages = BroadcastStream::new(client.message_rx()).map(|_| false);
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ticks = unfold(period, |mut period| async move {
+        period.tick().await;
+        Some((false, period))
     });
-    select(switched.boxed(), asked.boxed()).boxed()
+    let occasions = select_all([connects.boxed(), messages.boxed(), ticks.boxed()]);
+    let said = unfold(
+        (occasions, false),
+        move |(mut occasions, mut subscribed)| {
+            let (client, service) = (client.clone(), service.clone());
+            async move {
+                loop {
+                    let is_new = occasions.next().await?;
+                    subscribed &= !is_new;
+                    if !subscribed {
+                        subscribed = client.subscribe(SWITCHES).await.is_ok();
+                    }
+                    if let Some((epoch, master)) = ask(&client, &service).await {
+                        let word = Word {
+                            sentinel,
+                            epoch,
+                            master,
+                        };
+                        return Some((word, (occasions, subscribed)));
+                    }
+                }
+            }
+        },
+    );
+    said.boxed()
 }
 
-/// `<service> <old host> <old port> <host> <port>`
-fn switched(text: &str, service: &str) -> Option<Master> {
-    let words: Vec<&str> = text.split(' ').collect();
-    match words[..] {
-        [of, _, _, host, port] if of == service => Some(Master {
-            host: host.to_owned(),
-            port: port.parse().ok()?,
-            is_new: true,
-        }),
-        _ => None,
+/// The epoch first: what is told between the two is then too old an epoch for its master, which the next word mends,
+/// and never a new one for an old master. The state has the epoch, but names the old master for as long as the
+/// failover goes on.
+async fn ask(client: &Client, service: &str) -> Option<(u64, Address)> {
+    let sentinel = || CustomCommand::new_static("SENTINEL", None, false);
+    let state = client.custom(sentinel(), vec!["MASTER", service]).await;
+    let state: HashMap<String, String> = state.ok()?;
+    let question = vec!["GET-MASTER-ADDR-BY-NAME", service];
+    let master: Address = client.custom(sentinel(), question).await.ok()?;
+    Some((state.get("config-epoch")?.parse().ok()?, master))
+}
+
+/// A client, and where it is. The server need not permit it to ask for that.
+pub(super) struct Place {
+    client: Client,
+    server: Option<Server>,
+    connects: Receiver<Server>,
+}
+
+impl Place {
+    /// Where it was connected first is known of our own clients.
+    pub(super) fn new(client: &Client, first: Option<Server>) -> Self {
+        let connects = client.reconnect_rx();
+        Self {
+            client: client.clone(),
+            server: client.active_connections().pop().or(first),
+            connects,
+        }
+    }
+
+    fn look(&mut self) -> Option<&Server> {
+        loop {
+            match self.connects.try_recv() {
+                Ok(server) => self.server = Some(server),
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(_) => return self.server.as_ref(),
+            }
+        }
     }
 }
 
-impl Master {
-    /// Whether this client must be brought there.
-    pub(super) fn is_elsewhere(&self, client: &Client) -> bool {
-        let connected = client.active_connections();
-        // A client that may not ask for its connection's number does not say where it is.
-        let unknown = connected.is_empty() && !self.is_new;
-        let is_there = |server: &Server| *server.host == *self.host && server.port == self.port;
-        !unknown && !connected.iter().any(is_there)
-    }
+/// What the sentinels have said, and what was made of it.
+struct Follower {
+    clients: Vec<Place>,
+    /// The newest.
+    epoch: Option<u64>,
+    /// As they are called: the sentinels need not agree on names.
+    masters: Vec<Address>,
+    /// Whether there was an older one.
+    has_switched: bool,
+    /// The epoch in which each has been heeded, which is once: `fred` asks any of them, and one that is behind
+    /// sends it to the old master until it has itself heard.
+    heeded: Vec<Option<u64>>,
+    /// Until all have had the time to say something, the newest is not known.
+    from: Instant,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::switched;
+impl Follower {
+    fn new(sentinels: usize, clients: Vec<Place>) -> Self {
+        Self {
+            clients,
+            epoch: None,
+            masters: Vec::new(),
+            has_switched: false,
+            heeded: vec![None; sentinels],
+            from: Instant::now() + PERIOD,
+        }
+    }
 
-    #[test]
-    fn only_the_services_own_switches_count() {
-        let text = "main 10.0.0.1 6379 10.0.0.2 6380";
-        let master = switched(text, "main").unwrap();
-        assert_eq!((&master.host[..], master.port), ("10.0.0.2", 6380));
-        assert!(switched(text, "other").is_none());
-        assert!(switched("main 10.0.0.1 6379 10.0.0.2", "main").is_none());
-        assert!(switched("main 10.0.0.1 6379 10.0.0.2 port", "main").is_none());
+    /// Whether any client had to be brought elsewhere, which what is on its way there does not survive: it is
+    /// asked again.
+    async fn hear(&mut self, word: Word) -> bool {
+        let epoch = Some(word.epoch);
+        if epoch < self.epoch {
+            return false;
+        }
+        if epoch > self.epoch {
+            self.has_switched = self.epoch.is_some();
+            self.epoch = epoch;
+            self.masters.clear();
+        }
+        if !self.masters.contains(&word.master) {
+            self.masters.push(word.master);
+        }
+        if Instant::now() < self.from || self.heeded[word.sentinel] == epoch {
+            return false;
+        }
+        // One that has no connection asks where to go by itself, and may be told wrong.
+        let settled = |place: &Place| place.client.state() == ClientState::Connected;
+        if self.clients.iter().all(settled) {
+            self.heeded[word.sentinel] = epoch;
+        }
+        let mut elsewhere = Vec::new();
+        for place in &mut self.clients {
+            let is_elsewhere = place.look().map_or(self.has_switched, |server| {
+                let is_there =
+                    |(host, port): &Address| *server.host == **host && server.port == *port;
+                !self.masters.iter().any(is_there)
+            });
+            if is_elsewhere && settled(place) {
+                elsewhere.push(place.client.clone());
+            }
+        }
+        join_all(elsewhere.iter().map(ClientLike::force_reconnection)).await;
+        !elsewhere.is_empty()
     }
 }
