@@ -90,6 +90,9 @@ impl Builder {
     /// `redis-sentinel://…`, `redis+unix://…`, and the same with `rediss` or `valkey`; [fred] has
     /// the details.
     ///
+    /// With sentinels, name all of them: only those that are named are listened to. Their user must be allowed
+    /// `SUBSCRIBE`, `SENTINEL MASTER` and `SENTINEL GET-MASTER-ADDR-BY-NAME`.
+    ///
     /// This, [`client`](Self::client), [`in_memory`](Self::in_memory), and [`host`](Self::host) with
     /// [`port`](Self::port) exclude each other: the last one counts.
     ///
@@ -121,9 +124,14 @@ impl Builder {
     ///
     /// In a cluster, let its configuration have [`ClusterDiscoveryPolicy::UseCache`], which `fred` does not have by
     /// default: else it finds no way back when the nodes that it was configured with have died, whatever other
-    /// nodes there are. With sentinels, it is made to reconnect when they tell of another master; `fred` by
-    /// itself stays with the old one until that ends the connection.
+    /// nodes there are.
     ///
+    /// With sentinels, it is made to reconnect when they tell of another master; `fred` by itself stays with the old
+    /// one until that ends the connection. That cuts off the caller's own commands that are on their way: `fred` sends
+    /// them again, although they may have run, unless `max_command_attempts` is 1 (its default is 3). And it counts
+    /// as a lost connection does: a [`ReconnectPolicy`] with a limit may end the client.
+    ///
+    /// [`ReconnectPolicy`]: https://docs.rs/fred/10.1.0/fred/types/config/enum.ReconnectPolicy.html
     /// [`ClusterDiscoveryPolicy::UseCache`]: https://docs.rs/fred/10.1.0/fred/types/config/enum.ClusterDiscoveryPolicy.html
     pub fn client(mut self, client: Client) -> Self {
         self.server = Server::Client(client);

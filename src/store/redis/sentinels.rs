@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use fred::clients::Client;
-use fred::error::Error as FredError;
+use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use fred::types::config::{Config, Server, ServerConfig};
 use fred::types::{ClientState, CustomCommand};
@@ -148,13 +148,23 @@ fn words(sentinel: usize, client: Client, service: String) -> BoxStream<'static,
                     if !subscribed {
                         subscribed = client.subscribe(SWITCHES).await.is_ok();
                     }
-                    if let Some((epoch, master)) = ask(&client, &service).await {
-                        let word = Word {
-                            sentinel,
-                            epoch,
-                            master,
-                        };
-                        return Some((word, (occasions, subscribed)));
+                    match ask(&client, &service).await {
+                        Ok((epoch, master)) => {
+                            let word = Word {
+                                sentinel,
+                                epoch,
+                                master,
+                            };
+                            return Some((word, (occasions, subscribed)));
+                        }
+                        // `fred` counts a silence from when it last asked: asked on and on, it would never notice.
+                        Err(error)
+                            if *error.kind() == ErrorKind::Timeout
+                                && client.state() == ClientState::Connected =>
+                        {
+                            let _ = client.force_reconnection().await;
+                        }
+                        Err(_) => {}
                     }
                 }
             }
@@ -166,13 +176,17 @@ fn words(sentinel: usize, client: Client, service: String) -> BoxStream<'static,
 /// The epoch first: what is told between the two is then too old an epoch for its master, which the next word mends,
 /// and never a new one for an old master. The state has the epoch, but names the old master for as long as the
 /// failover goes on.
-async fn ask(client: &Client, service: &str) -> Option<(u64, Address)> {
+async fn ask(client: &Client, service: &str) -> Result<(u64, Address), FredError> {
     let sentinel = || CustomCommand::new_static("SENTINEL", None, false);
     let state = client.custom(sentinel(), vec!["MASTER", service]).await;
-    let state: HashMap<String, String> = state.ok()?;
+    let state: HashMap<String, String> = state?;
     let question = vec!["GET-MASTER-ADDR-BY-NAME", service];
-    let master: Address = client.custom(sentinel(), question).await.ok()?;
-    Some((state.get("config-epoch")?.parse().ok()?, master))
+    let master: Address = client.custom(sentinel(), question).await?;
+    let epoch = state
+        .get("config-epoch")
+        .and_then(|epoch| epoch.parse().ok());
+    let epoch = epoch.ok_or_else(|| FredError::new(ErrorKind::Parse, "no epoch"))?;
+    Ok((epoch, master))
 }
 
 /// A client, and where it is. The server need not permit it to ask for that.
