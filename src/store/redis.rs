@@ -18,13 +18,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
-use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
 use fred::types::config::{Config, Options};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
-use futures::future::{join_all, try_join_all};
+use futures::future::{join_all, ready, try_join_all};
 use futures::stream::{self, select_all};
 use futures::{Stream, StreamExt};
+use tokio::time::timeout;
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::key::{Key, show};
@@ -279,6 +280,8 @@ impl Store for RedisStore {
                     ..once()
                 })
             });
+            // Nobody else says that a slot has moved, and with it who hears of its keys.
+            let _ = timeout(COMMAND_TIMEOUT, self.subscriber.client.sync_cluster()).await;
             try_join_all(pings).await.map(drop)
         } else {
             ping(once()).await.map(drop)
@@ -299,8 +302,19 @@ impl Store for RedisStore {
         });
         let errors = BroadcastStream::new(self.subscriber.client.error_rx());
         let reconnects = BroadcastStream::new(self.subscriber.client.reconnect_rx());
-        // A slot that moves is silent on the subscriber; the command connection is redirected.
+        // A slot that moves is silent on the subscriber until it looks; the command connection is redirected.
         let moves = BroadcastStream::new(self.commands.cluster_change_rx());
+        let subscriber = self.subscriber.client.clone();
+        let slots = move || {
+            let state = subscriber.cached_cluster_state();
+            state.map(|state| state.slots().to_vec())
+        };
+        let mut known = slots();
+        let looks = BroadcastStream::new(self.subscriber.client.cluster_change_rx());
+        let looks = looks.filter_map(move |_| {
+            let before = std::mem::replace(&mut known, slots());
+            ready((known != before).then_some(Heard::Reconnected))
+        });
         let owned = self.owned.iter().chain([&self.subscriber]);
         let replication = self
             .replication
@@ -324,6 +338,7 @@ impl Store for RedisStore {
             errors.map(|_| Heard::Disconnected).boxed(),
             reconnects.map(|_| Heard::Reconnected).boxed(),
             moves.map(|_| Heard::Reconnected).boxed(),
+            looks.boxed(),
             switches.map(|()| Heard::Reconnected).boxed(),
         ])
     }
@@ -366,10 +381,15 @@ async fn eval(
     }
 }
 
-/// One attempt: a script whose connection broke may have run, and the hub decides what to ask next.
+/// A script whose connection broke may have run, and the hub decides what to ask next: so it is sent once. Only
+/// where a slot has moved, and it was not carried out, it is sent a second time. No more: `fred` sends what is to be
+/// asked elsewhere (`ASK`) to the same node again, and dies of it when no attempt is left before no
+/// redirection is.
 fn once() -> Options {
     Options {
-        max_attempts: Some(1),
+        max_attempts: Some(2),
+        max_redirections: Some(1),
+        fail_fast: true,
         timeout: Some(COMMAND_TIMEOUT),
         ..Options::default()
     }

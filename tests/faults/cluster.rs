@@ -86,7 +86,6 @@ impl Migration {
 }
 
 #[tokio::test]
-#[ignore = "a slot that moves ends streams, ASK ends the client: `once()` and `ping()` in store/redis.rs"]
 async fn a_subscription_moves_with_its_slot_and_a_drop_wakes_the_waiter_by_push() {
     let cluster = Cluster::start().await;
     let (a, b) = (worker(&cluster, "a").await, worker(&cluster, "b").await);
@@ -105,7 +104,6 @@ async fn a_subscription_moves_with_its_slot_and_a_drop_wakes_the_waiter_by_push(
 }
 
 #[tokio::test]
-#[ignore = "a slot that moves ends streams, ASK ends the client: `once()` and `ping()` in store/redis.rs"]
 async fn a_holder_follows_its_slot_at_once() {
     let cluster = Cluster::start().await;
     let (a, b) = (worker(&cluster, "a").await, worker(&cluster, "b").await);
@@ -125,7 +123,6 @@ async fn a_holder_follows_its_slot_at_once() {
 }
 
 #[tokio::test]
-#[ignore = "a slot that moves ends streams, ASK ends the client: `once()` and `ping()` in store/redis.rs"]
 async fn while_its_slot_moves_a_run_is_one_outage_and_goes_on_where_it_is_then() {
     let cluster = Cluster::start().await;
     let (a, b) = (worker(&cluster, "a").await, worker(&cluster, "b").await);

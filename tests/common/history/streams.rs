@@ -97,7 +97,10 @@ impl<'a> Checker<'a> {
         let of_its_run = records(self.steps(&event.key)).filter(|(_, record, at)| {
             *at <= event.at && record.until * 1_000 + SCRIPT >= joined.at
         });
-        let Some((_, record, at)) = of_its_run.filter(|(_, record, _)| is_it(record)).last() else {
+        let Some((_, record, at)) = of_its_run
+            .filter(|(_, record, _)| is_it(record))
+            .next_back()
+        else {
             if !self.unwatched(&event.key, joined.at, event.at) {
                 self.violates(8, format_args!("nothing like it was recorded: {event:?}"));
             }

@@ -61,9 +61,9 @@ impl<'a> Checker<'a> {
     /// 11: a grant that was ended, or that nobody took, holds nothing soon after; none is renewed for longer
     /// than its worker's cap.
     fn released(&mut self, key: &'a str, fence: u64, holder: &str, began: u64) {
-        let held = records(self.steps(key))
+        let mut held = records(self.steps(key))
             .filter(|(_, record, _)| record.state.is_owned() && record.fence == fence);
-        let Some((last, record, _)) = held.last() else {
+        let Some((last, record, _)) = held.next_back() else {
             return;
         };
         let Some(process) = self.process(holder) else {
