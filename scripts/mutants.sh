@@ -278,8 +278,14 @@ mutant "checker: the end of a lease is no failure" $common/timing.rs \
     'State::Held | State::Granted => record.until * 1_000,' 'State::Held | State::Granted => return,' $history
 
 mutant "failover: the sentinels are not listened to" src/store/redis.rs \
-    'self.sentinels.iter().map(Sentinels::masters)' 'self.sentinels.iter().map(Sentinels::masters).take(0)' \
+    '.map(|sentinels| sentinels.follow(places))' '.map(|sentinels| sentinels.follow(places)).filter(|_| false)' \
     --test faults after_a_switch
+mutant "failover: a sentinel that is behind is believed" src/store/redis/sentinels.rs \
+    'if epoch < self.epoch {' 'if false {' --test faults failover
+mutant "cluster: nobody looks for moved slots" src/store/redis.rs \
+    'looks.boxed(),' '' --test faults a_subscription_moves
+mutant "cluster: what is asked elsewhere is the end of the client" src/store/redis.rs \
+    'max_attempts: Some(2),' 'max_attempts: Some(1),' --test faults cluster::
 mutant "failover: only the nodes of the URL are dialled" src/store/redis/connection.rs \
     'ClusterDiscoveryPolicy::UseCache;' 'ClusterDiscoveryPolicy::ConfigEndpoint;' --test chaos no_cluster
 

@@ -424,6 +424,15 @@ const GONE: [&str; 2] = [
     "Client is not initialized.",
 ];
 
+/// What else it says without a kind: the connection was gone just then, its answer got lost in a reconnect (or in
+/// a shutdown that the next one tells), or a slot moved once more.
+const NOT_ANSWERED: [&str; 4] = [
+    "Failed to route command.",
+    "Max attempts reached.",
+    "Too many failed write attempts.",
+    "channel closed",
+];
+
 /// Whether the server itself has said so, and not what lies between it and us.
 fn is_answer(error: &FredError) -> bool {
     let between = matches!(
@@ -436,8 +445,8 @@ fn is_answer(error: &FredError) -> bool {
             | ErrorKind::Sentinel
             | ErrorKind::Backpressure
     );
-    // A command whose answer got lost in a reconnect, or in a shutdown that the next one tells.
-    !between && error.details() != "channel closed" && !GONE.contains(&error.details())
+    let details = error.details();
+    !between && !NOT_ANSWERED.contains(&details) && !GONE.contains(&details)
 }
 
 /// Says which step failed, and so whether it is worth another try.

@@ -94,13 +94,10 @@ impl<'a> Checker<'a> {
         }
         self.examines(8);
         // Within the retention a late stream is told the outcome of the run before.
-        let of_its_run = records(self.steps(&event.key)).filter(|(_, record, at)| {
+        let mut of_its_run = records(self.steps(&event.key)).filter(|(_, record, at)| {
             *at <= event.at && record.until * 1_000 + SCRIPT >= joined.at
         });
-        let Some((_, record, at)) = of_its_run
-            .filter(|(_, record, _)| is_it(record))
-            .next_back()
-        else {
+        let Some((_, record, at)) = of_its_run.rfind(|(_, record, _)| is_it(record)) else {
             if !self.unwatched(&event.key, joined.at, event.at) {
                 self.violates(8, format_args!("nothing like it was recorded: {event:?}"));
             }
