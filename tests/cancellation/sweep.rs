@@ -121,6 +121,7 @@ async fn sweep(
     assert!(seen.iter().eq(ends), "{seen:?}");
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each sweep")]
 enum Place {
     Memory(Memory, MemoryStore),
     Server(Server, Client, RedisStore),
