@@ -101,7 +101,8 @@ impl WorkGuard {
     /// Pass it along with every write to a store of your own, and have that store refuse a number
     /// lower than the highest it has seen: then a holder that was paused past its lease cannot
     /// overwrite its successor's work ([Kleppmann 2016]). It rises across runs, and even after the
-    /// server has lost the record, because it is at least the server's clock in µs.
+    /// server has lost the record, because it is at least the server's clock in µs; unless that is set back, or
+    /// the clock of a server that follows it is behind.
     ///
     /// [The page on fencing] shows what happens without.
     ///

@@ -46,7 +46,7 @@
 //! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`], [`WorkGuard::cancellation_token`] |
 //! | let the next attempt resume | [`WorkGuard::checkpoint`], [`WorkGuard::previous`] |
 //! | keep a late write out | [`WorkGuard::fenced`], or [`WorkGuard::fencing_token`] with a store that compares |
-//! | survive the loss of a server | [`Builder::replicas`] |
+//! | lose less when a replica takes over | [`Builder::replicas`] |
 //! | let another participant try | [`WorkGuard::fail`], or drop the guard |
 //! | have nobody try again | [`WorkGuard::fail_permanently`] |
 //! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |

@@ -1,15 +1,16 @@
 //! Fleets of processes under faults, and every history checked.
 //!
-//! Each run follows from a seed: 4 processes that take part in the runs of 16 keys each, with settings and
-//! plans drawn from it, on a server of their own, while processes are killed and stopped, connections cut and
-//! stalled, and the server stopped, restarted, flushed, filled up and kept busy. A run that violates an
-//! invariant names its seed, and its history is kept in `target/tmp`.
+//! 4 processes take part in the runs of 16 keys each, on a server of their own, while processes are killed and
+//! stopped, connections cut and stalled, and the server stopped, restarted, flushed, filled up and kept busy. Settings,
+//! plans and faults follow from a seed; what the machine makes of them does not. A run that violates an invariant
+//! names its seed, and its history is kept in `target/tmp`.
 //!
 //! * `CHAOS_RUNS`: how many, 8 by default.
 //! * `CHAOS_SEED`: the first one's seed, 1 by default; the others follow.
-//! * `CHAOS_PARALLEL`: how many at a time, 4 by default.
+//! * `CHAOS_PARALLEL`: how many at a time, 4 by default; of failovers 2 at most.
 //! * `CHAOS_FAILOVERS`: how many of each kind, 1 by default.
-//! * `CHAOS_KIND`: of this kind only.
+//! * `CHAOS_KIND`: of this kind only: `SentinelsFollow`, `SentinelsAreAsked`, `ClusterFollows`, `ReplicaIsAsked` or
+//!   `ReplicaTakesOver`.
 //!
 //! This binary is also the worker process.
 
@@ -111,6 +112,12 @@ async fn chaos() -> Result<(), String> {
 async fn failovers(test: &str, kinds: &[failover::Kind]) -> Result<(), String> {
     let (count, first) = (number("CHAOS_FAILOVERS", 1), number("CHAOS_SEED", 1));
     let only = std::env::var("CHAOS_KIND").ok();
+    let all = [&failover::SENTINEL[..], &failover::CLUSTER[..]].concat();
+    if let Some(only) = &only
+        && !all.iter().any(|kind| format!("{kind:?}") == *only)
+    {
+        return Err(format!("CHAOS_KIND is {only}; it must be one of {all:?}"));
+    }
     let resource = Server::start();
     let began = Instant::now();
     let mut failures = Vec::new();
