@@ -1372,3 +1372,21 @@ fn invariant_11_who_died_before_is_not_who_holds() {
     story.fault(Scope::Process(3), DONE + 3, u64::MAX);
     story.breaks(11);
 }
+
+#[test]
+fn what_one_script_does_twice_to_a_key_is_in_one_microsecond() {
+    let mut story = Story::new();
+    // Granted, and given back before it was seen, by requests that travelled together.
+    let at = DONE + 10 * SECOND;
+    let granted = held(at, 1, at, 4);
+    let open = Record {
+        state: State::Open,
+        attempt: 0,
+        owner: None,
+        until: at / MS + RETENTION,
+        ..granted.clone()
+    };
+    story.steps().push(wrote(at, granted));
+    story.steps().push(wrote(at, open));
+    story.holds();
+}

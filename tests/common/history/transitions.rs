@@ -58,16 +58,12 @@ impl<'a> Checker<'a> {
             };
             let text = || format!("{key}, at {at}: {before:?}, then {record:?}");
             // Whatever was forgotten. An old master may go on with what it has beside a new one.
+            let is_new = !owners.contains_key(&record.fence);
             let owner = *owners.entry(record.fence).or_insert(record.owner);
-            if record.fence > highest {
-                highest = record.fence;
-            } else if self
-                .grants
-                .get(&(key, record.fence))
-                .is_some_and(|grant| grant.began == at)
-            {
+            if is_new && record.fence <= highest {
                 self.violates(1, format_args!("not above {highest}: {}", text()));
             }
+            highest = highest.max(record.fence);
             if record.state.is_owned() && owner != record.owner {
                 self.violates(1, format_args!("a token for two: {}", text()));
             }
