@@ -194,6 +194,21 @@ impl Story {
         assert!(self.history.told.len() < before, "nothing to forget");
     }
 
+    /// What it was told at last.
+    fn forget_end(&mut self, stream: u64) {
+        self.forget(stream, |what| {
+            matches!(what, What::Completed { .. } | What::End)
+        });
+    }
+
+    /// How its guard was ended, and all after that.
+    fn forget_work(&mut self, stream: u64) {
+        self.forget(stream, |what| {
+            matches!(what, What::Ending { .. } | What::Ended { .. })
+        });
+        self.forget_end(stream);
+    }
+
     fn tell(&mut self, at: u64, process: u32, what: What) {
         self.history.told.push(told(at, process, what));
     }
@@ -395,8 +410,8 @@ fn invariant_4_two_completions() {
 fn invariant_5_an_ok_that_the_record_does_not_know() {
     let mut story = Story::new();
     story.steps().truncate(3);
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
-    story.forget(2, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
+    story.forget_end(2);
     story.tell(DONE + 2, 2, What::Left);
     story.tell(DONE + 2, 3, What::Left);
     story.breaks(5);
@@ -459,7 +474,7 @@ fn invariant_7_an_event_after_the_drop() {
 #[test]
 fn invariant_8_a_result_that_was_not_recorded() {
     let mut story = Story::new();
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     story.tell(DONE + 4, 3, completed("43"));
     story.tell(DONE + 5, 3, What::End);
     story.breaks(8);
@@ -485,7 +500,7 @@ fn invariant_8_the_outcome_of_another_run() {
 #[test]
 fn invariant_8_giving_up_that_was_not_recorded() {
     let mut story = Story::new();
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     story.tell(DONE + 4, 3, What::MaxAttempts);
     story.tell(DONE + 5, 3, What::End);
     story.breaks(8);
@@ -495,14 +510,9 @@ fn invariant_8_giving_up_that_was_not_recorded() {
 fn dead_holder(followed_after: u64) -> Story {
     let mut story = Story::new();
     story.steps().truncate(3);
-    story.forget(2, |what| {
-        matches!(
-            what,
-            What::Ending { .. } | What::Ended { .. } | What::Completed { .. } | What::End
-        )
-    });
+    story.forget_work(2);
     story.fault(Scope::Process(2), SECOND_GRANT + 6, u64::MAX);
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     let over = SECOND_GRANT + LEASE * MS;
     let at = over + followed_after;
     let third = after(held(at, 3, at, 3), 2, Cause::Expired);
@@ -591,7 +601,7 @@ fn invariant_9_a_failure_that_is_not_followed_soon() {
 #[test]
 fn invariant_10_a_stream_that_is_pending_for_ever() {
     let mut story = Story::new();
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     story.breaks(10);
     story.fault(Scope::Process(3), DONE, u64::MAX);
     story.holds();
@@ -614,7 +624,7 @@ fn invariant_11_a_dropped_guard_that_holds_on() {
             *how = How::Dropped;
         }
     }
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     story.forget(2, |what| {
         matches!(
             what,
@@ -723,13 +733,8 @@ fn restarted(story: &mut Story, at: u64) {
 fn invariant_1_a_second_holder_after_a_restart_with_a_log() {
     let mut story = Story::new();
     story.steps().truncate(3);
-    story.forget(2, |what| {
-        matches!(
-            what,
-            What::Ending { .. } | What::Ended { .. } | What::Completed { .. } | What::End
-        )
-    });
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_work(2);
+    story.forget_end(3);
     restarted(&mut story, SECOND_GRANT + 10);
     let at = SECOND_GRANT + 100 * MS;
     let third = after(held(at, 3, at, 3), 2, Cause::Expired);
@@ -1122,7 +1127,7 @@ fn invariant_10_a_stream_that_ends_much_too_late() {
 #[test]
 fn invariant_10_only_a_kill_excuses_and_only_its_own() {
     let mut story = Story::new();
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     story.fault(Scope::Process(3), DONE, DONE + SECOND);
     story.fault(Scope::Process(1), DONE, u64::MAX);
     story.breaks(10);
@@ -1131,7 +1136,7 @@ fn invariant_10_only_a_kill_excuses_and_only_its_own() {
 /// The third leaves, and the server holds the key for it on and on.
 fn left_behind(lease: u64) -> Story {
     let mut story = Story::new();
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_end(3);
     story.tell(DONE + 2, 3, What::Left);
     story.hold_for(lease);
     let at = DONE + RETENTION * MS + SECOND;
@@ -1210,13 +1215,8 @@ fn after_a_loss_all_is_checked_again() {
 fn invariant_1_an_attempt_that_somebody_else_fails() {
     let mut story = Story::new();
     story.steps().truncate(3);
-    story.forget(2, |what| {
-        matches!(
-            what,
-            What::Ending { .. } | What::Ended { .. } | What::Completed { .. } | What::End
-        )
-    });
-    story.forget(3, |what| matches!(what, What::Completed { .. } | What::End));
+    story.forget_work(2);
+    story.forget_end(3);
     let open = Record {
         state: State::Open,
         owner: None,
