@@ -184,6 +184,7 @@ impl Audit {
     /// Reads what a server has that was started again, and that was not seen while it was not watched.
     pub async fn look(&self, port: u16) {
         let keys: Vec<String> = self.kept.lock().unwrap().steps.keys().cloned().collect();
+        let mut found = Vec::new();
         for key in keys {
             let answer = must(port, &format!("GET {key}"), "$").await.answer;
             let Some((_, text)) = answer.split_once("\r\n").filter(|(size, _)| *size != "$-1")
@@ -191,18 +192,20 @@ impl Audit {
                 continue;
             };
             let text = text.strip_suffix("\r\n").unwrap_or(text);
-            let frame = match Frame::decode(&text.to_owned().into()) {
-                Ok(frame) => frame,
-                Err(error) => {
-                    self.chronicle.error(format_args!("{error:?} in {text}"));
-                    continue;
-                }
-            };
+            match Frame::decode(&text.to_owned().into()) {
+                Ok(frame) => found.push((key, frame)),
+                Err(error) => self.chronicle.error(format_args!("{error:?} in {text}")),
+            }
+        }
+        // What was watched after all has been heard then.
+        self.catch_up(port).await;
+        for (key, frame) in found {
             let mut kept = self.kept.lock().unwrap();
             let steps = kept.steps.get_mut(&key).unwrap();
-            let place = steps.partition_point(|step| time(step) < frame.at);
             let at = frame.at;
-            if !steps.iter().any(|step| time(step) == at) {
+            let later = |step: &Step| matches!(step, Step::Wrote(_)) && time(step) >= at;
+            let place = steps.iter().position(later).unwrap_or(steps.len());
+            if steps.get(place).is_none_or(|step| time(step) != at) {
                 let unwatched = || Step::Unwatched { from: at, to: at };
                 let seen = [unwatched(), Step::Wrote(frame), unwatched()];
                 steps.splice(place..place, seen);
