@@ -734,6 +734,46 @@ async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
     }
 }
 
+/// Whoever has begun to work has made an attempt, which giving it back would not count.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lost() {
+    for lost in [false, true] {
+        let memory = Memory::new();
+        let mut claims = 0;
+        // The claim after the subscription is answered when the guard has been lost, since its confirmation
+        // was not answered in time.
+        let bad = Bad::new(&memory, move |op| {
+            claims += u32::from(matches!(op, Op::Claim { .. }));
+            match op {
+                Op::Claim { .. } if claims == 2 && lost => Fate::LostLate(Duration::from_secs(1)),
+                Op::Claim { .. } if claims == 2 => Fate::Late(Duration::from_secs(1)),
+                Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
+                _ => Fate::Good,
+            }
+        });
+        let (a, b) = (
+            process(&Bad::good(&memory), "a", LONG),
+            process(&bad, "b", LONG),
+        );
+        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+        let guard = acquired(&mut first).await;
+        locked(&mut second).await;
+        settle_down().await;
+        guard.fail("for the second").await.unwrap();
+        let guard = acquired(&mut second).await;
+        let fence = guard.fencing_token();
+        guard.lost().await;
+        // Nothing but the lease ends it.
+        std::mem::forget(guard);
+        assert!(matches!(next(&mut second).await, LockEvent::Failed(_)));
+        drop(second);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let held = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+        let held = held.record().unwrap();
+        assert_eq!((held.state, held.fence), (State::Held, fence));
+    }
+}
+
 fn on_key(process: &Entry, name: &str) -> Acquire {
     let mut process = process.clone();
     process.key = Key::new(name).unwrap();

@@ -88,6 +88,12 @@ impl Run {
         self.grants.iter().any(|live| live.lease.token == token)
     }
 
+    /// Whether this token had the last grant that somebody began to work on. It is an attempt, and giving it back
+    /// would not count it: what ends it is its guard, or the lease's end.
+    pub(super) fn has_worked(&self, token: Token) -> bool {
+        self.worked == Some(token)
+    }
+
     pub(super) fn lapse(&mut self, now: Instant) {
         let over = |live: &&mut Live| !live.settling && live.ends() <= now;
         while let Some(live) = self.grants.iter_mut().find(over) {
@@ -152,6 +158,10 @@ impl Run {
     }
 
     pub(super) fn forget(&mut self, fence: u64) {
+        let given = self.live(fence).filter(|live| live.lease.is_given());
+        if let Some(token) = given.map(|live| live.lease.token) {
+            self.worked = Some(token);
+        }
         self.grants.retain(|live| live.lease.fence != fence);
     }
 }

@@ -64,8 +64,8 @@ impl Run {
                     member.claiming = false;
                 }
                 // It may have been a grant that nobody wants, or one that does not count. One that was
-                // heard of meanwhile is being confirmed, or has its guard.
-                if self.holds(token) || (wanted && !unproven) {
+                // heard of meanwhile is being confirmed, or has its guard, or had it.
+                if self.holds(token) || self.has_worked(token) || (wanted && !unproven) {
                     None
                 } else {
                     if let Some(member) = self.members.get_mut(&id).filter(|_| wanted) {
