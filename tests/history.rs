@@ -1390,3 +1390,39 @@ fn what_one_script_does_twice_to_a_key_is_in_one_microsecond() {
     story.steps().push(wrote(at, open));
     story.holds();
 }
+
+#[test]
+fn who_has_left_does_not_wait_when_its_guard_ends() {
+    for (left, breaks) in [(true, false), (false, true)] {
+        let mut story = dead_holder(10 * SECOND);
+        // The third comes too late to be waited for; the fourth worked on another run before.
+        story.forget(3, |what| matches!(what, What::NotTerminal));
+        for told in &mut story.history.told {
+            if told.process == 3 && matches!(told.what, What::Joined { .. }) {
+                told.at = SECOND_GRANT + 10 * SECOND;
+            }
+        }
+        let fence = START - 500;
+        story.tell(START - 400, 4, What::Joined { rejoins: true });
+        if left {
+            story.tell(START - 300, 4, What::Left);
+        }
+        story.tell(
+            START - 200,
+            4,
+            What::Ending {
+                fence,
+                how: How::Dropped,
+            },
+        );
+        let answer = Answer::Unknown;
+        story.tell(START - 100, 4, What::Ended { fence, answer });
+        let late = |violation: &Violation| violation.invariant == 9;
+        assert_eq!(
+            story.check().iter().any(late),
+            breaks,
+            "{:#?}",
+            story.check()
+        );
+    }
+}

@@ -136,6 +136,11 @@ fn waits(told: &[&Told], from: u64, to: u64) -> bool {
                 true
             }
             What::NotTerminal => continue,
+            // Its guard may outlive it, but it does not wait.
+            What::Left => {
+                rejoins = false;
+                false
+            }
             What::Ended { .. } => rejoins,
             _ => false,
         };
