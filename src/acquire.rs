@@ -58,12 +58,15 @@ pub struct Acquire {
 enum State {
     /// Takes no part yet, or not any more in an attempt of its own. Goes to `Watching`.
     Idle,
-    /// Waits for its turn. Goes to `Working` when the work is granted, by way of `Confirming` if
+    /// Waits for its turn. Goes to `Granted` when the work is, by way of `Confirming` if
     /// little is left of the grant by the time it is polled, or if replicas have to acknowledge it,
     /// and to `Finished` when the run ends.
     Watching,
-    /// Waits for the grant to be confirmed. Goes to `Working`, or to `Idle` when the grant is lost.
+    /// Waits for the grant to be confirmed. Goes to `Granted`, or to `Idle` when the grant is lost.
     Confirming(Grant),
+    /// Yields the guard next, behind what is told of it before. Until then it is nobody's attempt: dropped with the
+    /// stream, the grant goes back uncounted. Goes to `Working`.
+    Granted(Grant),
     /// Waits for its guard to be settled or lost. Goes to `Finished`, or to `Idle` to rejoin.
     Working {
         attempt: u32,
@@ -128,7 +131,9 @@ impl Acquire {
         self.events.push_back(LockEvent::Locked(locked));
     }
 
-    fn granted(&mut self, grant: Grant) -> State {
+    fn granted(&mut self, mut grant: Grant) -> State {
+        // Not when the guard is taken: whoever takes long over what comes before it may do so.
+        grant.hold();
         let attempt = grant.lease.attempt;
         match self.seen {
             Some(seen) if attempt >= seen => {
@@ -145,12 +150,7 @@ impl Acquire {
         if self.seen.is_some() || attempt > 1 {
             self.status(Status::ThisIsAttempt { attempt });
         }
-        self.events
-            .push_back(LockEvent::Acquired(WorkGuard::new(grant)));
-        State::Working {
-            attempt,
-            lost: false,
-        }
+        State::Granted(grant)
     }
 
     /// Our own attempt is over.
@@ -213,6 +213,7 @@ impl Stream for Acquire {
             }
             let next = match this.state {
                 State::Finished => return Poll::Ready(None),
+                State::Granted(_) => None,
                 State::Idle => {
                     this.seat.set(Some(
                         this.entry.hub.join(&this.entry.key, &this.entry.terms),
@@ -229,6 +230,15 @@ impl Stream for Acquire {
             let this = &mut *self;
             let state = std::mem::replace(&mut this.state, State::Finished);
             this.state = match (state, next) {
+                (State::Granted(grant), _) => {
+                    let attempt = grant.lease.attempt;
+                    let guard = WorkGuard::new(grant);
+                    this.events.push_back(LockEvent::Acquired(guard));
+                    State::Working {
+                        attempt,
+                        lost: false,
+                    }
+                }
                 // Only now, so that a settlement that made it in time is what counts.
                 (
                     State::Working {

@@ -61,7 +61,7 @@ impl WorkGuard {
     /// The longest reason, in bytes; a longer one is cut at a character's end.
     pub const MAX_REASON: usize = 1 << 10;
 
-    pub(crate) fn new(mut grant: Grant) -> Self {
+    pub(crate) fn new(grant: Grant) -> Self {
         grant.give();
         Self {
             grant,

@@ -206,12 +206,17 @@ impl Grant {
         self.hub.send(Message::Confirm(self.lease.clone()));
     }
 
+    /// Sees to it that it is confirmed.
+    pub(crate) fn hold(&mut self) {
+        if !self.confirmed {
+            self.confirm();
+        }
+    }
+
     /// Gives it to its holder: from here on only [`Grant::settle`] or its lease ends it.
-    pub(crate) fn give(&mut self) {
+    pub(crate) fn give(&self) {
         if !self.lease.give() {
             self.hub.send(Message::Expired(self.lease.clone()));
-        } else if !self.confirmed {
-            self.confirm();
         }
     }
 
