@@ -281,7 +281,10 @@ mutant "failover: the sentinels are not listened to" src/store/redis.rs \
     '.map(|sentinels| sentinels.follow(places))' '.map(|sentinels| sentinels.follow(places)).filter(|_| false)' \
     --test faults after_a_switch
 mutant "failover: a sentinel that is behind is believed" src/store/redis/sentinels.rs \
-    'if epoch < self.epoch {' 'if false {' --test faults failover
+    'if epoch < self.epoch {
+            return false;
+        }
+        if epoch > self.epoch {' 'if epoch != self.epoch {' --test faults failover
 mutant "cluster: nobody looks for moved slots" src/store/redis.rs \
     'looks.boxed(),' '' --test faults a_subscription_moves
 mutant "cluster: what is asked elsewhere is the end of the client" src/store/redis.rs \
@@ -309,6 +312,11 @@ mutant "cancellation: a subscription stays" src/hub/run/subscription.rs \
 mutant "cancellation: a renewal goes with its future" src/hub/task.rs \
     'Message::Renew(renewal) => {' 'Message::Renew(renewal) if renewal.reply.is_closed() => {}
             Message::Renew(renewal) => {' ${sweep}memory::extend
+
+mutant "stream: a grant is given before its event is taken" src/acquire.rs \
+    'grant.hold();' 'grant.hold(); grant.give();' --test conformance a_grant_behind
+mutant "stream: a grant is confirmed when its event is taken" src/acquire.rs \
+    'grant.hold();' 'let _ = &mut grant;' --test conformance who_takes_long
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

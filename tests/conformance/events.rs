@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::stream::FusedStream;
 use redis_locking_worker::{
-    Builder, Key, LeaseLost, LockEvent, LockingWorker, Memory, Reason, SettleError, Status,
-    StatusLevel, WorkGuard,
+    Acquire, Builder, Key, LeaseLost, LockEvent, LockingWorker, Memory, Reason, SettleError,
+    Status, StatusLevel, WorkGuard,
 };
 
 use crate::common::{Server, acquired, command, end, locked, next, race};
@@ -49,6 +49,8 @@ on_both!(
     statuses_are_levelled_and_in_the_words_of_the_ancestor,
     a_dropped_waiter_is_passed_over,
     a_grant_that_was_not_yielded_is_not_counted,
+    a_grant_behind_other_events_is_not_counted,
+    who_takes_long_over_what_comes_before_a_grant_keeps_it,
     a_stream_that_is_not_polled_loses_its_grant_and_waits_again,
     a_guard_outlives_its_stream,
     a_result_too_large_gives_the_guard_back,
@@ -578,6 +580,38 @@ async fn a_grant_that_was_not_yielded_is_not_counted(fleet: Fleet) {
     drop(second);
     let guard = acquired(&mut third).await;
     assert_eq!(guard.attempt(), 2);
+}
+
+/// One that has been handed the work, has said so, and is about to yield the guard; and the next in line.
+async fn about_to_yield(fleet: &Fleet) -> (Acquire, Acquire) {
+    let verbose = fleet.builder("job", "b").status_level(StatusLevel::Verbose);
+    let (a, b, c) = (
+        fleet.worker("a").await,
+        verbose.build().await.unwrap(),
+        fleet.worker("c").await,
+    );
+    let (mut first, mut second, mut third) = (a.acquire(), b.acquire(), c.acquire());
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    locked(&mut third).await;
+    drop(guard);
+    until!(second, LockEvent::Status(Status::ThisIsAttempt { attempt: 2 }) => ());
+    (second, third)
+}
+
+async fn a_grant_behind_other_events_is_not_counted(fleet: Fleet) {
+    let (second, mut third) = about_to_yield(&fleet).await;
+    drop(second);
+    assert_eq!(acquired(&mut third).await.attempt(), 2);
+}
+
+async fn who_takes_long_over_what_comes_before_a_grant_keeps_it(fleet: Fleet) {
+    let (mut second, _third) = about_to_yield(&fleet).await;
+    // Longer than the confirm window.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let guard = acquired(&mut second).await;
+    assert!(guard.is_valid());
+    guard.done().await.unwrap();
 }
 
 async fn a_stream_that_is_not_polled_loses_its_grant_and_waits_again(fleet: Fleet) {
