@@ -245,6 +245,13 @@ impl Story {
         }
     }
 
+    /// That it breaks this invariant, and others with it.
+    fn finds(&self, invariant: u8) {
+        let found = self.check();
+        let is_it = |violation: &Violation| violation.invariant == invariant;
+        assert!(found.iter().any(is_it), "{invariant}: {found:#?}");
+    }
+
     fn holds(&self) {
         assert_eq!(self.check(), []);
     }
@@ -335,12 +342,7 @@ fn invariant_2_tokens_in_another_order_than_the_grants() {
         .accepted
         .insert(KEY.to_owned(), vec![FIRST, SECOND_GRANT]);
     story.steps().swap(0, 3);
-    assert!(
-        story
-            .check()
-            .iter()
-            .any(|violation| violation.invariant == 2)
-    );
+    story.finds(2);
 }
 
 #[test]
@@ -349,11 +351,7 @@ fn invariant_3_a_failure_that_does_not_count() {
     for nth in 1..4 {
         story.record(nth).attempt = 1;
     }
-    let found = story.check();
-    assert!(
-        found.iter().any(|violation| violation.invariant == 3),
-        "{found:#?}"
-    );
+    story.finds(3);
 }
 
 #[test]
@@ -441,11 +439,7 @@ fn invariant_5_a_completion_that_nobody_asked_for() {
 fn invariant_6_valid_after_somebody_else_was_let_in() {
     let mut story = Story::new();
     story.tell(SECOND_GRANT + 1, 1, What::Valid { fence: FIRST });
-    let found = story.check();
-    assert!(
-        found.iter().any(|violation| violation.invariant == 6),
-        "{found:#?}"
-    );
+    story.finds(6);
 }
 
 #[test]
@@ -680,12 +674,7 @@ fn invariant_1_a_renewal_that_shortens_or_changes_hands() {
     for change in changes {
         let mut story = Story::new();
         change(story.record(2));
-        assert!(
-            story
-                .check()
-                .iter()
-                .any(|violation| violation.invariant == 1)
-        );
+        story.finds(1);
     }
 }
 
@@ -713,12 +702,7 @@ fn invariant_1_a_guard_of_another_attempt_or_worker() {
     story.breaks(1);
     let mut story = Story::new();
     story.history.members.get_mut(&2).unwrap().label = "another".to_owned();
-    assert!(
-        story
-            .check()
-            .iter()
-            .any(|violation| violation.invariant == 1)
-    );
+    story.finds(1);
 }
 
 /// What a restarted server has kept, it has kept, whoever saw it.
@@ -758,11 +742,7 @@ fn invariant_1_a_second_holder_after_a_restart_with_a_log() {
             fence: SECOND_GRANT,
         },
     );
-    let found = story.check();
-    assert!(
-        found.iter().any(|violation| violation.invariant == 6),
-        "{found:#?}"
-    );
+    story.finds(6);
 }
 
 #[test]
@@ -900,18 +880,11 @@ fn invariant_5_nothing_is_excused_by_what_is_forgotten() {
     story.steps().push(Step::Forgot {
         at: DONE + 2 * SECOND,
     });
-    let found = story.check();
-    for invariant in [5, 8] {
-        let is_it = |violation: &Violation| violation.invariant == invariant;
-        assert!(found.iter().any(is_it), "{invariant}: {found:#?}");
-    }
+    story.finds(5);
+    story.finds(8);
     // What nobody saw is, but only if it was then.
     restarted(&mut story, DONE + 100 * SECOND);
-    let found = story.check();
-    assert!(
-        found.iter().any(|violation| violation.invariant == 5),
-        "{found:#?}"
-    );
+    story.finds(5);
     story.steps().truncate(3);
     restarted(&mut story, DONE);
     story.holds();
@@ -951,11 +924,7 @@ fn invariant_5_a_completion_before_it_was_asked_for() {
             told.at = DONE + 10 * MS;
         }
     }
-    let found = story.check();
-    assert!(
-        found.iter().any(|violation| violation.invariant == 5),
-        "{found:#?}"
-    );
+    story.finds(5);
 }
 
 #[test]
@@ -1340,11 +1309,7 @@ fn invariant_5_a_failure_instead_of_which_something_else_was_recorded() {
         ..held(START, 1, FIRST, 1)
     };
     story.steps()[1] = wrote(SECOND_GRANT, renewed);
-    let found = story.check();
-    assert!(
-        found.iter().any(|violation| violation.invariant == 5),
-        "{found:#?}"
-    );
+    story.finds(5);
 }
 
 #[test]

@@ -100,10 +100,21 @@ async fn alone() -> (Sentinel, Server) {
 
 #[tokio::test]
 async fn a_sentinel_that_is_behind_leads_nobody_back() {
+    tokio::join!(
+        behind_leads_nobody_back(true),
+        behind_leads_nobody_back(false)
+    );
+}
+
+/// Whether or not it has had its say before the switch.
+async fn behind_leads_nobody_back(heard_before: bool) {
     let (sentinel, replica) = alone().await;
     // Of the same name, and it will never hear of a failover.
     let behind = Sentinel::start();
     let proxy = way_to(&behind).await;
+    if !heard_before {
+        proxy.set(Way::Cut);
+    }
     let url = asked_first(&sentinel, &proxy);
     let builder = LockingWorker::builder("job").url(url);
     let worker = builder.build().await.unwrap();
@@ -113,8 +124,10 @@ async fn a_sentinel_that_is_behind_leads_nobody_back() {
     let said_twice = async |sentinel: &Client| {
         until(async || listening(sentinel).await.is_some_and(|age| age > 2)).await;
     };
-    said_twice(&behind.client().await).await;
-    assert_eq!(connections(&old).await, at_first, "no reason to go yet");
+    if heard_before {
+        said_twice(&behind.client().await).await;
+        assert_eq!(connections(&old).await, at_first, "no reason to go yet");
+    }
 
     let asked = sentinel.client().await;
     fail_over(&asked).await;
