@@ -231,8 +231,8 @@ expect="invariant [0-9]*:" mutant "chaos 3: no bound on attempts" $lua/settle.lu
     'r.attempt >= r.max' 'false' $chaos
 expect="invariant [0-9]*:" mutant "chaos 4: done work is claimed again" $lua/claim.lua \
     "r.last == token or r.state == 'done' or" 'r.last == token or' $chaos
-expect="invariant [0-9]*:" mutant "chaos 5: anybody may complete" $lua/settle_done.lua \
-    'if held == fence then' 'if held then' $chaos
+expect="invariant [0-9]*:" mutant "chaos 5: anybody may complete" $lua/settle.lua \
+    'or r.fence ~= fence then' 'then' $chaos
 expect="invariant [0-9]*:" mutant "chaos 6: a guard outlives its lease" src/hub/run/news.rs \
     'sent + left.saturating_sub(margin)' 'sent + 2 * left' $chaos
 expect="invariant [0-9]*:" mutant "chaos 7: a stream goes on after its end" src/acquire.rs \
