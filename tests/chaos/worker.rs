@@ -19,7 +19,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use redis_locking_worker::{Error, LockEvent, LockingWorker, OnceError, SettleError, WorkGuard};
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::common::history::{Answer, How, Told, What};
@@ -183,8 +183,7 @@ async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) 
             return;
         }
         let pause = random.gen_range(0..orders.span());
-        let _ =
-            tokio::time::timeout(Duration::from_millis(pause), process.finish.cancelled()).await;
+        let _ = timeout(Duration::from_millis(pause), process.finish.cancelled()).await;
     }
 }
 
@@ -369,8 +368,19 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
     };
     labor(stream, &guard, random).await;
     match plan {
+        // As long as it is said to be valid nobody else may have been let in, news of it or not.
         Plan::Late => {
-            let _ = tokio::time::timeout(Duration::from_millis(4 * lease), guard.lost()).await;
+            let looking = async {
+                loop {
+                    look(stream, &guard).await;
+                    sleep(Duration::from_millis(lease / 20)).await;
+                }
+            };
+            let lost = timeout(Duration::from_millis(4 * lease), guard.lost());
+            tokio::select! {
+                _ = lost => {}
+                () = looking => {}
+            }
             look(stream, &guard).await;
         }
         Plan::Long => {
