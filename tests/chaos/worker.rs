@@ -229,8 +229,12 @@ async fn once(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
     stream.tell(What::End);
 }
 
-/// A turn that `once` gives to its work, and may end half-way.
-async fn turn(stream: &Stream, guard: Arc<WorkGuard>, seed: u64) -> Result<Vec<u8>, &'static str> {
+/// A turn that `once` gives to its work, and may end half-way, or before it begins.
+fn turn(
+    stream: &Stream,
+    guard: Arc<WorkGuard>,
+    seed: u64,
+) -> impl Future<Output = Result<Vec<u8>, &'static str>> {
     let mut random = StdRng::seed_from_u64(seed);
     let fence = guard.fencing_token();
     stream.tell(What::Acquired {
@@ -242,15 +246,17 @@ async fn turn(stream: &Stream, guard: Arc<WorkGuard>, seed: u64) -> Result<Vec<u
         fence,
         how: How::Dropped,
     };
-    labor(stream, &guard, &mut random).await;
-    write(stream, &guard).await;
-    if !stream.process.finish.is_cancelled() && random.gen_bool(0.3) {
-        turn.how = How::Failed;
-        return Err("it did not work");
+    async move {
+        labor(stream, &guard, &mut random).await;
+        write(stream, &guard).await;
+        if !stream.process.finish.is_cancelled() && random.gen_bool(0.3) {
+            turn.how = How::Failed;
+            return Err("it did not work");
+        }
+        let result = result(stream, &guard);
+        turn.how = How::Done(result.clone());
+        Ok(result)
     }
-    let result = result(stream, &guard);
-    turn.how = How::Done(result.clone());
-    Ok(result)
 }
 
 /// Tells how it ends.
