@@ -241,12 +241,13 @@ fn turn(
         fence,
         attempt: guard.attempt(),
     });
-    let mut turn = Turn {
+    let turn = Turn {
         stream,
         fence,
         how: How::Dropped,
     };
     async move {
+        let mut turn = turn;
         labor(stream, &guard, &mut random).await;
         write(stream, &guard).await;
         if !stream.process.finish.is_cancelled() && random.gen_bool(0.3) {
