@@ -595,7 +595,8 @@ async fn about_to_yield(fleet: &Fleet) -> (Acquire, Acquire) {
     locked(&mut second).await;
     locked(&mut third).await;
     drop(guard);
-    until!(second, LockEvent::Status(Status::ThisIsAttempt { attempt: 2 }) => ());
+    let attempt = until!(second, LockEvent::Status(Status::ThisIsAttempt { attempt }) => attempt);
+    assert_eq!(attempt, 2);
     (second, third)
 }
 
