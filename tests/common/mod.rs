@@ -433,6 +433,20 @@ pub struct Sentinel {
     sentinel: Server,
 }
 
+/// How many replicas a sentinel has looked at: it promotes no other.
+pub async fn replicas_of(sentinel: &Client) -> usize {
+    let replicas = command(sentinel, [b"SENTINEL", b"REPLICAS", b"main"]).await;
+    let looked_at = |replica: Value| {
+        let words = replica.into_array();
+        words.chunks(2).any(|pair| {
+            let [field, value] = [0, 1].map(|nth| pair[nth].as_str().unwrap_or_default());
+            field == "master-link-status" && value == "ok"
+        })
+    };
+    let replicas = replicas.into_array().into_iter();
+    replicas.map(looked_at).filter(|is| *is).count()
+}
+
 /// A master with replicas, and the sentinels that watch them.
 pub struct Sentinels {
     /// The master is the first.
@@ -462,7 +476,7 @@ impl Sentinels {
             let client = sentinel.client().await;
             let knows_all = async || {
                 let info = text(&client, [b"INFO", b"sentinel"]).await;
-                info.contains(&format!("slaves={replicas},sentinels=3"))
+                info.contains("sentinels=3") && replicas_of(&client).await == replicas
             };
             until(knows_all).await;
         }

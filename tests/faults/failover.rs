@@ -11,7 +11,8 @@ use redis_locking_worker::{LeaseLost, LockingWorker, SettleError};
 
 use crate::common::proxy::{Line, Proxy, Way};
 use crate::common::{
-    PATIENCE, Sentinel, Sentinels, Server, acquired, command, end, is_in_step, text, until,
+    PATIENCE, Sentinel, Sentinels, Server, acquired, command, end, is_in_step, replicas_of, text,
+    until,
 };
 
 async fn is_master(client: &Client) -> bool {
@@ -89,12 +90,7 @@ async fn alone() -> (Sentinel, Server) {
     let replica = Server::start_with(&["--replicaof", "127.0.0.1", &port]);
     let (client, watching) = (replica.client().await, sentinel.client().await);
     until(async || is_in_step(&client).await).await;
-    until(async || {
-        text(&watching, [b"INFO", b"sentinel"])
-            .await
-            .contains("slaves=1")
-    })
-    .await;
+    until(async || replicas_of(&watching).await == 1).await;
     (sentinel, replica)
 }
 
@@ -246,12 +242,7 @@ async fn a_failover_that_loses_the_last_writes_runs_work_twice_and_refuses_the_s
     let client = replica.client().await;
     until(async || is_in_step(&client).await).await;
     let watching = sentinel.client().await;
-    until(async || {
-        text(&watching, [b"INFO", b"sentinel"])
-            .await
-            .contains("slaves=1")
-    })
-    .await;
+    until(async || replicas_of(&watching).await == 1).await;
 
     let build = |label| {
         let builder = LockingWorker::builder("job").url(sentinel.url());
