@@ -105,7 +105,7 @@ async fn a_hundred_waiters_cost_2_a_failure_and_1_a_completion() {
 
 #[tokio::test]
 async fn renewals_cost_one_each_and_nothing_from_a_hundred_waiters() {
-    const LEASE: Duration = Duration::from_millis(600);
+    const LEASE: Duration = Duration::from_millis(1_500);
     let server = Server::start();
     warm(&server).await;
     let builder = server.builder("job").label("a").lock_timeout(LEASE);
