@@ -86,6 +86,10 @@ mutant "hub: the lease is counted from the answer, without a margin" src/hub/run
     'sent + left.saturating_sub(margin)' 'sent + left + margin' $hub::a_guard_is_invalid
 mutant "hub: a late claim ends the guard that a push has brought" src/hub/run.rs \
     '&& !self.holds(token)' '' $hub::a_claim_that_is_late
+mutant "hub: a place told late gives back what was worked on" src/hub/run.rs \
+    '&& !self.has_worked(token)' '&& !(reply.ok && self.has_worked(token))' $hub::a_claim_that_is_late
+mutant "hub: what is forgotten late was worked on last" src/hub/run/grants.rs \
+    'later.or(Some((fence, token)))' 'Some((fence, token)).or(later)' $hub::nor_what_its_own
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \
     'let newer = order.is_gt() || lost;' 'let newer = true;' $hub::a_late_message
 mutant "hub: a dropped stream stays in line" src/hub/run.rs \
@@ -110,7 +114,7 @@ mutant "stream: lost before it was settled" src/acquire.rs \
             },' '(State::Working { attempt, .. }, Update::Lost) => self.expired(attempt),' \
     --test conformance an_expired_lease_may_still
 mutant "stream: a stale grant is yielded as it is" src/hub.rs \
-    'self.lease.remaining() < enough' 'false' --test conformance a_stream_that_is_not_polled
+    'self.lease.remaining() < enough' 'false' $hub::a_grant_whose_lease
 
 renewal="--lib hub::tests::renewal"
 mutant "renewal: never sent" src/hub/run.rs 'self.renew_due(now);' '' --lib renewal::a_renewal_that_fails
@@ -317,6 +321,11 @@ mutant "stream: a grant is given before its event is taken" src/acquire.rs \
     'grant.hold();' 'grant.hold(); grant.give();' --test conformance a_grant_behind
 mutant "stream: a grant is confirmed when its event is taken" src/acquire.rs \
     'grant.hold();' 'let _ = &mut grant;' --test conformance who_takes_long
+
+mutant "stream: a lost grant is yielded" src/acquire.rs \
+    '(State::Granted { .. }, Update::Lost) => State::Idle,' '' $hub::a_grant_that_is_lost
+mutant "stream: a grant is yielded however late" src/acquire.rs \
+    ') if grant.is_doubtful() => {' ') if false => {' $hub::a_grant_whose_lease
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

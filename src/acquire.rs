@@ -63,10 +63,15 @@ enum State {
     /// and to `Finished` when the run ends.
     Watching,
     /// Waits for the grant to be confirmed. Goes to `Granted`, or to `Idle` when the grant is lost.
-    Confirming(Grant),
+    Confirming {
+        grant: Grant,
+        /// It has been `Granted` before.
+        again: bool,
+    },
     /// Yields the guard next, behind what is told of it before. Until then it is nobody's attempt: dropped with the
-    /// stream, the grant goes back uncounted. Goes to `Working`.
-    Granted(Grant),
+    /// stream, the grant goes back uncounted. Goes to `Working`; to `Idle` if the grant is lost by then; and once to
+    /// `Confirming`, if little is left of it by then.
+    Granted { grant: Grant, again: bool },
     /// Waits for its guard to be settled or lost. Goes to `Finished`, or to `Idle` to rejoin.
     Working {
         attempt: u32,
@@ -97,12 +102,16 @@ impl Acquire {
             }
             (State::Watching, Update::Granted(mut grant)) if grant.is_doubtful() => {
                 grant.confirm();
-                State::Confirming(grant)
+                let again = false;
+                State::Confirming { grant, again }
             }
-            // Confirmed once: whoever looks later than that sees it in the guard.
-            (State::Watching, Update::Granted(grant))
-            | (State::Confirming(grant), Update::Confirmed) => self.granted(grant),
-            (State::Confirming(_), Update::Lost) => State::Idle,
+            (State::Watching, Update::Granted(grant)) => self.granted(grant),
+            (State::Confirming { grant, again }, Update::Confirmed) => match again {
+                false => self.granted(grant),
+                true => State::Granted { grant, again },
+            },
+            (State::Granted { .. }, Update::Lost) => State::Idle,
+            (State::Confirming { .. }, Update::Lost) => State::Idle,
             (State::Working { attempt, .. }, Update::Lost) => State::Working {
                 attempt,
                 lost: true,
@@ -150,7 +159,8 @@ impl Acquire {
         if self.seen.is_some() || attempt > 1 {
             self.status(Status::ThisIsAttempt { attempt });
         }
-        State::Granted(grant)
+        let again = false;
+        State::Granted { grant, again }
     }
 
     /// Our own attempt is over.
@@ -213,7 +223,6 @@ impl Stream for Acquire {
             }
             let next = match this.state {
                 State::Finished => return Poll::Ready(None),
-                State::Granted(_) => None,
                 State::Idle => {
                     this.seat.set(Some(
                         this.entry.hub.join(&this.entry.key, &this.entry.terms),
@@ -230,7 +239,19 @@ impl Stream for Acquire {
             let this = &mut *self;
             let state = std::mem::replace(&mut this.state, State::Finished);
             this.state = match (state, next) {
-                (State::Granted(grant), _) => {
+                // Only now: answers to what was asked before are no news of how much is left.
+                (
+                    State::Granted {
+                        mut grant,
+                        again: false,
+                    },
+                    Some(Poll::Pending),
+                ) if grant.is_doubtful() => {
+                    grant.confirm();
+                    let again = true;
+                    State::Confirming { grant, again }
+                }
+                (State::Granted { grant, .. }, Some(Poll::Pending)) => {
                     let attempt = grant.lease.attempt;
                     let guard = WorkGuard::new(grant);
                     this.events.push_back(LockEvent::Acquired(guard));

@@ -79,9 +79,9 @@ pub(super) struct Run {
     members: BTreeMap<Id, Box<Member>>,
     /// Grants of this process that are neither settled nor given back.
     grants: Vec<Live>,
-    /// Whose grant the last one was that a guard was made of, and that is over for us. The server need not know that
-    /// yet.
-    worked: Option<Token>,
+    /// The last grant that a guard was made of and that is over for us, by fencing token, and whose it was. The server
+    /// need not know that it is over.
+    worked: Option<(u64, Token)>,
     view: Option<View>,
     /// The last answer: when it was asked for, and the server's time in it.
     clock: Option<(Instant, u64)>,
@@ -267,8 +267,9 @@ impl Run {
             Purpose::Claim { id, token, terms } => {
                 if self.is_wanted(id, token) {
                     self.claimed(id, token, &reply, now);
-                } else if (reply.ok && !self.has_worked(token) || reply.position.is_some())
+                } else if (reply.ok || reply.position.is_some())
                     && !self.holds(token)
+                    && !self.has_worked(token)
                 {
                     self.send(withdrawal(token, &terms, ticket, now));
                 }

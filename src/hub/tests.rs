@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{Handle, Terms};
 use crate::acquire::{Acquire, Entry};
 use crate::error::{Error, FencedError, SettleError};
-use crate::event::{LockEvent, StatusLevel};
+use crate::event::{LockEvent, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
@@ -737,7 +737,8 @@ async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
 /// Whoever has begun to work has made an attempt, which giving it back would not count.
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lost() {
-    for lost in [false, true] {
+    // Carried out late, or told late of what was before the grant: a place in the line.
+    for fate in [Fate::Late, Fate::LostLate, Fate::Slow] {
         let memory = Memory::new();
         let mut claims = 0;
         // The claim after the subscription is answered when the guard has been lost, since its confirmation
@@ -745,8 +746,7 @@ async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lo
         let bad = Bad::new(&memory, move |op| {
             claims += u32::from(matches!(op, Op::Claim { .. }));
             match op {
-                Op::Claim { .. } if claims == 2 && lost => Fate::LostLate(Duration::from_secs(1)),
-                Op::Claim { .. } if claims == 2 => Fate::Late(Duration::from_secs(1)),
+                Op::Claim { .. } if claims == 2 => fate(Duration::from_secs(1)),
                 Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
                 _ => Fate::Good,
             }
@@ -760,18 +760,100 @@ async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lo
         locked(&mut second).await;
         settle_down().await;
         guard.fail("for the second").await.unwrap();
-        let guard = acquired(&mut second).await;
-        let fence = guard.fencing_token();
-        guard.lost().await;
-        // Nothing but the lease ends it.
-        std::mem::forget(guard);
-        assert!(matches!(next(&mut second).await, LockEvent::Failed(_)));
-        drop(second);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let held = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
-        let held = held.record().unwrap();
-        assert_eq!((held.state, held.fence), (State::Held, fence));
+        is_worked_on_and_lost(second, &bad).await;
     }
+}
+
+/// One that is being settled is over later than its successor that is lost.
+#[tokio::test(start_paused = true)]
+async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
+    let memory = Memory::new();
+    let mut claims = 0;
+    let bad = Bad::new(&memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        match op {
+            Op::Claim { .. } if claims == 3 => Fate::Late(Duration::from_secs(4)),
+            Op::Settle { .. } => Fate::Slow(Duration::from_secs(2)),
+            Op::Renew { .. } => Fate::Slow(Duration::from_secs(10)),
+            _ => Fate::Good,
+        }
+    });
+    let process = process(&bad, "a", LONG);
+    let (mut first, mut second) = (new_stream(&process), new_stream(&process));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    settle_down().await;
+    let failing = tokio::spawn(guard.fail("for the second"));
+    is_worked_on_and_lost(second, &bad).await;
+    failing.await.unwrap().unwrap();
+}
+
+/// It gets its grant, and loses it; what it did is an attempt that only the lease ends.
+async fn is_worked_on_and_lost(mut stream: Acquire, store: &Bad) {
+    let guard = acquired(&mut stream).await;
+    let fence = guard.fencing_token();
+    guard.lost().await;
+    std::mem::forget(guard);
+    assert!(matches!(next(&mut stream).await, LockEvent::Failed(_)));
+    drop(stream);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let held = store.store.apply(&key(), &Op::Inspect).await.unwrap();
+    let held = held.record().unwrap();
+    assert_eq!((held.state, held.fence), (State::Held, fence));
+}
+
+/// Its confirmation comes too late: somebody else has it by the time when its guard would be made.
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_is_lost_behind_a_status_is_nobodys_attempt() {
+    let memory = Memory::new();
+    let bad = Bad::new(&memory, |op| match op {
+        Op::Renew { .. } => Fate::Late(Duration::from_secs(2)),
+        _ => Fate::Good,
+    });
+    let (a, b, c) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+        process(&Bad::good(&memory), "c", LONG),
+    );
+    let (mut first, mut second, mut third) = (new_stream(&a), new_stream(&b), new_stream(&c));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    locked(&mut third).await;
+    guard.fail("for the second").await.unwrap();
+    is_told_of_attempt(&mut second, 2).await;
+    assert_eq!(locked(&mut third).await, 2);
+    let guard = acquired(&mut third).await;
+    assert_eq!(guard.attempt(), 2, "the unconfirmed number is used again");
+    assert_eq!(locked(&mut second).await, 2);
+    guard.fail("for the second").await.unwrap();
+    assert_eq!(acquired(&mut second).await.attempt(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_whose_lease_ends_behind_a_status_is_confirmed_again() {
+    let memory = Memory::new();
+    let lease = 1_000;
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", lease),
+        process(&Bad::good(&memory), "b", lease),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    guard.fail("for the second").await.unwrap();
+    is_told_of_attempt(&mut second, 2).await;
+    tokio::time::sleep(Duration::from_millis(lease + lease / 2)).await;
+    let guard = acquired(&mut second).await;
+    assert!(guard.is_valid());
+    assert_eq!(guard.attempt(), 2);
+    guard.done().await.unwrap();
+}
+
+/// It has the work, and says so before it yields the guard.
+async fn is_told_of_attempt(stream: &mut Acquire, attempt: u32) {
+    let told = LockEvent::Status(Status::ThisIsAttempt { attempt });
+    let told = format!("{told:?}");
+    while format!("{:?}", stream.next().await.expect("an event")) != told {}
 }
 
 fn on_key(process: &Entry, name: &str) -> Acquire {

@@ -612,6 +612,7 @@ async fn who_takes_long_over_what_comes_before_a_grant_keeps_it(fleet: Fleet) {
     tokio::time::sleep(Duration::from_millis(700)).await;
     let guard = acquired(&mut second).await;
     assert!(guard.is_valid());
+    assert_eq!(guard.attempt(), 2, "nobody else had it meanwhile");
     guard.done().await.unwrap();
 }
 

@@ -91,7 +91,7 @@ impl Run {
     /// Whether this token had the last grant that somebody began to work on. It is an attempt, and giving it back
     /// would not count it: what ends it is its guard, or the lease's end.
     pub(super) fn has_worked(&self, token: Token) -> bool {
-        self.worked == Some(token)
+        self.worked.is_some_and(|(_, worked)| worked == token)
     }
 
     pub(super) fn lapse(&mut self, now: Instant) {
@@ -160,7 +160,9 @@ impl Run {
     pub(super) fn forget(&mut self, fence: u64) {
         let given = self.live(fence).filter(|live| live.lease.is_given());
         if let Some(token) = given.map(|live| live.lease.token) {
-            self.worked = Some(token);
+            // One that is being settled may be forgotten later than its successor.
+            let later = self.worked.filter(|(last, _)| *last > fence);
+            self.worked = later.or(Some((fence, token)));
         }
         self.grants.retain(|live| live.lease.fence != fence);
     }

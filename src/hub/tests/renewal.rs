@@ -343,7 +343,7 @@ async fn a_renewal_ends_with_its_guard() {
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
     let memory = Memory::new();
-    // The answer to the confirmation is there in time, but nobody looks at it.
+    // The answers to the confirmations are there in time, but nobody looks at them.
     let good = Bad::good(&memory);
     let b = renewing(&good, "b");
     let a = process(&Bad::good(&memory), "a", LEASE);
@@ -354,6 +354,11 @@ async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
     // Little is left of it: it is confirmed first.
     tokio::time::sleep(Duration::from_millis(480)).await;
     assert!(second.next().now_or_never().is_none());
+    tokio::time::sleep(Duration::from_millis(2 * LEASE)).await;
+    // And once more, before it is anybody's attempt.
+    let told = second.next().await;
+    assert!(matches!(told, Some(LockEvent::Status(_))), "{told:?}");
+    assert!(next(&mut second).now_or_never().is_none());
     tokio::time::sleep(Duration::from_millis(2 * LEASE)).await;
     let guard = acquired(&mut second).await;
     assert!(!guard.is_valid());
