@@ -327,5 +327,21 @@ mutant "stream: a lost grant is yielded" src/acquire.rs \
 mutant "stream: a grant is yielded however late" src/acquire.rs \
     ') if grant.is_doubtful() => {' ') if false => {' $hub::a_grant_whose_lease
 
+mutant "adapters: a panic keeps the guard" src/stream_ext/run.rs \
+    'if std::thread::panicking()' 'if false' --test adapters
+mutant "adapters: who has a clone keeps the guard" src/stream_ext/run.rs \
+    'self.0.abandon();
+    }
+}
+
+/// Work that' '}
+}
+
+/// Work that' --test adapters
+mutant "adapters: a lost lease does not stop the work" src/stream_ext/run.rs \
+    'match lost.poll(cx) {' 'match { drop(lost); Poll::<()>::Pending } {' --test adapters
+mutant "adapters: a cut stream is waited for" src/event.rs \
+    'None => Outcome::Left,' 'None => return None,' --test adapters
+
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

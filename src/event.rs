@@ -87,6 +87,35 @@ pub struct MaxAttempts {
     pub reason: Reason,
 }
 
+/// How a participation ended: what [`LockStreamExt::outcome`](crate::LockStreamExt::outcome) and
+/// [`LockStreamExt::run`](crate::LockStreamExt::run) drive a stream to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The work is complete.
+    Completed(Completed),
+    /// The run was given up.
+    MaxAttempts(MaxAttempts),
+    /// Our own attempt failed and we stand aside for the others.
+    Failed(Failed),
+    /// The stream ended before that, as one does that was cut short with `take_until`.
+    Left,
+}
+
+impl Outcome {
+    /// What the stream's next event says of it, if anything.
+    pub(crate) fn of(event: Option<LockEvent>) -> Option<Result<Self, Error>> {
+        Some(Ok(match event {
+            None => Outcome::Left,
+            Some(LockEvent::Completed(completed)) => Outcome::Completed(completed),
+            Some(LockEvent::MaxAttempts(given_up)) => Outcome::MaxAttempts(given_up),
+            Some(LockEvent::Failed(failed)) => Outcome::Failed(failed),
+            Some(LockEvent::Error(error)) if error.is_fatal() => return Some(Err(error)),
+            Some(_) => return None,
+        }))
+    }
+}
+
 /// Our own attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -359,14 +359,22 @@ impl WorkGuard {
         self.settle(Outcome::HandOff).await
     }
 
-    /// Ends it; the answer is the server's. Only the first end counts.
-    pub(crate) async fn settle(&self, outcome: Outcome) -> Result<(), SettleError> {
-        if self.settled.swap(true, Ordering::Relaxed) {
-            return Err(LeaseLost::Settled.into());
-        }
+    /// Ends it; the answer is the server's.
+    async fn settle(&self, outcome: Outcome) -> Result<(), SettleError> {
+        self.send(outcome)
+            .await
+            .unwrap_or(Err(SettleError::Stopped))
+    }
+
+    /// Ends it, whether or not anybody waits for the answer. Only the first end counts.
+    pub(crate) fn send(&self, outcome: Outcome) -> oneshot::Receiver<Result<(), SettleError>> {
         let (reply, answer) = oneshot::channel();
-        self.grant.settle(outcome, Some(reply));
-        answer.await.unwrap_or(Err(SettleError::Stopped))
+        if self.settled.swap(true, Ordering::Relaxed) {
+            let _ = reply.send(Err(LeaseLost::Settled.into()));
+        } else {
+            self.grant.settle(outcome, Some(reply));
+        }
+        answer
     }
 
     /// Ends it without waiting for an answer, if it has not been settled.

@@ -39,6 +39,7 @@
 //! | to | call |
 //! |---|---|
 //! | take part in a run | [`LockingWorker::acquire`] |
+//! | have the work done when it is our turn, and see the events | [`LockStreamExt::run`] |
 //! | have a result computed once by the fleet | [`LockingWorker::once`] |
 //! | the same for many keys, over the same connections | [`LockingWorker::with_key`] |
 //! | complete the work | [`WorkGuard::done`], [`WorkGuard::done_with`] |
@@ -86,6 +87,7 @@ mod guard;
 mod hub;
 mod once;
 mod store;
+mod stream_ext;
 mod worker;
 
 pub use acquire::Acquire;
@@ -94,12 +96,19 @@ pub use error::{
     BuildError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError, SettleError,
 };
 pub use event::{
-    Completed, Failed, LockEvent, Locked, MaxAttempts, PreviousAttempt, Reason, Status, StatusLevel,
+    Completed, Failed, LockEvent, Locked, MaxAttempts, Outcome, PreviousAttempt, Reason, Status,
+    StatusLevel,
 };
 pub use guard::WorkGuard;
 pub use store::key::Key;
 pub use store::memory::Memory;
+pub use stream_ext::{IntoResult, LockStreamExt};
 pub use worker::LockingWorker;
+
+/// What the methods of [`LockStreamExt`] return.
+pub mod adapters {
+    pub use crate::stream_ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
+}
 
 /// The README's example compiles.
 #[doc = include_str!("../README.md")]

@@ -11,6 +11,7 @@ use crate::error::{KeyError, OnceError};
 use crate::guard::WorkGuard;
 use crate::once;
 use crate::store::key::Key;
+use crate::stream_ext::IntoResult;
 
 /// Takes part in the runs of one key, over connections that it may share with other keys.
 ///
@@ -111,7 +112,7 @@ impl LockingWorker {
     where
         W: FnMut(Arc<WorkGuard>) -> F,
         F: Future<Output = Result<T, E>>,
-        T: Into<Bytes>,
+        T: IntoResult,
         E: Display,
     {
         let completed = once::once(self.entry.clone(), work).await?;
