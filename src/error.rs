@@ -318,6 +318,37 @@ pub enum FencedError {
     Unknown(#[source] Error),
 }
 
+/// Why [`ClaimExt::claim_each`](crate::ClaimExt::claim_each) cannot claim a job, which is in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError<T> {
+    /// What the job was to be claimed under is no key.
+    #[error("no key for the job")]
+    Key {
+        /// The job.
+        job: T,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// The server refuses it.
+    #[error("the job cannot be claimed")]
+    Refused {
+        /// The job.
+        job: T,
+        /// Why; it is [fatal](Error::is_fatal).
+        source: Error,
+    },
+}
+
+impl<T> ClaimError<T> {
+    /// The job.
+    pub fn into_job(self) -> T {
+        match self {
+            ClaimError::Key { job, .. } | ClaimError::Refused { job, .. } => job,
+        }
+    }
+}
+
 /// Why [`LockingWorker::once`](crate::LockingWorker::once) brought no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

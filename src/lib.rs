@@ -42,6 +42,7 @@
 //! | have the work done when it is our turn, and see the events | [`LockStreamExt::run`] |
 //! | have a result computed once by the fleet | [`LockingWorker::once`] |
 //! | the same for many keys, over the same connections | [`LockingWorker::with_key`] |
+//! | have each job of a stream done once by the fleet | [`ClaimExt::claim_each`] |
 //! | complete the work | [`WorkGuard::done`], [`WorkGuard::done_with`] |
 //! | work for longer than the lease | [`Builder::renew`], or [`WorkGuard::extend`] |
 //! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`], [`WorkGuard::cancellation_token`] |
@@ -81,6 +82,7 @@
 
 mod acquire;
 mod builder;
+mod claim_ext;
 mod error;
 mod event;
 mod guard;
@@ -92,8 +94,10 @@ mod worker;
 
 pub use acquire::Acquire;
 pub use builder::Builder;
+pub use claim_ext::ClaimExt;
 pub use error::{
-    BuildError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError, SettleError,
+    BuildError, ClaimError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError,
+    SettleError,
 };
 pub use event::{
     Completed, Failed, LockEvent, Locked, MaxAttempts, Outcome, PreviousAttempt, Reason, Status,
@@ -105,8 +109,9 @@ pub use store::memory::Memory;
 pub use stream_ext::{IntoResult, LockStreamExt};
 pub use worker::LockingWorker;
 
-/// What the methods of [`LockStreamExt`] return.
+/// What the methods of [`LockStreamExt`] and [`ClaimExt`] return.
 pub mod adapters {
+    pub use crate::claim_ext::ClaimEach;
     pub use crate::stream_ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
 }
 

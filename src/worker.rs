@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -66,6 +67,19 @@ impl LockingWorker {
     /// one worker compete with each other.
     pub fn acquire(&self) -> Acquire {
         Acquire::new(self.entry.clone())
+    }
+
+    /// The same, and whatever the worker was told about rejoining, the stream ends with its attempt.
+    pub(crate) fn acquire_once(&self) -> Acquire {
+        Acquire::new(Entry {
+            rejoin: false,
+            ..self.entry.clone()
+        })
+    }
+
+    /// The lease that it asks for.
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_millis(self.entry.terms.lease)
     }
 
     /// Has the work done once by the whole fleet, and returns the result that everybody gets.

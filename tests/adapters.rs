@@ -322,12 +322,8 @@ async fn work_that_panics_ends_its_guard_at_once_though_run_is_kept() {
     drop(guard);
     let panics = async |_| -> Failing { panic!("on purpose") };
     let run = Box::pin(waiting.run(panics));
-    let run = async move {
-        let mut run = std::panic::AssertUnwindSafe(run).catch_unwind();
-        assert!((&mut run).await.is_err());
-        run
-    };
-    let _kept = run.await;
+    let mut kept = std::panic::AssertUnwindSafe(run).catch_unwind();
+    assert!((&mut kept).await.is_err());
     assert_eq!(told(&mut b.acquire()).await, (3, Some(Reason::Panicked)));
 }
 

@@ -1,0 +1,273 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::stream::{Fuse, FusedStream};
+use futures::{Stream, StreamExt};
+use pin_project::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::acquire::Acquire;
+use crate::error::{ClaimError, Error};
+use crate::event::LockEvent;
+use crate::guard::WorkGuard;
+use crate::worker::LockingWorker;
+
+/// Stream of [`ClaimExt::claim_each`](crate::ClaimExt::claim_each).
+#[pin_project]
+#[must_use = "streams do nothing unless polled"]
+pub struct ClaimEach<St: Stream, N> {
+    #[pin]
+    jobs: Fuse<St>,
+    key_of: N,
+    worker: LockingWorker,
+    concurrency: NonZeroUsize,
+    /// At most as many as `concurrency`, in the order in which they were taken.
+    taken: Vec<Taken<St::Item>>,
+    later: Later<St::Item>,
+    /// Set while everything taken waits for others and there is more to look at.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// A job that takes one of our places.
+struct Taken<T> {
+    job: T,
+    worker: LockingWorker,
+    events: Acquire,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy)]
+enum Stage {
+    /// Its claim is not answered. Goes to `Waiting` or `Ours`.
+    Claiming,
+    /// Others work on it, until then as far as we know, and we are in line. Its place is given up for any job that may
+    /// be free. Goes to `Ours`.
+    Waiting { until: Instant },
+    /// Its guard has been yielded. If the attempt fails, the job is looked at again.
+    Ours,
+}
+
+/// Jobs that wait without a place in line, by when to look at them again.
+struct Later<T> {
+    jobs: BTreeMap<(Instant, u64), (T, LockingWorker)>,
+    /// How many there have been: the order of those that are due at the same time.
+    count: u64,
+}
+
+impl<T> Later<T> {
+    fn push(&mut self, due: Instant, job: T, worker: LockingWorker) {
+        self.jobs.insert((due, self.count), (job, worker));
+        self.count += 1;
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.jobs.keys().next().map(|(due, _)| *due)
+    }
+
+    fn pop(&mut self) -> Option<(T, LockingWorker)> {
+        self.jobs.pop_first().map(|(_, job)| job)
+    }
+}
+
+/// What the events of a job come to.
+enum Step {
+    Won(WorkGuard),
+    Failed(Error),
+    Again,
+    Over,
+}
+
+impl<T> Taken<T> {
+    fn new(job: T, worker: LockingWorker) -> Self {
+        Self {
+            job,
+            events: worker.acquire_once(),
+            worker,
+            stage: Stage::Claiming,
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Waiting { .. })
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        while let Poll::Ready(event) = self.events.poll_next_unpin(cx) {
+            match event {
+                Some(LockEvent::Acquired(guard)) => {
+                    self.stage = Stage::Ours;
+                    return Poll::Ready(Step::Won(guard));
+                }
+                Some(LockEvent::Locked(locked)) => {
+                    let until = Instant::now() + locked.remaining;
+                    self.stage = Stage::Waiting { until };
+                }
+                Some(LockEvent::Failed(_)) => return Poll::Ready(Step::Again),
+                Some(LockEvent::Error(error)) if error.is_fatal() => {
+                    return Poll::Ready(Step::Failed(error));
+                }
+                Some(LockEvent::Status(_) | LockEvent::Error(_)) => {}
+                Some(LockEvent::Completed(_) | LockEvent::MaxAttempts(_)) | None => {
+                    return Poll::Ready(Step::Over);
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<St: Stream, N> ClaimEach<St, N> {
+    pub(super) fn new(jobs: St, worker: LockingWorker, key_of: N) -> Self {
+        Self {
+            jobs: jobs.fuse(),
+            key_of,
+            worker,
+            concurrency: NonZeroUsize::MIN,
+            taken: Vec::new(),
+            later: Later {
+                jobs: BTreeMap::new(),
+                count: 0,
+            },
+            timer: None,
+        }
+    }
+
+    /// How many jobs it claims, waits for, or has yielded the guards of at a time; 1 by default.
+    ///
+    /// With more than one, take the guards as they come and work on them together
+    /// ([`buffer_unordered`], [`try_for_each_concurrent`], tasks): the leases of those that are won and not looked at
+    /// run out, which counts as an attempt each.
+    ///
+    /// [`buffer_unordered`]: https://docs.rs/futures/latest/futures/stream/trait.StreamExt.html#method.buffer_unordered
+    /// [`try_for_each_concurrent`]: https://docs.rs/futures/latest/futures/stream/trait.TryStreamExt.html#method.try_for_each_concurrent
+    pub fn concurrency(mut self, jobs: NonZeroUsize) -> Self {
+        self.concurrency = jobs;
+        self
+    }
+}
+
+impl<St, N, K> Stream for ClaimEach<St, N>
+where
+    St: Stream,
+    St::Item: Clone,
+    N: FnMut(&St::Item) -> K,
+    K: AsRef<[u8]>,
+{
+    type Item = Result<(St::Item, WorkGuard), ClaimError<St::Item>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut this = self.project();
+        loop {
+            let mut nth = 0;
+            while let Some(taken) = this.taken.get_mut(nth) {
+                let Poll::Ready(step) = taken.poll(cx) else {
+                    nth += 1;
+                    continue;
+                };
+                if let Step::Won(guard) = step {
+                    return Poll::Ready(Some(Ok((taken.job.clone(), guard))));
+                }
+                let Taken { job, worker, .. } = this.taken.remove(nth);
+                match step {
+                    Step::Failed(source) => {
+                        return Poll::Ready(Some(Err(ClaimError::Refused { job, source })));
+                    }
+                    // Whoever was in line has it by now; otherwise it is free.
+                    Step::Again => this.later.push(Instant::now(), job, worker),
+                    Step::Won(_) | Step::Over => {}
+                }
+            }
+
+            let places = this.concurrency.get();
+            let waiting = this.taken.iter().position(Taken::is_waiting);
+            if waiting.is_none() && this.taken.len() >= places {
+                return Poll::Pending;
+            }
+            // There is a place, or one is given up for what may be free. What is due comes first, or a stream of jobs
+            // that has always more would keep it waiting for ever.
+            let now = Instant::now();
+            let next = if this.later.due().is_some_and(|due| due <= now) {
+                this.later.pop()
+            } else {
+                match this.jobs.as_mut().poll_next(cx) {
+                    Poll::Ready(Some(job)) => match this.worker.with_key((this.key_of)(&job)) {
+                        Ok(worker) => Some((job, worker)),
+                        Err(source) => {
+                            return Poll::Ready(Some(Err(ClaimError::Key { job, source })));
+                        }
+                    },
+                    Poll::Ready(None) | Poll::Pending => None,
+                }
+            };
+            // Nothing is free as far as we know: we wait in line for as many as we have places.
+            let next = match next {
+                None if this.taken.len() < places => this.later.pop(),
+                next => next,
+            };
+            match (next, waiting) {
+                (Some((job, worker)), waiting) => {
+                    if let Some(nth) = waiting.filter(|_| this.taken.len() >= places) {
+                        let Taken {
+                            job, worker, stage, ..
+                        } = this.taken.remove(nth);
+                        this.later.push(stage.due(now, worker.lease()), job, worker);
+                    }
+                    this.taken.push(Taken::new(job, worker));
+                }
+                (None, _) if this.taken.is_empty() && this.jobs.is_done() => {
+                    return Poll::Ready(None);
+                }
+                (None, _) => {
+                    let Some(due) = this.later.due() else {
+                        *this.timer = None;
+                        return Poll::Pending;
+                    };
+                    let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+                    if timer.deadline() != due {
+                        timer.as_mut().reset(due);
+                    }
+                    if timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Stage {
+    /// When to look again at a job that others work on. A lease that was to be over has been renewed, and we are not
+    /// told of each renewal.
+    fn due(self, now: Instant, lease: Duration) -> Instant {
+        match self {
+            Stage::Waiting { until } if until > now => until,
+            _ => now + lease,
+        }
+    }
+}
+
+impl<St, N, K> FusedStream for ClaimEach<St, N>
+where
+    St: Stream,
+    St::Item: Clone,
+    N: FnMut(&St::Item) -> K,
+    K: AsRef<[u8]>,
+{
+    fn is_terminated(&self) -> bool {
+        self.jobs.is_done() && self.taken.is_empty() && self.later.jobs.is_empty()
+    }
+}
+
+impl<St: Stream, N> fmt::Debug for ClaimEach<St, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClaimEach")
+            .field("worker", &self.worker)
+            .field("taken", &self.taken.len())
+            .field("later", &self.later.jobs.len())
+            .finish_non_exhaustive()
+    }
+}
