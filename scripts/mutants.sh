@@ -345,15 +345,16 @@ mutant "adapters: a cut stream is waited for" src/event.rs \
 
 mutant "jobs: what is due waits for what is new" src/claim_ext/claim_each.rs \
     'this.later.due().is_some_and(|due| due <= now)' 'false' --test claim_each an_endless
-mutant "jobs: a renewed lease is looked at all the time" src/claim_ext/claim_each.rs \
-    '_ => now + lease,' '_ => now + lease / 100,' --test claim_each what_is_renewed
+mutant "jobs: what others work on is looked at all the time" src/claim_ext/claim_each.rs \
+    'let until = Instant::now() + locked.remaining;' 'let until = Instant::now() + locked.remaining / 100;' \
+    --test claim_each what_is_renewed
 mutant "jobs: more than there are places" src/claim_ext/claim_each.rs \
     'waiting.is_none() && this.taken.len() >= places' 'false' --test claim_each no_more_guards
 mutant "jobs: a failed job is forgotten" src/claim_ext/claim_each.rs \
     'Step::Again => this.later.push(Instant::now(), job, worker),' 'Step::Again => drop((job, worker)),' \
     --test claim_each alone
 mutant "jobs: a place is kept for what others work on" src/claim_ext/claim_each.rs \
-    'let waiting = this.taken.iter().position(Taken::is_waiting);' 'let waiting = None::<usize>;' \
+    'Stage::Waiting { until } => Some(until),' 'Stage::Waiting { .. } => None,' \
     --test claim_each what_others
 
 echo "$caught caught, ${#missed[@]} missed"

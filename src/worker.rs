@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -31,8 +30,7 @@ impl LockingWorker {
     /// # Examples
     ///
     /// ```no_run
-    /// use std::time::Duration;
-    /// use redis_locking_worker::LockingWorker;
+    ///     /// use redis_locking_worker::LockingWorker;
     ///
     /// # async fn example() -> Result<(), redis_locking_worker::BuildError> {
     /// let worker = LockingWorker::builder("nightly-report")
@@ -75,11 +73,6 @@ impl LockingWorker {
             rejoin: false,
             ..self.entry.clone()
         })
-    }
-
-    /// The lease that it asks for.
-    pub(crate) fn lease(&self) -> Duration {
-        Duration::from_millis(self.entry.terms.lease)
     }
 
     /// Has the work done once by the whole fleet, and returns the result that everybody gets.

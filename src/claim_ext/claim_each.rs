@@ -3,7 +3,6 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures::stream::{Fuse, FusedStream};
 use futures::{Stream, StreamExt};
@@ -91,8 +90,11 @@ impl<T> Taken<T> {
         }
     }
 
-    fn is_waiting(&self) -> bool {
-        matches!(self.stage, Stage::Waiting { .. })
+    fn waits_until(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Waiting { until } => Some(until),
+            Stage::Claiming | Stage::Ours => None,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
@@ -183,7 +185,8 @@ where
             }
 
             let places = this.concurrency.get();
-            let waiting = this.taken.iter().position(Taken::is_waiting);
+            let mut waiting = this.taken.iter().enumerate();
+            let waiting = waiting.find_map(|(nth, taken)| Some((nth, taken.waits_until()?)));
             if waiting.is_none() && this.taken.len() >= places {
                 return Poll::Pending;
             }
@@ -210,11 +213,10 @@ where
             };
             match (next, waiting) {
                 (Some((job, worker)), waiting) => {
-                    if let Some(nth) = waiting.filter(|_| this.taken.len() >= places) {
-                        let Taken {
-                            job, worker, stage, ..
-                        } = this.taken.remove(nth);
-                        this.later.push(stage.due(now, worker.lease()), job, worker);
+                    if let Some((nth, until)) = waiting.filter(|_| this.taken.len() >= places) {
+                        // It may be past, since we are not told of renewals; a look gives a later one.
+                        let Taken { job, worker, .. } = this.taken.remove(nth);
+                        this.later.push(until, job, worker);
                     }
                     this.taken.push(Taken::new(job, worker));
                 }
@@ -235,17 +237,6 @@ where
                     }
                 }
             }
-        }
-    }
-}
-
-impl Stage {
-    /// When to look again at a job that others work on. A lease that was to be over has been renewed, and we are not
-    /// told of each renewal.
-    fn due(self, now: Instant, lease: Duration) -> Instant {
-        match self {
-            Stage::Waiting { until } if until > now => until,
-            _ => now + lease,
         }
     }
 }
