@@ -1015,6 +1015,25 @@ fn invariant_8_the_result_of_a_run_that_is_long_over() {
     story.holds();
 }
 
+/// A key lives from when it is set, and a server can be stopped before that, in the middle of the script.
+#[test]
+fn invariant_8_the_result_of_a_script_that_a_stop_held_up() {
+    let (script, stop) = (200 * MS, 3 * SECOND);
+    for (began, explains) in [(DONE + script, true), (DONE + script + 1, false)] {
+        let mut story = Story::new();
+        let over = began + stop;
+        story.history.members.insert(4, member(4));
+        story.tell(over + MS, 4, What::Joined { rejoins: false });
+        story.tell(over + 2 * MS, 4, completed("42"));
+        story.tell(over + 3 * MS, 4, What::End);
+        story.fault(Scope::Server, began, over);
+        match explains {
+            true => story.holds(),
+            false => story.breaks(8),
+        }
+    }
+}
+
 #[test]
 fn invariant_9_to_the_millisecond() {
     dead_holder(3 * SECOND).holds();

@@ -313,6 +313,18 @@ impl<'a> Checker<'a> {
         })
     }
 
+    /// How long the script may have taken that began then: as long as the server, if that was stopped in it.
+    fn longest_script(&self, began: u64) -> u64 {
+        let faults = self.history.faults.iter();
+        let stops = faults.filter(|fault| {
+            fault.scope == Scope::Server && fault.from <= began + SCRIPT && began <= fault.to
+        });
+        let longest = stops
+            .map(|fault| fault.to.saturating_sub(began).saturating_add(SCRIPT))
+            .max();
+        longest.unwrap_or(SCRIPT)
+    }
+
     fn server_disturbed(&self, from: u64, to: u64) -> bool {
         self.any_fault(Scope::Server, from, to)
     }

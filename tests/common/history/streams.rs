@@ -2,7 +2,7 @@
 
 use redis_locking_worker::internals::{Record, State};
 
-use super::{Checker, GRACE, SCRIPT, SOON, Told, What, records};
+use super::{Checker, GRACE, SOON, Told, What, records};
 
 impl<'a> Checker<'a> {
     pub(super) fn streams(&mut self) {
@@ -95,7 +95,8 @@ impl<'a> Checker<'a> {
         self.examines(8);
         // Within the retention a late stream is told the outcome of the run before.
         let mut of_its_run = records(self.steps(&event.key)).filter(|(_, record, at)| {
-            *at <= event.at && record.until * 1_000 + SCRIPT >= joined.at
+            *at <= event.at
+                && (record.until * 1_000).saturating_add(self.longest_script(*at)) >= joined.at
         });
         let Some((_, record, at)) = of_its_run.rfind(|(_, record, _)| is_it(record)) else {
             if !self.unwatched(&event.key, joined.at, event.at) {
