@@ -357,5 +357,18 @@ mutant "jobs: a place is kept for what others work on" src/claim_ext/claim_each.
     'Stage::Waiting { until } => Some(until),' 'Stage::Waiting { .. } => None,' \
     --test claim_each what_others
 
+mutant "observers: what is missed is not looked at" src/hub/run/claims.rs \
+    'if !self.refresh_again {' 'if false {' $hub::observers::what_was_not_heard
+mutant "observers: an old answer says that nothing is there" src/hub/run/observers.rs \
+    'None => frame.at >= self.observers.at,' 'None => true,' $hub::observers::an_answer
+mutant "observers: an outcome is shown for ever" src/hub/run/observers.rs \
+    'self.observers.forgotten.into_iter().chain(audit).min()' 'audit' --test conformance watch_tells_that
+mutant "observers: nobody subscribes for them" src/hub/run/subscription.rs \
+    '(wanted || !self.observers.is_empty())' 'wanted' --test conformance a_watch_that
+mutant "clear: the fencing token stays" src/store/redis/clear.lua \
+    '  rise(r)' '' --test conformance what_is_cleared
+mutant "clear: the holder is told that it has expired" src/store/record.rs \
+    'None if record.attempt < attempt => LeaseLost::RecordGone,' '' --test conformance clear_makes
+
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

@@ -24,12 +24,13 @@ use futures::Stream;
 use futures::channel::mpsc as mailbox;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
+use crate::error::{Error, FencedError, LeaseLost, RenewError, SettleError};
 use crate::store::key::Key;
-use crate::store::{Guarded, Outcome, Store};
+use crate::store::{Guarded, Op, Outcome, Reply, Store};
 pub(crate) use lease::Lease;
 pub(crate) use message::{Ended, Update};
 use message::{Id, Message, Renewal, Settlement};
+use run::Sight;
 
 /// How long a waiter has to confirm a grant that was handed to it, if its lease is not shorter.
 const CONFIRM_WINDOW: Duration = Duration::from_millis(500);
@@ -53,7 +54,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// How long a successor has to confirm, in ms.
-    fn window(&self) -> u64 {
+    pub(crate) fn window(&self) -> u64 {
         self.lease.min(CONFIRM_WINDOW.as_millis() as u64)
     }
 }
@@ -98,6 +99,49 @@ impl Handle {
             mailbox,
         });
         seat
+    }
+
+    /// Looks on, without taking part.
+    pub(crate) fn observe(&self, key: &Key) -> Lookout {
+        let (mailbox, sights) = mailbox::unbounded();
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        self.send(Message::Observe {
+            key: key.clone(),
+            id,
+            mailbox,
+        });
+        Lookout {
+            key: key.clone(),
+            id,
+            sights,
+            hub: self.clone(),
+        }
+    }
+
+    /// Has this carried out once.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the store says; nothing is tried again.
+    pub(crate) async fn ask(&self, key: &Key, op: Op) -> Result<Reply, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Message::Ask {
+            key: key.clone(),
+            op,
+            answer,
+        });
+        answered.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// The labels of those who wait, in their order; not more than so many.
+    pub(crate) async fn line(&self, key: &Key, most: u32) -> Result<Vec<String>, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Message::Line {
+            key: key.clone(),
+            most,
+            answer,
+        });
+        answered.await.unwrap_or(Err(Error::Stopped))
     }
 
     /// Resolves once everything that was signalled before is answered, or given up on.
@@ -177,6 +221,31 @@ impl Drop for Seat {
             let key = self.key.clone();
             self.hub.send(Message::Leave { key, id: self.id });
         }
+    }
+}
+
+/// A look at a key from outside. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Lookout {
+    key: Key,
+    id: Id,
+    /// Ends with a fatal error, or when the hub has gone.
+    sights: mailbox::UnboundedReceiver<Sight>,
+    hub: Handle,
+}
+
+impl Stream for Lookout {
+    type Item = Sight;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Sight>> {
+        Pin::new(&mut self.sights).poll_next(cx)
+    }
+}
+
+impl Drop for Lookout {
+    fn drop(&mut self) {
+        let key = self.key.clone();
+        self.hub.send(Message::Leave { key, id: self.id });
     }
 }
 

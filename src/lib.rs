@@ -52,6 +52,8 @@
 //! | let another participant try | [`WorkGuard::fail`], or drop the guard |
 //! | have nobody try again | [`WorkGuard::fail_permanently`] |
 //! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
+//! | see how a run is, or look on | [`LockingWorker::inspect`], [`LockingWorker::watch`] |
+//! | begin a run anew, by force | [`LockingWorker::clear`] |
 //! | test without a server | [`Builder::in_memory`] |
 //!
 //! # What is promised
@@ -88,8 +90,10 @@ mod event;
 mod guard;
 mod hub;
 mod once;
+mod snapshot;
 mod store;
 mod stream_ext;
+mod watch;
 mod worker;
 
 pub use acquire::Acquire;
@@ -104,9 +108,11 @@ pub use event::{
     StatusLevel,
 };
 pub use guard::WorkGuard;
+pub use snapshot::{RunState, Snapshot};
 pub use store::key::Key;
 pub use store::memory::Memory;
 pub use stream_ext::{IntoResult, LockStreamExt};
+pub use watch::Watch;
 pub use worker::LockingWorker;
 
 /// What the methods of [`LockStreamExt`] and [`ClaimExt`] return.

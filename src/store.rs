@@ -61,6 +61,11 @@ pub enum Op {
         /// How long a successor has to confirm.
         window: u64,
     },
+    /// Begin the run anew, whoever has it: its head of the line is first.
+    Clear {
+        /// How long the head has to confirm.
+        window: u64,
+    },
     /// Read the record; changes nothing.
     Inspect,
 }
@@ -77,7 +82,7 @@ impl Op {
                 Outcome::Fail(_) | Outcome::HandOff => &[],
             },
             Op::Renew { checkpoint, .. } => checkpoint.as_deref().unwrap_or_default(),
-            Op::Claim { .. } | Op::Withdraw { .. } | Op::Inspect => &[],
+            Op::Claim { .. } | Op::Withdraw { .. } | Op::Clear { .. } | Op::Inspect => &[],
         }
     }
 }
@@ -182,6 +187,10 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
         key: &Key,
         script: &Guarded,
     ) -> impl Future<Output = Result<Value, FencedError>> + Send;
+
+    /// The labels of those who wait, in their order; not more than so many.
+    fn line(&self, key: &Key, most: u32)
+    -> impl Future<Output = Result<Vec<String>, Error>> + Send;
 
     /// Begins to hear a key's transitions; all that happen after it resolves are heard.
     fn watch(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send;

@@ -66,7 +66,7 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
     ///
     /// For the rest of a stream whose guard has been taken out, or one behind which others work. It is no way to look
     /// on: it takes part, and a guard that comes along is dropped, which fails the attempt;
-    /// [`LockingWorker::watch`](crate::LockingWorker) looks on.
+    /// [`LockingWorker::watch`](crate::LockingWorker::watch) looks on.
     ///
     /// # Errors
     ///

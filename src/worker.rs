@@ -7,11 +7,14 @@ use bytes::Bytes;
 
 use crate::acquire::{Acquire, Entry};
 use crate::builder::Builder;
-use crate::error::{KeyError, OnceError};
+use crate::error::{Error, KeyError, OnceError};
 use crate::guard::WorkGuard;
 use crate::once;
+use crate::snapshot::Snapshot;
+use crate::store::Op;
 use crate::store::key::Key;
 use crate::stream_ext::IntoResult;
+use crate::watch::Watch;
 
 /// Takes part in the runs of one key, over connections that it may share with other keys.
 ///
@@ -30,7 +33,8 @@ impl LockingWorker {
     /// # Examples
     ///
     /// ```no_run
-    ///     /// use redis_locking_worker::LockingWorker;
+    /// use std::time::Duration;
+    /// use redis_locking_worker::LockingWorker;
     ///
     /// # async fn example() -> Result<(), redis_locking_worker::BuildError> {
     /// let worker = LockingWorker::builder("nightly-report")
@@ -146,6 +150,100 @@ impl LockingWorker {
         E: Display,
     {
         once::once_json(self.entry.clone(), work).await
+    }
+
+    /// The run as it is now, and who waits: the record, and the line right after it.
+    ///
+    /// # Errors
+    ///
+    /// The [`Error`] of the server, fatal or not; nothing is tried again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use redis_locking_worker::{LockStreamExt, LockingWorker, Memory, RunState};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("report").in_memory(&memory).label("a").build().await?;
+    /// assert_eq!(worker.inspect().await?.state, RunState::Free);
+    /// let guard = worker.acquire().guards().next().await;
+    /// let run = worker.inspect().await?;
+    /// assert_eq!((run.state, run.attempt, &run.holder[..]), (RunState::Held, 1, "a"));
+    /// # drop(guard);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn inspect(&self) -> Result<Snapshot, Error> {
+        let (hub, key) = (&self.entry.hub, &self.entry.key);
+        let reply = hub.ask(key, Op::Inspect).await?;
+        let mut snapshot = Snapshot::of(&reply.frame);
+        snapshot.line = Some(match snapshot.state.is_owned() {
+            true => hub.line(key, Snapshot::MAX_LINE).await?,
+            false => Vec::new(),
+        });
+        Ok(snapshot)
+    }
+
+    /// Looks on: a stream of the key's transitions that takes no part in them.
+    ///
+    /// It yields the run as it is, and then what becomes of it, renewals too. What happens while the server is out of
+    /// reach is one [`Error`] an outage; after it comes the run as it is then. Between two polls nothing is lost.
+    ///
+    /// The server sends messages for it, and is asked when it begins, after an outage, and when a record should have
+    /// been forgotten.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use redis_locking_worker::{LockStreamExt, LockingWorker, Memory, RunState};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("report").in_memory(&memory).build().await?;
+    /// let mut watch = worker.watch();
+    /// assert_eq!(watch.next().await.unwrap()?.state, RunState::Free);
+    /// worker.acquire().run(async |_| Ok::<_, String>(())).await?;
+    /// assert_eq!(watch.next().await.unwrap()?.state, RunState::Held);
+    /// assert_eq!(watch.next().await.unwrap()?.state, RunState::Completed);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.entry.hub.clone(), self.entry.key.clone())
+    }
+
+    /// Begins the run anew, by force: whoever has the work loses it, and an outcome is forgotten. Whether there was a
+    /// run.
+    ///
+    /// The first in line, if anybody waits, is given attempt 1; otherwise the next to come is. The bounds stay those of
+    /// the run; its reasons, checkpoint and result go. The fencing token goes on rising, so that what the old holder
+    /// does too late is refused; it hears of its loss as of every other, by its next renewal at the latest.
+    ///
+    /// # Errors
+    ///
+    /// The [`Error`] of the server, fatal or not; nothing is tried again. After [`Error::Unavailable`] it may have
+    /// happened.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it goes its way, and dropping the future only loses its answer.
+    pub async fn clear(&self) -> Result<bool, Error> {
+        let window = self.entry.terms.window();
+        let reply = self
+            .entry
+            .hub
+            .ask(&self.entry.key, Op::Clear { window })
+            .await?;
+        Ok(reply.ok)
     }
 
     /// The same worker on another key, over the same connections.

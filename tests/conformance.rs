@@ -2,6 +2,8 @@
 
 mod common;
 
+#[path = "conformance/administration.rs"]
+mod administration;
 #[path = "conformance/events.rs"]
 mod events;
 #[path = "conformance/guards.rs"]

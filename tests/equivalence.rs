@@ -46,6 +46,7 @@ enum Step {
         who: u8,
         window: u64,
     },
+    Clear(u64),
     Inspect,
     Pass(u64),
     Lose,
@@ -99,6 +100,7 @@ fn step() -> impl Strategy<Value = Step> {
             |(grant, lease, checkpoint)| Step::Renew { grant, lease, checkpoint }
         ),
         3 => (who, span()).prop_map(|(who, window)| Step::Withdraw { who, window }),
+        1 => span().prop_map(Step::Clear),
         1 => Just(Step::Inspect),
         5 => select(vec![5_000, 10_000, 20_000]).prop_map(Step::Pass),
         1 => Just(Step::Lose),
@@ -239,6 +241,7 @@ impl Both {
                     label: labels[usize::from(*who)].clone(),
                     window: *window,
                 },
+                Step::Clear(window) => Op::Clear { window: *window },
                 Step::Inspect => Op::Inspect,
                 Step::Pass(ms) => {
                     self.together(keys, &mut next, &mut tokens, &mut fences)?;
@@ -394,6 +397,16 @@ fn a_mistake_in_a_script_is_found() {
             "a completion that leaves its line, in the short way",
             "fence=(%d+) line=0 '",
             "fence=(%d+) line=%d '",
+        ),
+        (
+            "a run begun anew under the old fence",
+            "  rise(r)\n  r.previous",
+            "  r.previous",
+        ),
+        (
+            "a run begun anew with the old reasons",
+            "r.previous, r.cause, r.previous_holder, r.reason, r.checkpoint, r.result = 0, '-', '', '', '', ''",
+            "r.result = ''",
         ),
     ];
     let edited = Cell::new(false);

@@ -8,11 +8,12 @@ use futures::channel::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
+use super::run::Sight;
 use super::{Grant, Lease, Terms};
 use crate::error::{Error, FencedError, RenewError, SettleError};
 use crate::event::{Completed, Failed, Locked, MaxAttempts};
 use crate::store::key::Key;
-use crate::store::{Guarded, Outcome};
+use crate::store::{Guarded, Op, Outcome, Reply};
 
 /// Tells participations in one process apart, in the order in which they joined.
 pub(super) type Id = u64;
@@ -24,9 +25,27 @@ pub(super) enum Message {
         terms: Arc<Terms>,
         mailbox: UnboundedSender<Update>,
     },
+    /// Look on.
+    Observe {
+        key: Key,
+        id: Id,
+        mailbox: UnboundedSender<Sight>,
+    },
     Leave {
         key: Key,
         id: Id,
+    },
+    /// Carry this out for somebody who takes no part.
+    Ask {
+        key: Key,
+        op: Op,
+        answer: oneshot::Sender<Result<Reply, Error>>,
+    },
+    /// Who waits.
+    Line {
+        key: Key,
+        most: u32,
+        answer: oneshot::Sender<Result<Vec<String>, Error>>,
     },
     /// Restart a lease, which also confirms a grant that was handed over.
     Confirm(Arc<Lease>),

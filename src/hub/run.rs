@@ -5,6 +5,7 @@
 mod claims;
 mod grants;
 mod news;
+mod observers;
 mod outage;
 mod renewal;
 mod subscription;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -25,6 +27,8 @@ use crate::store::record::{Frame, Token};
 use crate::store::{Op, Reply};
 use grants::{Live, Settling};
 use news::View;
+use observers::Observers;
+pub(super) use observers::Sight;
 use outage::Outage;
 use renewal::Asker;
 use subscription::Subscription;
@@ -63,6 +67,10 @@ enum Purpose {
     Withdraw {
         give_up: Instant,
     },
+    /// For those who look on.
+    Look,
+    /// For whoever waits for this one answer, whatever it is.
+    Answer(oneshot::Sender<Result<Reply, Error>>),
 }
 
 impl Call {
@@ -77,6 +85,7 @@ pub(super) struct Run {
     hub: WeakHandle,
     /// In the order in which they joined. Boxed, since a map has room for many, and most runs have one.
     members: BTreeMap<Id, Box<Member>>,
+    observers: Observers,
     /// Grants of this process that are neither settled nor given back.
     grants: Vec<Live>,
     /// The last grant that a guard was made of and that is over for us, by fencing token, and whose it was. The server
@@ -126,6 +135,7 @@ impl Run {
             key,
             hub,
             members: BTreeMap::new(),
+            observers: Observers::default(),
             grants: Vec::new(),
             worked: None,
             view: None,
@@ -143,6 +153,7 @@ impl Run {
     /// Whether nothing is left to wait for.
     pub(super) fn is_over(&self) -> bool {
         self.members.is_empty()
+            && self.observers.is_empty()
             && self.grants.is_empty()
             && self.calls == 0
             && self.subscription.is_none()
@@ -183,6 +194,9 @@ impl Run {
     }
 
     pub(super) fn leave(&mut self, id: Id, now: Instant) {
+        if self.observers.remove(id) {
+            return self.unwatch_if_idle();
+        }
         let Some(member) = self.members.remove(&id) else {
             return;
         };
@@ -278,10 +292,14 @@ impl Run {
             Purpose::Renew { lease, asker, .. } => self.renewed(&lease, asker, &reply, sent),
             Purpose::Settle(settling) => self.settled(settling, &op, &reply),
             Purpose::Withdraw { .. } => {}
+            Purpose::Look => self.looked(),
+            // Whoever asked may have stopped waiting.
+            Purpose::Answer(answer) => drop(answer.send(Ok(reply.clone()))),
         }
         if newer {
             self.spread(now);
         }
+        self.show(&reply.frame, now);
         self.recover(is_claim, now);
         self.unwatch_if_idle();
     }
@@ -292,6 +310,7 @@ impl Run {
                 if self.merge(&frame, None, now) {
                     self.spread(now);
                 }
+                self.show(&frame, now);
             }
             // What cannot be read now says why when it is asked for.
             None => self.refresh(),
@@ -313,6 +332,7 @@ impl Run {
             .chain(retry)
             .chain(self.subscription.retry_at())
             .chain(self.claim_at())
+            .chain(self.look_at())
             .min()
     }
 
@@ -324,7 +344,15 @@ impl Run {
         if self.claim_at().is_some_and(|at| at <= now) {
             self.refresh();
         }
+        if self.look_at().is_some_and(|at| at <= now) {
+            self.look();
+        }
         self.unwatch_if_idle();
+    }
+
+    /// Asks on behalf of somebody who takes no part.
+    pub(super) fn answer(&mut self, op: Op, answer: oneshot::Sender<Result<Reply, Error>>) {
+        self.ask(op, Purpose::Answer(answer));
     }
 
     fn ask(&mut self, op: Op, purpose: Purpose) {

@@ -146,8 +146,8 @@ enum Done {
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
-    /// Its answer went to the guard that asked.
-    Fenced,
+    /// The answer went to whoever asked.
+    Told,
 }
 
 impl<S: Store> Hub<S> {
@@ -164,6 +164,20 @@ impl<S: Store> Hub<S> {
                 mailbox,
             } => {
                 self.with(&key, now, |run| run.join(id, terms, mailbox));
+            }
+            Message::Observe { key, id, mailbox } => {
+                self.with(&key, now, |run| run.observe(id, mailbox));
+            }
+            Message::Ask { key, op, answer } => {
+                self.with(&key, now, |run| run.answer(op, answer));
+            }
+            Message::Line { key, most, answer } => {
+                let store = self.store.clone();
+                let asking = async move {
+                    let _ = answer.send(store.line(&key, most).await);
+                    Done::Told
+                };
+                self.in_flight.push(asking.boxed());
             }
             Message::Leave { key, id } => {
                 self.with_known(&key, now, |run| run.leave(id, now));
@@ -189,7 +203,7 @@ impl<S: Store> Hub<S> {
                     let ran = store.fenced(&key, &script).await;
                     // A guard that does not wait any more wanted it done all the same.
                     let _ = reply.send(ran);
-                    Done::Fenced
+                    Done::Told
                 };
                 self.in_flight.push(run.boxed());
             }
@@ -227,7 +241,7 @@ impl<S: Store> Hub<S> {
                 self.subscriptions.answered(1);
                 self.with_known(&key, now, |run| run.unwatched());
             }
-            Done::Fenced => {}
+            Done::Told => {}
             Done::Ping(result) => {
                 self.pinging = false;
                 let connected = result.is_ok();

@@ -1,5 +1,6 @@
 //! The hub against a store that answers late, loses what it says, or says it twice.
 
+mod observers;
 mod renewal;
 
 use std::pin::pin;
@@ -171,6 +172,10 @@ impl Store for Bad {
 
     async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
         self.store.fenced(key, script).await
+    }
+
+    async fn line(&self, key: &Key, most: u32) -> Result<Vec<String>, Error> {
+        self.store.line(key, most).await
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {

@@ -137,6 +137,14 @@ impl Store for MemoryStore {
         Err(FencedError::NoScripts)
     }
 
+    async fn line(&self, key: &Key, most: u32) -> Result<Vec<String>, Error> {
+        let server = self.memory.lock();
+        let now = server.now() / 1_000;
+        let entry = server.entries.get(key).filter(|entry| entry.expires > now);
+        let labels = entry.map(|entry| entry.line.labels().take(most as usize).collect());
+        Ok(labels.unwrap_or_default())
+    }
+
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         let mut server = self.memory.lock();
         let watchers = server.watchers.entry(key.clone()).or_default();

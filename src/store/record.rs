@@ -23,6 +23,7 @@ mod codec;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -211,6 +212,11 @@ impl Record {
     pub fn order(&self) -> (u64, State, u64) {
         (self.fence, self.state.min(State::Open), self.renewal)
     }
+
+    /// What is left of its lease, window or retention at this server time in µs.
+    pub(crate) fn remaining(&self, at: u64) -> Duration {
+        Duration::from_micros(self.until.saturating_mul(1_000).saturating_sub(at))
+    }
 }
 
 /// What has become of a grant, as a record tells that is not its own any more.
@@ -229,6 +235,8 @@ pub(crate) fn loss(record: Option<&Record>, attempt: u32) -> LeaseLost {
             holder: previous.holder.clone(),
             attempt: previous.attempt,
         },
+        // It was cleared.
+        None if record.attempt < attempt => LeaseLost::RecordGone,
         _ => LeaseLost::Expired,
     }
 }

@@ -178,7 +178,7 @@ impl RedisStore {
         let relied_on = match op {
             Op::Claim { .. } | Op::Renew { .. } => true,
             Op::Settle { outcome, .. } => matches!(outcome, Outcome::Done(_)),
-            Op::Withdraw { .. } | Op::Inspect => false,
+            Op::Withdraw { .. } | Op::Clear { .. } | Op::Inspect => false,
         };
         self.replication.as_ref().filter(|_| relied_on)
     }
@@ -249,6 +249,26 @@ impl Store for RedisStore {
             Err(error) if is_answer(&error) => Err(FencedError::Script(error)),
             Err(error) => Err(FencedError::Unknown(explain(key, error))),
         }
+    }
+
+    async fn line(&self, key: &Key, most: u32) -> Result<Vec<String>, Error> {
+        let range = CustomCommand::new_static("ZRANGE", ClusterHash::Custom(key.slot()), false);
+        let args = vec![
+            Value::Bytes(key.line().inner().clone()),
+            Value::Integer(0),
+            Value::Integer(i64::from(most) - 1),
+        ];
+        let client = self.commands.with_options(&once());
+        let waiting: Value = client
+            .custom(range, args)
+            .await
+            .map_err(|error| explain(key, error))?;
+        // A token of 32 digits, and the label.
+        let labels = waiting.into_array().into_iter().filter_map(|waiter| {
+            let waiter = waiter.into_bytes()?;
+            Some(String::from_utf8_lossy(waiter.get(32..)?).into_owned())
+        });
+        Ok(labels.collect())
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {

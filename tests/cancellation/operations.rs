@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::future::join;
-use redis_locking_worker::{Acquire, Builder, LockEvent, SettleError, WorkGuard};
+use redis_locking_worker::{Acquire, Builder, LockEvent, RunState, SettleError, WorkGuard};
 
 use super::sweep::{self, LONG, Stage, on_both, pends};
 use crate::common::{acquired, command, end, locked};
@@ -32,6 +32,9 @@ on_both!(
     once_as_waiter(40): ["Done 1", "Held 1"],
     once_as_successor(45): ["Done 2, Dropped", "Held 1", "Open 1, Dropped", "Open 2, Dropped"],
     close(3): ["Open 1, Dropped"],
+    inspect(3): ["Held 1"],
+    clear(3): ["Held 1", "Open 0"],
+    watch(12): ["Open 1, Dropped"],
 );
 
 mod on_a_server {
@@ -256,6 +259,37 @@ async fn checkpoint(stage: &Stage<'_>) -> String {
     let left = &stage.record().await.unwrap().checkpoint;
     assert_eq!(left, if stage.is_begun() { "so far" } else { "" });
     stays(stage, guard).await
+}
+
+async fn inspect(stage: &Stage<'_>) -> String {
+    let guard = stage.guard().await;
+    let inspected = stage.cut(stage.worker.inspect()).await;
+    inspected.transpose().unwrap();
+    stays(stage, guard).await
+}
+
+async fn clear(stage: &Stage<'_>) -> String {
+    let guard = stage.guard().await;
+    let cleared = stage.cut(stage.worker.clear()).await;
+    cleared.transpose().unwrap();
+    stage.worker.clone().close().await;
+    assert_eq!(stage.is_begun(), !guard.is_valid());
+    let left = stage.left().await;
+    assert_eq!(guard.done().await.is_err(), stage.is_begun());
+    left
+}
+
+async fn watch(stage: &Stage<'_>) -> String {
+    let guard = stage.guard().await;
+    let watched = async {
+        let mut watch = stage.worker.watch();
+        watch.next().await.unwrap().unwrap();
+        pends(4).await;
+        drop(guard);
+        while watch.next().await.unwrap().unwrap().state != RunState::Open {}
+    };
+    stage.cut(watched).await;
+    stage.left().await
 }
 
 async fn lost(stage: &Stage<'_>) -> String {

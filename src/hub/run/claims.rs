@@ -79,6 +79,9 @@ impl Run {
         } else {
             // After the answers that are on their way: they may be older than what was missed.
             self.refresh_again = self.members.values().any(|member| member.claiming);
+            if !self.refresh_again {
+                self.look();
+            }
         }
     }
 

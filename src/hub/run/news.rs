@@ -45,7 +45,7 @@ impl Run {
         let newer = order.is_gt() || lost;
         // What is the same tells at least that it still stands, and for how long.
         if newer || order.is_eq() {
-            let remaining = until(record, frame.at);
+            let remaining = record.remaining(frame.at);
             self.view = Some(View {
                 record: record.clone(),
                 heard: now,
@@ -165,11 +165,6 @@ impl Run {
     }
 }
 
-/// What is left of the record's lease, window or retention at this server time in µs.
-pub(super) fn until(record: &Record, at: u64) -> Duration {
-    Duration::from_micros(record.until.saturating_mul(1_000).saturating_sub(at))
-}
-
 /// When the record's lease is over for its holder, by our clock: counted from before the answer
 /// that told us the server's time was asked for, less what two clocks may drift apart until then.
 ///
@@ -179,7 +174,7 @@ pub(super) fn until(record: &Record, at: u64) -> Duration {
 ///
 /// [Redlock]: https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
 pub(super) fn local_end(record: &Record, (sent, at): (Instant, u64)) -> Instant {
-    let left = until(record, at);
+    let left = record.remaining(at);
     let margin = left / 100 + Duration::from_millis(3);
     sent + left.saturating_sub(margin)
 }

@@ -45,6 +45,10 @@ impl Run {
     pub(super) fn turned_away(&mut self, call: Call, error: Error, now: Instant) {
         let is_claim = matches!(call.purpose, Purpose::Claim { .. });
         let fatal = error.is_fatal();
+        if let Purpose::Answer(answer) = call.purpose {
+            let _ = answer.send(Err(error));
+            return self.unwatch_if_idle();
+        }
         // It was carried out; what is wanting is the replicas' word.
         let unproven = matches!(error, Error::NotReplicated { .. });
         let Call {
@@ -96,6 +100,10 @@ impl Run {
                     purpose: Purpose::Renew { lease, asker, nth },
                 })
             }
+            Purpose::Look => {
+                self.not_looked(&error);
+                None
+            }
             Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
             purpose => Some(Call {
                 ticket,
@@ -133,6 +141,7 @@ impl Run {
                 for member in self.members.values() {
                     member.tell(Update::Error(error.clone()));
                 }
+                self.observers.tell(&error);
                 self.outage = Some(Outage {
                     error,
                     delay: RETRY_FIRST,
@@ -157,6 +166,7 @@ impl Run {
                 self.send(withdrawal(member.token, &member.terms, None, now));
             }
         }
+        self.observers.end(error);
     }
 
     /// Sends again what has waited, and one claim to see whether the server serves.

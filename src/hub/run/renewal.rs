@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::grants::Live;
-use super::news::{local_end, until};
+use super::news::local_end;
 use super::{Call, Purpose, Run, Update};
 use crate::error::{Error, LeaseLost, RenewError};
 use crate::hub::Lease;
@@ -184,7 +184,7 @@ impl Run {
             live.lapsed = false;
             lease.restart(local_end(record, (sent, reply.frame.at)));
             if !matches!(live.upkeep, Upkeep::None) {
-                live.schedule(sent + until(record, reply.frame.at));
+                live.schedule(sent + record.remaining(reply.frame.at));
             }
         }
         match asker {

@@ -58,10 +58,11 @@ impl Run {
         matches!(self.subscription.phase, Phase::Watching | Phase::Active)
     }
 
-    /// Subscribes, if anybody waits and it has not been done.
+    /// Subscribes, if anybody waits or looks on and it has not been done.
     pub(super) fn watch(&mut self) {
         let mut members = self.members.values();
-        if self.subscription.is_none() && members.any(|member| member.stage == Stage::Waiting) {
+        let wanted = members.any(|member| member.stage == Stage::Waiting);
+        if self.subscription.is_none() && (wanted || !self.observers.is_empty()) {
             self.subscription.phase = Phase::Watching;
             self.calls += 1;
             self.effects.push(Effect::Watch);
@@ -76,7 +77,7 @@ impl Run {
     }
 
     pub(super) fn unwatch_if_idle(&mut self) {
-        if !self.members.is_empty() {
+        if !self.members.is_empty() || !self.observers.is_empty() {
             return;
         }
         match self.subscription.phase {

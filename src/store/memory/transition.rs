@@ -29,6 +29,10 @@ impl Line {
         self.queue.len()
     }
 
+    pub(super) fn labels(&self) -> impl Iterator<Item = String> {
+        self.queue.values().map(|(_, label)| label.to_string())
+    }
+
     /// Joins, unless already there; the place from 0.
     fn join(&mut self, waiter: Waiter) -> usize {
         if let Some(number) = self.numbers.get(&waiter) {
@@ -143,6 +147,10 @@ impl Transition {
                 }
                 (waited || owned, None)
             }
+            Op::Clear { window } => {
+                self.clear(*window);
+                (true, None)
+            }
             Op::Inspect => (true, Some(self.entry.line.len() as u64)),
         }
     }
@@ -240,10 +248,26 @@ impl Transition {
         record.attempt = attempt;
         record.owner = Some(member.0);
         record.holder = member.1.to_string();
+        record.until = self.now + lease;
+        self.rise();
+    }
+
+    /// A fencing token that is higher than any before.
+    fn rise(&mut self) {
+        let record = &mut self.entry.record;
         record.fence = self.at.max(record.fence + 1);
         record.renewal = 0;
-        record.until = self.now + lease;
         self.changed = true;
+    }
+
+    fn clear(&mut self, window: u64) {
+        self.disown();
+        self.rise();
+        let record = &mut self.entry.record;
+        record.previous = None;
+        record.checkpoint = Bytes::new();
+        record.result = Bytes::new();
+        self.pass_on(1, window);
     }
 
     fn hold(&mut self, lease: u64) {

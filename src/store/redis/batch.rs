@@ -45,8 +45,9 @@ pub(super) fn batches<'a>(
         Op::Renew { .. } => 0,
         Op::Settle { .. } => 1,
         Op::Withdraw { .. } => 2,
-        Op::Inspect => 3,
-        Op::Claim { .. } => 4,
+        Op::Clear { .. } => 3,
+        Op::Inspect => 4,
+        Op::Claim { .. } => 5,
     });
     batches
 }
@@ -70,6 +71,7 @@ fn shares(one: &Op, other: &Op) -> bool {
         } => (name(outcome), None, [*window, 0, 0]),
         Op::Renew { .. } => ("renew", None, [0; 3]),
         Op::Withdraw { label, window, .. } => ("withdraw", Some(label.clone()), [*window, 0, 0]),
+        Op::Clear { window } => ("clear", None, [*window, 0, 0]),
         Op::Inspect => ("inspect", None, [0; 3]),
     };
     shared(one) == shared(other)
@@ -86,6 +88,7 @@ impl Batch<'_> {
             Op::Settle { .. } => &scripts.settle,
             Op::Renew { .. } => &scripts.renew,
             Op::Withdraw { .. } => &scripts.withdraw,
+            Op::Clear { .. } => &scripts.clear,
             Op::Inspect => &scripts.inspect,
         }
     }
@@ -160,6 +163,7 @@ impl Args {
                 self.say(label);
                 self.say(window);
             }
+            Op::Clear { window } => self.say(window),
             Op::Renew { .. } | Op::Inspect => {}
         }
     }
@@ -188,7 +192,7 @@ impl Args {
                 let checkpoint = checkpoint.clone().unwrap_or_default();
                 self.values.push(Value::Bytes(checkpoint));
             }
-            Op::Inspect => {}
+            Op::Clear { .. } | Op::Inspect => {}
         }
     }
 }

@@ -114,10 +114,15 @@ local function disown(r)
   r.owner, r.holder = '-', ''
 end
 
+-- A fencing token that is higher than any before.
+local function rise(r)
+  r.fence, r.renewal = tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1), 0
+end
+
 local function grant(r, state, attempt, token, label, lease)
   disown(r)
+  rise(r)
   r.state, r.attempt, r.owner, r.holder = state, attempt, token, label
-  r.fence, r.renewal = tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1), 0
   r.ends = now_ms + lease
 end
 

@@ -14,6 +14,7 @@ pub(super) struct Scripts {
     pub(super) settle: Script,
     pub(super) renew: Script,
     pub(super) withdraw: Script,
+    pub(super) clear: Script,
     pub(super) inspect: Script,
     pub(super) touch: Script,
 }
@@ -58,6 +59,7 @@ impl Scripts {
             settle: script(ending, settle.0, Some(settle.1)),
             renew: script(ending, include_str!("renew.lua"), None),
             withdraw: script(ending, include_str!("withdraw.lua"), None),
+            clear: script(ending, include_str!("clear.lua"), None),
             inspect: script(" flags=no-writes", include_str!("inspect.lua"), None),
             touch: script(ending, include_str!("touch.lua"), None),
         })

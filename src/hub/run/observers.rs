@@ -1,0 +1,148 @@
+//! Who looks on without taking part, and what is done so that they miss nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use super::{Id, Purpose, Run};
+use crate::error::Error;
+use crate::store::Op;
+use crate::store::record::{Frame, State};
+
+/// What an observer hears.
+pub(in crate::hub) type Sight = Result<Frame, Error>;
+
+#[derive(Default)]
+pub(super) struct Observers {
+    all: BTreeMap<Id, Observer>,
+    /// The record is being read for them.
+    looking: bool,
+    /// Something may have been missed since.
+    look_again: bool,
+    /// When the server had what they were last shown, by its clock.
+    at: u64,
+    /// When the record is forgotten, which nobody says.
+    forgotten: Option<Instant>,
+}
+
+struct Observer {
+    mailbox: UnboundedSender<Sight>,
+    /// What it was last shown; `Some(None)` is that there is no record.
+    shown: Option<Option<Order>>,
+}
+
+type Order = (u64, State, u64);
+
+impl Observers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn remove(&mut self, id: Id) -> bool {
+        self.all.remove(&id).is_some()
+    }
+
+    /// An observer that has gone needs no news: its leaving is on its way.
+    pub(super) fn tell(&self, error: &Error) {
+        for observer in self.all.values() {
+            let _ = observer.mailbox.unbounded_send(Err(error.clone()));
+        }
+    }
+
+    /// The last that they hear.
+    pub(super) fn end(&mut self, error: &Error) {
+        self.tell(error);
+        self.all.clear();
+    }
+
+    fn show(&mut self, frame: &Frame, order: Option<Order>) {
+        self.at = frame.at;
+        for observer in self.all.values_mut() {
+            if observer.shown != Some(order) {
+                observer.shown = Some(order);
+                let _ = observer.mailbox.unbounded_send(Ok(frame.clone()));
+            }
+        }
+    }
+}
+
+impl Run {
+    pub(in crate::hub) fn observe(&mut self, id: Id, mailbox: UnboundedSender<Sight>) {
+        if let Some(outage) = &self.outage {
+            let _ = mailbox.unbounded_send(Err(outage.error.clone()));
+        }
+        let shown = None;
+        self.observers.all.insert(id, Observer { mailbox, shown });
+        self.watch();
+        self.look();
+    }
+
+    /// Reads the record for those who look on.
+    pub(super) fn look(&mut self) {
+        if self.observers.is_empty() {
+            return;
+        }
+        if self.observers.looking {
+            self.observers.look_again = true;
+        } else {
+            self.observers.looking = true;
+            self.ask(Op::Inspect, Purpose::Look);
+        }
+    }
+
+    pub(super) fn looked(&mut self) {
+        self.observers.looking = false;
+        if std::mem::take(&mut self.observers.look_again) {
+            self.look();
+        }
+    }
+
+    pub(super) fn not_looked(&mut self, error: &Error) {
+        self.observers.looking = false;
+        self.observers.look_again = false;
+        if error.is_fatal() {
+            self.observers.end(error);
+        }
+    }
+
+    /// Shows them what has been answered or heard, if it is the newest.
+    pub(super) fn show(&mut self, frame: &Frame, now: Instant) {
+        if self.observers.is_empty() {
+            return;
+        }
+        let order = frame.record.as_ref().map(|record| record.order());
+        let newest = match order {
+            Some(order) => self
+                .view
+                .as_ref()
+                .is_some_and(|view| view.record.order() == order),
+            // Absence has no order but by the server's clock: a message of what was claimed since may have overtaken
+            // it.
+            None => frame.at >= self.observers.at,
+        };
+        if newest {
+            self.observers.show(frame, order);
+            self.observers.forgotten = frame.record.as_ref().map(|record| {
+                let kept = match record.state.is_owned() {
+                    true => record.until.saturating_add(record.retention),
+                    false => record.until,
+                };
+                let left = kept.saturating_mul(1_000).saturating_sub(frame.at);
+                now + Duration::from_micros(left)
+            });
+        }
+    }
+
+    /// When those who look on have to look by themselves.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        if self.observers.is_empty() || self.observers.looking || self.outage.is_some() {
+            return None;
+        }
+        // Deaf, before an outcome may be forgotten.
+        let view = self.view.as_ref().filter(|_| !self.subscription.hears());
+        let audit = view.map(|view| view.heard + Duration::from_millis(view.record.retention / 2));
+        self.observers.forgotten.into_iter().chain(audit).min()
+    }
+}

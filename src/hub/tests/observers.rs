@@ -1,0 +1,142 @@
+//! Who looks on, on a store that answers late, or not, or says nothing.
+
+use super::*;
+use crate::hub::Lookout;
+
+async fn seen(lookout: &mut Lookout) -> Option<(State, u32)> {
+    let next = tokio::time::timeout(Duration::from_millis(LONG / 2), lookout.next());
+    let frame = next.await.expect("in time").expect("another").unwrap();
+    frame.record.map(|record| (record.state, record.attempt))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_there() {
+    let memory = Memory::new();
+    let mut looks = 0;
+    let bad = Bad::new(&memory, move |op| {
+        looks += u32::from(matches!(op, Op::Inspect));
+        match op {
+            // The one after the subscription: nothing is there yet.
+            Op::Inspect if looks == 2 => Fate::Slow(Duration::from_secs(1)),
+            _ => Fate::Good,
+        }
+    });
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let mut lookout = b.hub.observe(&b.key);
+    assert_eq!(seen(&mut lookout).await, None);
+    settle_down().await;
+    // Later on the server's clock, which is paused too.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let guard = acquired(&mut new_stream(&a)).await;
+    assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(lookout.next().now_or_never().is_none(), "it still stands");
+    guard.done().await.unwrap();
+    assert_eq!(seen(&mut lookout).await, Some((State::Done, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_heard_is_looked_at() {
+    let memory = Memory::new();
+    let mut deaf = Bad::good(&memory);
+    deaf.deaf = true;
+    let (say, rumours) = mpsc::unbounded();
+    deaf.rumours = Arc::new(Mutex::new(Some(rumours)));
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", 1_000),
+        process(&deaf, "b", 1_000),
+    );
+    let mut lookout = b.hub.observe(&b.key);
+    assert_eq!(seen(&mut lookout).await, None);
+    settle_down().await;
+    let guard = acquired(&mut new_stream(&a)).await;
+    settle_down().await;
+    assert!(lookout.next().now_or_never().is_none(), "not heard");
+    // A gap, and the connection coming back.
+    say.unbounded_send(Heard::Gap).unwrap();
+    assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
+    guard.fail("first").await.unwrap();
+    say.unbounded_send(Heard::Disconnected).unwrap();
+    assert_eq!(seen(&mut lookout).await, Some((State::Open, 1)));
+    let guard = acquired(&mut new_stream(&a)).await;
+    say.unbounded_send(Heard::Reconnected).unwrap();
+    assert_eq!(seen(&mut lookout).await, Some((State::Held, 2)));
+    // Cut off, it looks before an outcome may be forgotten.
+    say.unbounded_send(Heard::Disconnected).unwrap();
+    settle_down().await;
+    guard.done().await.unwrap();
+    assert_eq!(seen(&mut lookout).await, Some((State::Done, 2)));
+    assert_eq!(seen(&mut lookout).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_one_error_and_then_the_run_as_it_is() {
+    let memory = Memory::new();
+    let up = Instant::now() + Duration::from_secs(10);
+    let mut bad = Bad::new(&memory, move |_| match Instant::now() < up {
+        true => Fate::Refused,
+        false => Fate::Good,
+    });
+    bad.deaf = true;
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let mut first = b.hub.observe(&b.key);
+    assert!(matches!(
+        first.next().await,
+        Some(Err(Error::Unavailable { .. }))
+    ));
+    // Who comes later hears of it at once.
+    let mut second = b.hub.observe(&b.key);
+    assert!(matches!(
+        second.next().await,
+        Some(Err(Error::Unavailable { .. }))
+    ));
+    let _guard = acquired(&mut new_stream(&a)).await;
+    assert!(
+        b.hub.ask(&b.key, Op::Inspect).await.is_err(),
+        "not waited for"
+    );
+    for lookout in [&mut first, &mut second] {
+        assert_eq!(seen(lookout).await, Some((State::Held, 1)));
+    }
+    assert!(Instant::now() >= up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_the_last_that_is_seen_and_nothing_is_left() {
+    let memory = Memory::new();
+    let bad = Bad::new(&memory, |_| Fate::Forbidden);
+    let b = process(&bad, "b", LONG);
+    let mut lookout = b.hub.observe(&b.key);
+    let last = lookout.next().await;
+    assert!(matches!(last, Some(Err(Error::Refused { .. }))), "{last:?}");
+    assert!(lookout.next().await.is_none());
+    let closed = bad.closed.clone();
+    drop((lookout, b));
+    closed.notified().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_on_is_told_nothing_twice_and_costs_nothing() {
+    let memory = Memory::new();
+    let good = Bad::good(&memory);
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&good, "b", LONG),
+    );
+    let mut lookout = b.hub.observe(&b.key);
+    assert_eq!(seen(&mut lookout).await, None);
+    let _guard = acquired(&mut new_stream(&a)).await;
+    assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
+    settle_down().await;
+    let calls = good.calls();
+    assert!(calls <= 2, "{calls}: at once, and once subscribed");
+    tokio::time::sleep(Duration::from_millis(LONG / 2)).await;
+    assert_eq!(good.calls(), calls);
+    assert!(lookout.next().now_or_never().is_none());
+}

@@ -1,0 +1,82 @@
+//! A key's transitions, as a stream for those who take no part.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use futures::stream::FusedStream;
+
+use crate::error::Error;
+use crate::hub::{Handle, Lookout};
+use crate::snapshot::Snapshot;
+use crate::store::key::Key;
+
+/// A key's transitions: what [`LockingWorker::watch`](crate::LockingWorker::watch) returns.
+///
+/// It begins when it is first polled, with the run as it is then; yields every transition after that, renewals too; and
+/// ends after a fatal [`Error`] only.
+///
+/// # Cancel safety
+///
+/// Dropping it at any point leaves nothing behind.
+#[must_use = "streams do nothing unless polled"]
+pub struct Watch {
+    key: Key,
+    state: State,
+}
+
+enum State {
+    /// Nothing is asked yet. Goes to `Watching`.
+    Idle(Handle),
+    /// Hears what happens. Goes to `Finished` after a fatal error.
+    Watching(Lookout),
+    /// Yields `None` for ever.
+    Finished,
+}
+
+impl Watch {
+    pub(crate) fn new(hub: Handle, key: Key) -> Self {
+        let state = State::Idle(hub);
+        Self { key, state }
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<Snapshot, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            let sight = match &mut this.state {
+                State::Finished => return Poll::Ready(None),
+                State::Idle(hub) => {
+                    this.state = State::Watching(hub.observe(&this.key));
+                    continue;
+                }
+                State::Watching(lookout) => match Pin::new(lookout).poll_next(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(sight) => sight.unwrap_or(Err(Error::Stopped)),
+                },
+            };
+            if sight.as_ref().is_err_and(Error::is_fatal) {
+                this.state = State::Finished;
+            }
+            return Poll::Ready(Some(sight.map(|frame| Snapshot::of(&frame))));
+        }
+    }
+}
+
+impl FusedStream for Watch {
+    fn is_terminated(&self) -> bool {
+        matches!(self.state, State::Finished)
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
