@@ -1,6 +1,7 @@
 //! Every option of a worker, its default and its bounds.
 
 mod server;
+mod warning;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::store::redis::Replicas;
 use crate::store::{GRAIN, millis};
 use crate::worker::LockingWorker;
 use server::Server;
+pub use warning::Warning;
 
 /// Describes a [`LockingWorker`]. Made by [`LockingWorker::builder`].
 ///
@@ -322,8 +324,8 @@ impl Builder {
                 Some(Replicas { count, timeout })
             }
         };
-        let hub = self.server.connect(&key, replicas).await?;
-        Ok(LockingWorker::new(Entry {
+        let (hub, warnings) = self.server.connect(&key, replicas).await?;
+        let entry = Entry {
             hub,
             key,
             terms: Arc::new(Terms {
@@ -337,7 +339,8 @@ impl Builder {
             }),
             status_level: self.status_level,
             rejoin: self.rejoin,
-        }))
+        };
+        Ok(LockingWorker::new(entry, warnings.into()))
     }
 }
 

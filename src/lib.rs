@@ -52,6 +52,7 @@
 //! | let another participant try | [`WorkGuard::fail`], or drop the guard |
 //! | have nobody try again | [`WorkGuard::fail_permanently`] |
 //! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
+//! | know what may cost the worker its locks | [`LockingWorker::warnings`] |
 //! | test without a server | [`Builder::in_memory`] |
 //!
 //! # What is promised
@@ -93,7 +94,7 @@ mod stream_ext;
 mod worker;
 
 pub use acquire::Acquire;
-pub use builder::Builder;
+pub use builder::{Builder, Warning};
 pub use claim_ext::ClaimExt;
 pub use error::{
     BuildError, ClaimError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError,
