@@ -12,6 +12,7 @@ use crate::acquire::Entry;
 use crate::error::BuildError;
 use crate::event::StatusLevel;
 use crate::hub::Terms;
+use crate::observe;
 use crate::store::key::Key;
 use crate::store::memory::Memory;
 use crate::store::redis::Replicas;
@@ -324,7 +325,9 @@ impl Builder {
                 Some(Replicas { count, timeout })
             }
         };
+        observe::describe();
         let (hub, warnings) = self.server.connect(&key, replicas).await?;
+        warnings.iter().for_each(observe::warned);
         let entry = Entry {
             hub,
             key,

@@ -55,6 +55,10 @@
 //! | know what may cost the worker its locks | [`LockingWorker::warnings`] |
 //! | test without a server | [`Builder::in_memory`] |
 //!
+//! With the features `tracing` and `metrics` it tells what happens in [spans, events and figures].
+//!
+//! [spans, events and figures]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/observability.md
+//!
 //! # What is promised
 //!
 //! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
@@ -88,6 +92,11 @@ mod error;
 mod event;
 mod guard;
 mod hub;
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+mod observe;
+#[cfg(not(any(feature = "tracing", feature = "metrics")))]
+#[path = "observe/off.rs"]
+mod observe;
 mod once;
 mod store;
 mod stream_ext;
