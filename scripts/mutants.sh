@@ -369,6 +369,57 @@ mutant "clear: the fencing token stays" src/store/redis/clear.lua \
     '  rise(r)' '' --test conformance what_is_cleared
 mutant "clear: the holder is told that it has expired" src/store/record.rs \
     'None if record.attempt < attempt => LeaseLost::RecordGone,' '' --test conformance clear_makes
+observed="--features tracing,metrics --test observability"
+mutant "observe: who has left waits for ever" src/observe.rs \
+    'open.waits(false);
+            count!' 'count!' $observed waiting_streams
+mutant "observe: whose turn it is waits" src/observe.rs \
+    'open.waits(false);
+        let span' 'let span' $observed waiting_streams
+mutant "observe: who hears of another holder waits twice" src/observe.rs \
+    'if waits != self.waiting {' 'if true {' $observed waiting_streams
+mutant "observe: a stream that nobody polled took part" src/acquire.rs \
+    'observed: Participation::default(),' \
+    'observed: { let mut all = Participation::default(); all.begin(&Key::new("job").unwrap(), ""); all },' \
+    $observed waiting_streams
+mutant "observe: work is outside of its span" src/guard.rs \
+    'self.begin(|| work) => Ok(output)' 'work => Ok(output)' $observed a_failed_then_completed
+mutant "observe: work begins outside of its span" src/observe.rs \
+    'let work = span.in_scope(work);' 'let work = work();' $observed the_work_of_once
+mutant "observe: work is nobody's" src/observe.rs \
+    'parent: &open.span,' 'parent: None,' $observed a_failed_then_completed
+mutant "observe: an end is told within whatever is current" src/observe.rs \
+    'event!($level, parent: &given.span, "settled"' 'event!($level, "settled"' $observed a_failed_then_completed
+mutant "observe: an outage is told within whatever is current" src/observe.rs \
+    'event!(WARN, parent: None, "outage"' 'event!(WARN, "outage"' $observed an_outage
+mutant "observe: a resync is told within whatever is current" src/observe.rs \
+    'event!(INFO, parent: None, "resync"' 'event!(INFO, "resync"' $observed an_outage
+mutant "observe: an outage is told for each key" src/observe.rs \
+    'self.0.fetch_add(1, Ordering::Relaxed) == 0' 'self.0.fetch_add(1, Ordering::Relaxed) < 9' $observed an_outage
+mutant "observe: an outage is over with the first key" src/observe.rs \
+    'self.0.0.load(Ordering::Relaxed) == 1' 'true' $observed an_outage
+mutant "observe: a span stays open with its stream" src/observe.rs \
+    'if let Some(mut open) = self.0.take() {' 'if let Some(open) = &mut self.0 {' $observed a_failed_then_completed
+mutant "observe: a hand-over is timed until it is heard of" src/observe.rs \
+    'measure!(HANDOFF, freed.elapsed());' 'measure!(HANDOFF, freed.elapsed() * 0);' $observed a_failed_then_completed
+mutant "observe: nobody tells of a lease's end" src/hub/lease.rs \
+    'observe::ended(self, reason);' 'let _ = reason;' $observed the_end_of_a_lease
+mutant "observe: what is lost was completed" src/hub/run/grants.rs \
+    'observe::settled(&settling.lease, &result, &update);' 'observe::settled(&settling.lease, &Ok(()), &update);' \
+    $observed the_end_of_a_lease
+mutant "startup: any policy will do" src/builder/warning.rs \
+    '"noeviction"' '"allkeys-lru"' $observed startup
+mutant "startup: replicas are like others" src/builder/warning.rs \
+    '"slave"' '"none"' $observed startup::a_replica
+mutant "startup: one node is asked for all" src/store/redis.rs \
+    'cluster_node,' 'cluster_node: cluster_node.filter(|_| false),' $observed startup::in_a_cluster
+mutant "startup: sentinels are taken for the master" src/store/redis.rs \
+    'self.subscriber.first.as_ref().or(hosts.first())' 'hosts.first()' $observed startup::behind_sentinels
+mutant "startup: what is not permitted ends it" src/store/redis.rs \
+    'Some((address, info.ok()?))' 'Some((address, info.unwrap()))' $observed startup::a_user
+mutant "startup: an old server is one that refuses" src/builder/server.rs \
+    '(source @ Error::Refused { .. }, Some((server, version)))' \
+    '(source @ Error::WrongType { .. }, Some((server, version)))' $observed startup::an_old
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

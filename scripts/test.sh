@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests, on a real server: installs redis-server first if there is none. Those of TLS, unix sockets and
-# JSON need features, and are run by .ci/run.
+# Runs the tests, on a real server: installs redis-server first if there is none. Those of TLS, unix sockets,
+# JSON and what can be observed need features, and are run by .ci/run.
 #
 #   scripts/test.sh --test faults           # some of them: the arguments go to cargo test
 #   PROPTEST_CASES=10000 scripts/test.sh    # a longer search for differences between the stores

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::event::{Failed, LockEvent, Locked, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::hub::{Ended, Grant, Handle, Seat, Terms, Update};
+use crate::observe::Participation;
 use crate::store::key::Key;
 
 /// What a stream needs to take part.
@@ -52,6 +53,7 @@ pub struct Acquire {
     events: VecDeque<LockEvent>,
     /// The attempt that somebody else was last known to be at.
     seen: Option<u32>,
+    observed: Participation,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,7 @@ impl Acquire {
             state: State::Idle,
             events: VecDeque::new(),
             seen: None,
+            observed: Participation::default(),
         }
     }
 
@@ -219,11 +222,14 @@ impl Stream for Acquire {
         loop {
             let mut this = self.as_mut().project();
             if let Some(event) = this.events.pop_front() {
+                this.observed.yields(&this.entry.key, &event);
                 return Poll::Ready(Some(event));
             }
             let next = match this.state {
                 State::Finished => return Poll::Ready(None),
                 State::Idle => {
+                    let Entry { key, terms, .. } = &this.entry;
+                    this.observed.begin(key, &terms.label);
                     this.seat.set(Some(
                         this.entry.hub.join(&this.entry.key, &this.entry.terms),
                     ));
@@ -253,6 +259,7 @@ impl Stream for Acquire {
                 }
                 (State::Granted { grant, .. }, Some(Poll::Pending)) => {
                     let attempt = grant.lease.attempt;
+                    this.observed.acquires(&grant.lease);
                     let guard = WorkGuard::new(grant);
                     this.events.push_back(LockEvent::Acquired(guard));
                     State::Working {

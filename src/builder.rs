@@ -1,6 +1,7 @@
 //! Every option of a worker, its default and its bounds.
 
 mod server;
+mod warning;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +12,14 @@ use crate::acquire::Entry;
 use crate::error::BuildError;
 use crate::event::StatusLevel;
 use crate::hub::Terms;
+use crate::observe;
 use crate::store::key::Key;
 use crate::store::memory::Memory;
 use crate::store::redis::Replicas;
 use crate::store::{GRAIN, millis};
 use crate::worker::LockingWorker;
 use server::Server;
+pub use warning::Warning;
 
 /// Describes a [`LockingWorker`]. Made by [`LockingWorker::builder`].
 ///
@@ -322,8 +325,10 @@ impl Builder {
                 Some(Replicas { count, timeout })
             }
         };
-        let hub = self.server.connect(&key, replicas).await?;
-        Ok(LockingWorker::new(Entry {
+        observe::describe();
+        let (hub, warnings) = self.server.connect(&key, replicas).await?;
+        warnings.iter().for_each(observe::warned);
+        let entry = Entry {
             hub,
             key,
             terms: Arc::new(Terms {
@@ -337,7 +342,8 @@ impl Builder {
             }),
             status_level: self.status_level,
             rejoin: self.rejoin,
-        }))
+        };
+        Ok(LockingWorker::new(entry, warnings.into()))
     }
 }
 

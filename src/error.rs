@@ -96,6 +96,17 @@ pub enum BuildError {
         #[source]
         source: fred::error::Error,
     },
+    /// The server is older than Redis 7.0, and refuses the scripts.
+    #[error("{server} is Redis {version}; 7.0 is the oldest that can be used")]
+    OldServer {
+        /// The server's address.
+        server: String,
+        /// The Redis version that it says it is.
+        version: String,
+        /// What it said to a script.
+        #[source]
+        source: Error,
+    },
     /// The server answered, and will not serve this key.
     #[error("the server cannot be used")]
     Server(#[from] Error),

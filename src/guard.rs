@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
 use crate::event::PreviousAttempt;
 use crate::hub::{Grant, Lease};
+use crate::observe::Within;
 use crate::store::key::Key;
 use crate::store::{Failure, GRAIN, Outcome, millis};
 
@@ -178,7 +179,7 @@ impl WorkGuard {
             // Once it is lost the work is not polled again.
             biased;
             lost = self.lost() => Err(lost),
-            output = work => Ok(output),
+            output = self.begin(|| work) => Ok(output),
         }
     }
 
@@ -357,6 +358,11 @@ impl WorkGuard {
     /// that it goes its way, and only its answer is lost.
     pub async fn hand_off(self) -> Result<(), SettleError> {
         self.settle(Outcome::HandOff).await
+    }
+
+    /// The work, begun and going on within the grant's span.
+    pub(crate) fn begin<F>(&self, work: impl FnOnce() -> F) -> Within<F> {
+        self.grant.lease.work.around(work)
     }
 
     /// Ends it; the answer is the server's.

@@ -25,6 +25,7 @@ use futures::channel::mpsc as mailbox;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, FencedError, LeaseLost, RenewError, SettleError};
+use crate::observe::Outages;
 use crate::store::key::Key;
 use crate::store::{Guarded, Op, Outcome, Reply, Store};
 pub(crate) use lease::Lease;
@@ -158,6 +159,7 @@ impl Handle {
         WeakHandle {
             messages: self.messages.downgrade(),
             ids: self.ids.clone(),
+            outages: Outages::default(),
         }
     }
 
@@ -179,6 +181,7 @@ impl fmt::Debug for Handle {
 struct WeakHandle {
     messages: mpsc::WeakUnboundedSender<Message>,
     ids: Arc<AtomicU64>,
+    outages: Outages,
 }
 
 impl WeakHandle {

@@ -54,7 +54,12 @@
 //! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
 //! | see how a run is, or look on | [`LockingWorker::inspect`], [`LockingWorker::watch`] |
 //! | begin a run anew, by force | [`LockingWorker::clear`] |
+//! | know what may cost the worker its locks | [`LockingWorker::warnings`] |
 //! | test without a server | [`Builder::in_memory`] |
+//!
+//! With the features `tracing` and `metrics` it tells what happens in [spans, events and figures].
+//!
+//! [spans, events and figures]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/observability.md
 //!
 //! # What is promised
 //!
@@ -89,6 +94,11 @@ mod error;
 mod event;
 mod guard;
 mod hub;
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+mod observe;
+#[cfg(not(any(feature = "tracing", feature = "metrics")))]
+#[path = "observe/off.rs"]
+mod observe;
 mod once;
 mod snapshot;
 mod store;
@@ -97,7 +107,7 @@ mod watch;
 mod worker;
 
 pub use acquire::Acquire;
-pub use builder::Builder;
+pub use builder::{Builder, Warning};
 pub use claim_ext::ClaimExt;
 pub use error::{
     BuildError, ClaimError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError,

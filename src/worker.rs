@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::acquire::{Acquire, Entry};
-use crate::builder::Builder;
+use crate::builder::{Builder, Warning};
 use crate::error::{Error, KeyError, OnceError};
 use crate::guard::WorkGuard;
 use crate::once;
@@ -25,6 +25,7 @@ use crate::watch::Watch;
 #[derive(Clone, Debug)]
 pub struct LockingWorker {
     entry: Entry,
+    warnings: Arc<[Warning]>,
 }
 
 impl LockingWorker {
@@ -49,8 +50,8 @@ impl LockingWorker {
         Builder::new(key.as_ref())
     }
 
-    pub(crate) fn new(entry: Entry) -> Self {
-        Self { entry }
+    pub(crate) fn new(entry: Entry, warnings: Arc<[Warning]>) -> Self {
+        Self { entry, warnings }
     }
 
     /// The key it competes for.
@@ -61,6 +62,14 @@ impl LockingWorker {
     /// What it calls itself.
     pub fn label(&self) -> &str {
         &self.entry.terms.label
+    }
+
+    /// What was found when it was built that may cost it its locks: a server that may evict them, for one. A service
+    /// may log them, or refuse to start.
+    ///
+    /// Empty where the server does not permit `INFO`, and in memory.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// Takes part in the key's run, or begins one.
@@ -252,9 +261,9 @@ impl LockingWorker {
     ///
     /// [`KeyError`] as for [`Key::new`].
     pub fn with_key(&self, key: impl AsRef<[u8]>) -> Result<Self, KeyError> {
-        let mut entry = self.entry.clone();
-        entry.key = Key::new(key)?;
-        Ok(Self { entry })
+        let mut worker = self.clone();
+        worker.entry.key = Key::new(key)?;
+        Ok(worker)
     }
 
     /// Waits until everything that dropped streams and guards have signalled before is answered.

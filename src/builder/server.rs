@@ -7,7 +7,9 @@ use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::{Config, ServerConfig};
+use tokio::join;
 
+use super::Warning;
 use crate::error::{BuildError, Error};
 use crate::hub::Handle;
 use crate::store::key::Key;
@@ -50,7 +52,7 @@ impl Server {
         self,
         key: &Key,
         replicas: Option<Replicas>,
-    ) -> Result<Handle, BuildError> {
+    ) -> Result<(Handle, Vec<Warning>), BuildError> {
         let connecting = tokio::spawn(self.reach(key.clone(), replicas));
         connecting
             .await
@@ -60,23 +62,50 @@ impl Server {
             })
     }
 
-    async fn reach(self, key: Key, replicas: Option<Replicas>) -> Result<Handle, BuildError> {
+    async fn reach(
+        self,
+        key: Key,
+        replicas: Option<Replicas>,
+    ) -> Result<(Handle, Vec<Warning>), BuildError> {
         let store = match self {
             Server::Memory(_) if replicas.is_some() => return Err(BuildError::ReplicasInMemory),
-            Server::Memory(memory) => return Ok(Handle::spawn(MemoryStore::new(&memory))),
+            Server::Memory(memory) => {
+                return Ok((Handle::spawn(MemoryStore::new(&memory)), Vec::new()));
+            }
             Server::Address { host, port } => with_address(host, port, replicas).await?,
             Server::Url(url) => with_url(&url, replicas).await?,
             Server::Client(client) => with_client(client, replicas).await?,
         };
         // Finds out now what would end every stream: an old server, a missing permission, a key in
         // other use.
-        match store.apply(&key, &Op::Inspect).await {
-            Ok(_) => Ok(Handle::spawn(store)),
+        let inspect = Op::Inspect;
+        let (inspected, info) = join!(store.apply(&key, &inspect), store.info());
+        let warnings = info.iter();
+        let warnings = warnings.flat_map(|(server, info)| Warning::all(server, info));
+        let warnings: Vec<Warning> = warnings.collect();
+        match inspected {
+            Ok(_) => Ok((Handle::spawn(store), warnings)),
             Err(error) => {
                 store.close().await;
-                Err(error.into())
+                Err(because(error, warnings))
             }
         }
+    }
+}
+
+/// What a server that will not serve the key is told by: its age, if it is too old for the scripts.
+fn because(error: Error, warnings: Vec<Warning>) -> BuildError {
+    let old = warnings.into_iter().find_map(|warning| match warning {
+        Warning::OldServer { server, version } => Some((server, version)),
+        _ => None,
+    });
+    match (error, old) {
+        (source @ Error::Refused { .. }, Some((server, version))) => BuildError::OldServer {
+            server,
+            version,
+            source,
+        },
+        (error, _) => error.into(),
     }
 }
 

@@ -11,6 +11,7 @@ use super::Terms;
 use super::message::Id;
 use crate::error::LeaseLost;
 use crate::event::PreviousAttempt;
+use crate::observe::{self, Work};
 use crate::store::key::Key;
 use crate::store::record::{Record, Token};
 
@@ -21,6 +22,7 @@ pub(crate) struct Lease {
     pub(crate) max_attempts: u32,
     pub(crate) fence: u64,
     pub(crate) previous: Option<PreviousAttempt>,
+    pub(crate) work: Work,
     pub(super) token: Token,
     pub(super) terms: Arc<Terms>,
     /// The participation it was granted to.
@@ -50,6 +52,7 @@ impl Lease {
             max_attempts: record.max_attempts,
             fence: record.fence,
             previous: PreviousAttempt::of(record),
+            work: Work::default(),
             token,
             terms,
             id,
@@ -77,6 +80,9 @@ impl Lease {
         // The reason before the signal: whoever is woken finds it.
         if self.lost.set(reason).is_ok() {
             self.cancelled.cancel();
+            if let Some(reason) = self.lost.get() {
+                observe::ended(self, reason);
+            }
         }
     }
 

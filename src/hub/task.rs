@@ -19,6 +19,7 @@ use super::lanes::{Lanes, Queue};
 use super::message::Message;
 use super::run::{Call, Effect, Run};
 use crate::error::{Error, LeaseLost};
+use crate::observe;
 use crate::store::key::Key;
 use crate::store::{Heard, Lane, Op, Reply, Store};
 
@@ -246,6 +247,7 @@ impl<S: Store> Hub<S> {
                 self.pinging = false;
                 let connected = result.is_ok();
                 if connected != self.connected {
+                    observe::resync(if connected { "answered" } else { "unanswered" });
                     self.missed(connected);
                 }
             }
@@ -260,11 +262,18 @@ impl<S: Store> Hub<S> {
                     self.with_known(&key, now, |run| run.heard(frame, now));
                 }
             }
-            Heard::Gap => self.missed(self.connected),
+            Heard::Gap => {
+                observe::resync("lagged");
+                self.missed(self.connected);
+            }
             // Said again and again while it lasts.
             Heard::Disconnected if !self.connected => {}
-            Heard::Disconnected => self.missed(false),
+            Heard::Disconnected => {
+                observe::resync("disconnected");
+                self.missed(false);
+            }
             Heard::Reconnected => {
+                observe::resync("reconnected");
                 self.connected = true;
                 self.with_all(Run::resubscribe);
             }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
-use fred::types::config::{Config, Options};
+use fred::types::config::{Config, Options, Server};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
 use futures::future::{join_all, ready, try_join_all};
@@ -114,6 +114,36 @@ impl RedisStore {
     pub fn edit_scripts(mut self, edit: impl Fn(String) -> String) -> Self {
         self.scripts = Scripts::new(edit);
         self
+    }
+
+    /// What each server says of itself, by its address; nothing of one that does not permit it.
+    pub(crate) async fn info(&self) -> Vec<(String, String)> {
+        let nodes = self.commands.cached_cluster_state();
+        let servers: Vec<(String, Option<Server>)> = match nodes {
+            Some(nodes) => {
+                let nodes = nodes.unique_primary_nodes().into_iter();
+                nodes.map(|node| (node.to_string(), Some(node))).collect()
+            }
+            None => vec![(self.address(), None)],
+        };
+        let answers = servers.into_iter().map(async |(address, cluster_node)| {
+            let options = Options {
+                cluster_node,
+                ..once()
+            };
+            let info = CustomCommand::new_static("INFO", None, false);
+            let client = self.commands.with_options(&options);
+            let info = client.custom::<String, String>(info, Vec::new()).await;
+            Some((address, info.ok()?))
+        });
+        join_all(answers).await.into_iter().flatten().collect()
+    }
+
+    /// Of the one server; behind sentinels, the master's.
+    fn address(&self) -> String {
+        let hosts = self.commands.client_config().server.hosts();
+        let server = self.subscriber.first.as_ref().or(hosts.first());
+        server.map(ToString::to_string).unwrap_or_default()
     }
 
     /// Carries a batch out, in as few calls as can be. What the server refuses as a whole is tried in smaller

@@ -13,6 +13,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::error::{Error, SettleError};
 use crate::event::{LockEvent, Outcome};
 use crate::guard::{WorkGuard, failure};
+use crate::observe::Within;
 use crate::store;
 
 /// What work is completed with: nothing, or bytes that every participant gets in
@@ -70,7 +71,7 @@ enum Turn<F> {
     Working {
         // In this order: when the guard ends, the work must have.
         #[pin]
-        work: F,
+        work: Within<F>,
         #[pin]
         lost: WaitForCancellationFutureOwned,
         guard: Held,
@@ -105,7 +106,7 @@ where
                         let guard = Held(Arc::new(guard));
                         Turn::Working {
                             lost: guard.0.cancellation_token().cancelled_owned(),
-                            work: (this.work)(guard.0.clone()),
+                            work: guard.0.begin(|| (this.work)(guard.0.clone())),
                             guard,
                         }
                     }

@@ -12,6 +12,7 @@ use crate::error::{LeaseLost, SettleError};
 use crate::event::{Completed, Failed, MaxAttempts, Reason};
 use crate::hub::Lease;
 use crate::hub::message::Ended;
+use crate::observe;
 use crate::store::record::{Cause, Record, State, Token, loss};
 use crate::store::{Failure, Op, Outcome, Reply};
 
@@ -147,6 +148,7 @@ impl Run {
         result: Result<(), SettleError>,
         update: Update,
     ) {
+        observe::settled(&settling.lease, &result, &update);
         self.forget(settling.lease.fence);
         // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
         if let Some(member) = self.members.remove(&settling.lease.id) {

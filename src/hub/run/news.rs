@@ -12,6 +12,7 @@ use super::{Id, Live, Run, Stage, Update};
 use crate::event::Locked;
 use crate::hub::message::Ended;
 use crate::hub::{Grant, Lease};
+use crate::observe;
 use crate::store::Reply;
 use crate::store::record::{Frame, Record, State, loss};
 
@@ -120,6 +121,7 @@ impl Run {
                 let (token, terms) = (member.token, member.terms.clone());
                 let lease = Lease::new(&self.key, record, id, token, terms, end.min(view.ends));
                 let lease = Arc::new(lease);
+                observe::granted(&lease, record, view.remaining, self.clock);
                 // Heard of, it is not known to be on replicas; answered, it is.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {

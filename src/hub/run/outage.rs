@@ -10,6 +10,7 @@ use super::grants::{Settling, failed};
 use super::{Call, Purpose, Run, Stage, Update, withdrawal};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
+use crate::observe;
 use crate::store::record::Token;
 use crate::store::{GRAIN, Op, Outcome};
 
@@ -26,6 +27,7 @@ pub(super) struct Outage {
     /// Whether claims failed: then only a claim that succeeds ends it.
     pub(super) claims: bool,
     pub(super) parked: Vec<Call>,
+    observed: observe::Outage,
 }
 
 impl Outage {
@@ -143,6 +145,7 @@ impl Run {
                 }
                 self.observers.tell(&error);
                 self.outage = Some(Outage {
+                    observed: self.hub.outages.begin(&self.key, &error),
                     error,
                     delay: RETRY_FIRST,
                     retry_at: Some(now + jittered(RETRY_FIRST)),
@@ -199,7 +202,9 @@ impl Run {
             return;
         }
         self.send_parked(now);
-        self.outage = None;
+        if let Some(outage) = self.outage.take() {
+            outage.observed.over();
+        }
         let joining = self
             .members
             .iter()

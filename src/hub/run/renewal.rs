@@ -12,6 +12,7 @@ use super::news::local_end;
 use super::{Call, Purpose, Run, Update};
 use crate::error::{Error, LeaseLost, RenewError};
 use crate::hub::Lease;
+use crate::observe;
 use crate::store::record::loss;
 use crate::store::{GRAIN, Op, Reply};
 
@@ -183,6 +184,7 @@ impl Run {
             live.restarts = record.renewal;
             live.lapsed = false;
             lease.restart(local_end(record, (sent, reply.frame.at)));
+            observe::renewed(lease);
             if !matches!(live.upkeep, Upkeep::None) {
                 live.schedule(sent + record.remaining(reply.frame.at));
             }

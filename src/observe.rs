@@ -1,0 +1,393 @@
+//! What happens, for whoever observes it: spans and events with the feature `tracing`, figures with the feature
+//! `metrics`. docs/observability.md lists their names, which are part of the public interface.
+//!
+//! Without either feature `observe/off.rs` is here instead, where nothing has a size or does anything.
+//!
+//! What a stream tells is told where it is polled. What the hub tells names its parent: the hub's task runs on
+//! the thread of whoever polls it, within spans that are none of its business.
+#![cfg_attr(
+    not(all(feature = "tracing", feature = "metrics")),
+    allow(unused_variables, dead_code, reason = "for the other feature")
+)]
+
+mod figures;
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::builder::Warning;
+use crate::error::{Error, LeaseLost, SettleError};
+use crate::event::{Failed, LockEvent, MaxAttempts, Reason};
+use crate::hub::{Ended, Lease, Update};
+use crate::store::key::Key;
+use crate::store::record::{Record, State};
+pub(crate) use figures::describe;
+use figures::{count, measure};
+
+#[cfg(feature = "tracing")]
+use tracing::{Span, field::Empty};
+
+/// An event, about a lease or not; what it names is not looked at without the feature.
+macro_rules! event {
+    ($level:ident, $(parent: $parent:expr,)? $message:literal, lease: $lease:ident $(, $($fields:tt)+)?) => {
+        event!(
+            $level,
+            $(parent: $parent,)?
+            $message,
+            key = %$lease.key,
+            attempt = $lease.attempt,
+            fencing_token = $lease.fence
+            $(, $($fields)+)?
+        )
+    };
+    ($level:ident, $(parent: $parent:expr,)? $message:literal $(, $($fields:tt)+)?) => {{
+        #[cfg(feature = "tracing")]
+        tracing::event!(
+            target: "redis_locking_worker",
+            $(parent: $parent,)?
+            tracing::Level::$level,
+            $($($fields)+,)?
+            $message
+        );
+    }};
+}
+
+/// A span at the level `INFO`.
+#[cfg(feature = "tracing")]
+macro_rules! span {
+    ($(parent: $parent:expr,)? $name:literal, $($fields:tt)+) => {
+        tracing::info_span!(target: "redis_locking_worker", $(parent: $parent,)? $name, $($fields)+)
+    };
+}
+
+#[cfg(not(feature = "tracing"))]
+macro_rules! span {
+    ($($ignored:tt)+) => {
+        Span
+    };
+}
+
+#[cfg(not(feature = "tracing"))]
+#[derive(Clone, Debug)]
+struct Span;
+
+#[cfg(not(feature = "tracing"))]
+impl Span {
+    fn in_scope<T>(&self, act: impl FnOnce() -> T) -> T {
+        act()
+    }
+}
+
+/// One stream's participation, from its first poll to its last event.
+#[derive(Debug, Default)]
+pub(crate) struct Participation(Option<Open>);
+
+#[derive(Debug)]
+struct Open {
+    span: Span,
+    /// Whether it is counted among those that wait.
+    waiting: bool,
+}
+
+impl Participation {
+    /// Once: a stream that rejoins goes on in its span.
+    pub(crate) fn begin(&mut self, key: &Key, label: &str) {
+        if self.0.is_none() {
+            self.0 = Some(Open {
+                span: span!("participation", key = %key, label, outcome = Empty),
+                waiting: false,
+            });
+        }
+    }
+
+    /// A guard is about to be made of this grant.
+    pub(crate) fn acquires(&mut self, lease: &Lease) {
+        let Some(open) = &mut self.0 else {
+            return;
+        };
+        open.waits(false);
+        let span = span!(
+            parent: &open.span,
+            "work",
+            key = %lease.key,
+            attempt = lease.attempt,
+            fencing_token = lease.fence,
+            outcome = Empty,
+            reason = Empty,
+        );
+        count!(ACQUISITIONS);
+        span.in_scope(|| match &lease.previous {
+            None => event!(INFO, "acquired", lease: lease),
+            Some(previous) => {
+                count!(TAKEOVERS, "reason" => cause(&previous.reason));
+                let (holder, reason) = (&previous.holder, &previous.reason);
+                event!(INFO, "taken over", lease: lease, holder, %reason);
+            }
+        });
+        if let Some(freed) = lease.work.freed.get() {
+            measure!(HANDOFF, freed.elapsed());
+        }
+        let since = Instant::now();
+        let _ = lease.work.given.set(Given { span, since });
+    }
+
+    /// What the stream's user is about to see.
+    pub(crate) fn yields(&mut self, key: &Key, event: &LockEvent) {
+        let Some(open) = &mut self.0 else {
+            return;
+        };
+        let outcome = open.span.in_scope(|| match event {
+            LockEvent::Acquired(_) | LockEvent::Status(_) => None,
+            LockEvent::Locked(locked) => {
+                event!(DEBUG, "locked", key = %key, holder = locked.holder, attempt = locked.attempt);
+                None
+            }
+            LockEvent::Completed(completed) => {
+                let (holder, attempt) = (&completed.holder, completed.attempt);
+                event!(DEBUG, "completed", key = %key, holder, attempt);
+                Some("completed")
+            }
+            LockEvent::MaxAttempts(given_up) => {
+                let (holder, attempt) = (&given_up.holder, given_up.attempts);
+                event!(WARN, "gave up", key = %key, holder, attempt, reason = %given_up.reason);
+                Some("gave_up")
+            }
+            LockEvent::Failed(failed) => {
+                event!(DEBUG, "failed", key = %key, attempt = failed.attempt, reason = %failed.reason);
+                Some("failed")
+            }
+            LockEvent::Error(error) if error.is_retryable() => {
+                event!(DEBUG, "unavailable", key = %key, error = with_causes(error));
+                None
+            }
+            LockEvent::Error(error) => {
+                event!(ERROR, "refused", key = %key, error = with_causes(error));
+                Some("refused")
+            }
+        });
+        open.waits(matches!(event, LockEvent::Locked(_)) || open.waiting);
+        if let Some(outcome) = outcome {
+            self.end(outcome);
+        }
+    }
+
+    fn end(&mut self, outcome: &'static str) {
+        if let Some(mut open) = self.0.take() {
+            open.waits(false);
+            count!(PARTICIPATIONS, "outcome" => outcome);
+            #[cfg(feature = "tracing")]
+            open.span.record("outcome", outcome);
+        }
+    }
+}
+
+impl Drop for Participation {
+    fn drop(&mut self) {
+        self.end("dropped");
+    }
+}
+
+impl Open {
+    fn waits(&mut self, waits: bool) {
+        if waits != self.waiting {
+            self.waiting = waits;
+            #[cfg(feature = "metrics")]
+            metrics::gauge!(figures::WAITING).increment(if waits { 1.0 } else { -1.0 });
+        }
+    }
+}
+
+/// What is done under one grant; a part of its lease.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// When somebody handed it over, by our clock.
+    freed: OnceLock<Instant>,
+    /// Set when a guard is made of it. What becomes of a grant before that is nobody's work.
+    given: OnceLock<Given>,
+}
+
+#[derive(Debug)]
+struct Given {
+    span: Span,
+    since: Instant,
+}
+
+/// A future that is polled, and dropped, within a span.
+#[cfg(feature = "tracing")]
+pub(crate) type Within<F> = tracing::instrument::Instrumented<F>;
+#[cfg(not(feature = "tracing"))]
+pub(crate) type Within<F> = F;
+
+impl Work {
+    /// What is returned, and what is done until then, within the work's span.
+    pub(crate) fn around<F>(&self, work: impl FnOnce() -> F) -> Within<F> {
+        #[cfg(feature = "tracing")]
+        {
+            let span = self.given.get().map(|given| given.span.clone());
+            let span = span.unwrap_or_else(Span::none);
+            let work = span.in_scope(work);
+            tracing::Instrument::instrument(work, span)
+        }
+        #[cfg(not(feature = "tracing"))]
+        work()
+    }
+}
+
+/// A grant is heard of, in a record that has so much of its time left. The clock is an instant before the last
+/// question left, and the server's time in its answer.
+pub(crate) fn granted(
+    lease: &Lease,
+    record: &Record,
+    remaining: Duration,
+    clock: Option<(Instant, u64)>,
+) {
+    let (State::Granted, Some((sent, at))) = (record.state, clock) else {
+        return;
+    };
+    let told = Duration::from_millis(record.until).saturating_sub(remaining);
+    let at = Duration::from_micros(at);
+    let freed = match told.checked_sub(at) {
+        Some(later) => sent.checked_add(later),
+        None => sent.checked_sub(at - told),
+    };
+    if let Some(freed) = freed {
+        let _ = lease.work.freed.set(freed);
+    }
+}
+
+/// The lease was restarted.
+pub(crate) fn renewed(lease: &Lease) {
+    if let Some(given) = lease.work.given.get() {
+        event!(DEBUG, parent: &given.span, "renewed", lease: lease);
+    }
+}
+
+/// The lease is over: for this reason, or since its guard is settled or dropped.
+pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
+    let Some(given) = lease.work.given.get() else {
+        return;
+    };
+    measure!(HOLD, given.since.elapsed());
+    let label = match reason {
+        LeaseLost::Settled => return,
+        LeaseLost::Expired => "expired",
+        LeaseLost::TakenOver { .. } => "taken_over",
+        LeaseLost::RecordGone => "record_gone",
+        LeaseLost::Unreachable { .. } => "unreachable",
+        LeaseLost::MaxHold { .. } => "max_hold",
+        LeaseLost::Stopped => "stopped",
+    };
+    count!(LOSSES, "reason" => label);
+    event!(WARN, parent: &given.span, "lost", lease: lease, reason = %reason);
+}
+
+/// The guard's end is answered, or given up on.
+pub(crate) fn settled(lease: &Lease, result: &Result<(), SettleError>, told: &Update) {
+    let Some(given) = lease.work.given.get() else {
+        return;
+    };
+    let (outcome, failure, reason): (_, _, Option<&dyn Display>) = match (result, told) {
+        (Ok(()), Update::Settled(Ended::Failed(Failed { reason, .. }))) => match reason {
+            Reason::HandedOver => ("handed_off", None, None),
+            reason => ("failed", Some(cause(reason)), Some(reason)),
+        },
+        (Ok(()), Update::Settled(Ended::MaxAttempts(MaxAttempts { reason, .. }))) => {
+            ("failed", Some(cause(reason)), Some(reason))
+        }
+        (Ok(()), _) => ("completed", None, None),
+        (Err(error), Update::Settled(Ended::Failed(failed))) => {
+            let outcome = match error {
+                SettleError::Lost(_) => "lost",
+                _ => "unknown",
+            };
+            (outcome, Some(cause(&failed.reason)), Some(error))
+        }
+        (Err(error), _) => ("refused", Some("refused"), Some(error)),
+    };
+    match failure {
+        None if outcome == "completed" => count!(COMPLETIONS),
+        None => {}
+        Some(failure) => count!(FAILURES, "reason" => failure),
+    }
+    #[cfg(feature = "tracing")]
+    {
+        let reason = || reason.map(tracing::field::display);
+        given.span.record("outcome", outcome);
+        given.span.record("reason", reason());
+        macro_rules! tell {
+            ($level:ident) => {
+                event!($level, parent: &given.span, "settled", lease: lease, outcome, reason = reason())
+            };
+        }
+        match failure {
+            None => tell!(INFO),
+            Some(_) => tell!(WARN),
+        }
+    }
+}
+
+/// The keys of one hub that the server does not serve, by their number.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outages(Arc<AtomicUsize>);
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Outage(Outages);
+
+impl Outages {
+    pub(crate) fn begin(&self, key: &Key, error: &Error) -> Outage {
+        // Relaxed: only the hub's task counts.
+        if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+            count!(OUTAGES);
+            event!(WARN, parent: None, "outage", key = %key, error = with_causes(error));
+        }
+        Outage(self.clone())
+    }
+}
+
+impl Outage {
+    /// The key is served again; without this it has only ceased to matter.
+    pub(crate) fn over(&self) {
+        if self.0.0.load(Ordering::Relaxed) == 1 {
+            event!(INFO, parent: None, "recovered");
+        }
+    }
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Messages may have been missed: each key that has waiters is asked for again.
+pub(crate) fn resync(reason: &'static str) {
+    count!(RESYNCS, "reason" => reason);
+    event!(INFO, parent: None, "resync", reason);
+}
+
+/// A worker was built all the same.
+pub(crate) fn warned(warning: &Warning) {
+    event!(WARN, "startup check", reason = %warning);
+}
+
+/// A word for each way in which an attempt ends.
+fn cause(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Dropped => "dropped",
+        Reason::Panicked => "panicked",
+        Reason::Failed(_) => "failed",
+        Reason::Expired => "expired",
+        Reason::HandedOver => "handed_over",
+        Reason::Lost => "lost",
+        Reason::Unknown => "unknown",
+    }
+}
+
+fn with_causes(error: &Error) -> &(dyn std::error::Error + 'static) {
+    error
+}

@@ -1,0 +1,78 @@
+//! The figures' names, and what they mean.
+//!
+//! No label has a value that comes from outside: neither keys nor reasons that somebody gave.
+
+/// Counts one.
+macro_rules! count {
+    ($name:ident $(, $label:literal => $value:expr)?) => {{
+        #[cfg(feature = "metrics")]
+        metrics::counter!(crate::observe::figures::$name $(, $label => $value)?).increment(1);
+    }};
+}
+
+/// Adds a duration to a histogram.
+macro_rules! measure {
+    ($name:ident, $duration:expr) => {{
+        #[cfg(feature = "metrics")]
+        metrics::histogram!(crate::observe::figures::$name).record($duration);
+    }};
+}
+
+pub(super) use {count, measure};
+
+macro_rules! figures {
+    ($($kind:ident $name:ident = $text:literal, $unit:ident: $description:literal;)+) => {
+        $(pub(super) const $name: &str = concat!("redis_locking_worker_", $text);)+
+
+        #[cfg(test)]
+        const ALL: &[&str] = &[$($text),+];
+
+        /// Tells the recorder what there is.
+        pub(crate) fn describe() {
+            $(
+                #[cfg(feature = "metrics")]
+                metrics::$kind!($name, metrics::Unit::$unit, $description);
+            )+
+        }
+    };
+}
+
+figures! {
+    describe_counter PARTICIPATIONS = "participations_total", Count:
+        "Streams that have ended, by outcome.";
+    describe_gauge WAITING = "waiting_streams", Count:
+        "Streams that wait for somebody else's attempt.";
+    describe_counter ACQUISITIONS = "acquisitions_total", Count:
+        "Guards that were yielded.";
+    describe_counter TAKEOVERS = "takeovers_total", Count:
+        "Those of them that followed another attempt, by how that one ended.";
+    describe_histogram HANDOFF = "handoff_seconds", Seconds:
+        "From the end of an attempt to the guard of whoever it was handed to.";
+    describe_histogram HOLD = "hold_seconds", Seconds:
+        "From a guard to its settlement, drop or loss.";
+    describe_counter COMPLETIONS = "completions_total", Count:
+        "Guards that completed the work.";
+    describe_counter FAILURES = "failures_total", Count:
+        "Guards that did not, by reason.";
+    describe_counter LOSSES = "lease_losses_total", Count:
+        "Guards whose lease was lost before they were settled, by reason.";
+    describe_counter OUTAGES = "outages_total", Count:
+        "Times that the server ceased to serve.";
+    describe_counter RESYNCS = "resyncs_total", Count:
+        "Times that messages may have been missed, by reason.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ALL;
+
+    #[test]
+    fn the_page_lists_them_all() {
+        let page = include_str!("../../docs/observability.md");
+        let (_, figures) = page.split_once("## Figures").expect("the table");
+        let rows = figures.lines().filter_map(|line| line.strip_prefix("| `"));
+        let names = rows.filter_map(|row| row.split_once("` | "));
+        let names: Vec<&str> = names.map(|(name, _)| name).take(ALL.len()).collect();
+        assert_eq!(names, ALL);
+    }
+}

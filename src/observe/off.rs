@@ -1,0 +1,58 @@
+//! Nothing: neither of the features that observe is enabled.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::builder::Warning;
+use crate::error::{Error, LeaseLost, SettleError};
+use crate::event::LockEvent;
+use crate::hub::{Lease, Update};
+use crate::store::key::Key;
+use crate::store::record::Record;
+
+#[derive(Debug, Default)]
+pub(crate) struct Participation(());
+
+impl Participation {
+    pub(crate) fn begin(&mut self, _: &Key, _: &str) {}
+    pub(crate) fn acquires(&mut self, _: &Lease) {}
+    pub(crate) fn yields(&mut self, _: &Key, _: &LockEvent) {}
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Work(());
+
+pub(crate) type Within<F> = F;
+
+impl Work {
+    pub(crate) fn around<F>(&self, work: impl FnOnce() -> F) -> Within<F> {
+        work()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outages(());
+
+#[derive(Debug)]
+pub(crate) struct Outage(());
+
+impl Outages {
+    pub(crate) fn begin(&self, _: &Key, _: &Error) -> Outage {
+        Outage(())
+    }
+}
+
+impl Outage {
+    pub(crate) fn over(&self) {}
+}
+
+pub(crate) fn describe() {}
+pub(crate) fn granted(_: &Lease, _: &Record, _: Duration, _: Option<(Instant, u64)>) {}
+pub(crate) fn renewed(_: &Lease) {}
+pub(crate) fn ended(_: &Lease, _: &LeaseLost) {}
+pub(crate) fn settled(_: &Lease, _: &Result<(), SettleError>, _: &Update) {}
+pub(crate) fn resync(_: &'static str) {}
+pub(crate) fn warned(_: &Warning) {}
+
+const _: () = assert!(size_of::<(Participation, Work, Outages, Outage)>() == 0);
