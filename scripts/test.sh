@@ -7,16 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        echo "scripts/test.sh: needs root to install redis-server; run: $*" >&2
-        exit 1
-    fi
-}
+. scripts/install.sh
 
 has_server() {
     command -v redis-server >/dev/null || command -v valkey-server >/dev/null
@@ -24,17 +15,8 @@ has_server() {
 
 if ! has_server; then
     echo "scripts/test.sh: no redis-server or valkey-server on PATH, installing one"
-    if command -v apt-get >/dev/null; then
-        export DEBIAN_FRONTEND=noninteractive
-        as_root apt-get update -q
-        as_root apt-get install -qy --no-install-recommends redis-server
-    elif command -v dnf >/dev/null; then
-        as_root dnf install -qy redis || as_root dnf install -qy valkey
-    elif command -v apk >/dev/null; then
-        as_root apk add --quiet redis
-    elif command -v brew >/dev/null; then
-        brew install redis
-    fi
+    install_package redis-server redis redis redis ||
+        install_package valkey-server valkey valkey valkey
 fi
 if ! has_server; then
     echo "scripts/test.sh: found no redis-server, and none of apt-get, dnf, apk and brew gave one." >&2

@@ -33,6 +33,8 @@ pub(crate) struct Entry {
 /// It joins the race when it is first polled, yields any number of other events and then exactly
 /// one terminal event ([`LockEvent::is_terminal`]), and `None` for ever after that.
 ///
+#[cfg_attr(doc, doc = include_str!("../docs/events.svg"))]
+///
 /// # Cancel safety
 ///
 /// Dropping it at any point leaves nothing behind: a claim on its way is given back when its answer

@@ -189,6 +189,24 @@ impl Builder {
 
     /// Whether a stream whose own attempt failed waits in line again, instead of ending with
     /// [`LockEvent::Failed`](crate::LockEvent::Failed).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use redis_locking_worker::{LockStreamExt, LockingWorker, Memory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let builder = LockingWorker::builder("report").in_memory(&memory).max_attempts(3);
+    /// let worker = builder.rejoin(true).build().await?;
+    /// let guards = worker.acquire().guards();
+    /// let attempts: Vec<_> = guards.map(|guard| guard.attempt()).collect().await; // each is dropped
+    /// assert_eq!(attempts, [1, 2, 3]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn rejoin(mut self, rejoin: bool) -> Self {
         self.rejoin = rejoin;
         self

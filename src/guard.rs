@@ -143,6 +143,26 @@ impl WorkGuard {
 
     /// A token that is cancelled when the guard is lost, settled or dropped, for work that is spread
     /// over tasks. Cancelling it does nothing to the guard.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use futures::StreamExt;
+    /// # use redis_locking_worker::{LockEvent, LockingWorker, Memory};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let worker = LockingWorker::builder("report").in_memory(&Memory::new()).build().await?;
+    /// # let Some(LockEvent::Acquired(guard)) = worker.acquire().next().await else { panic!() };
+    /// let token = guard.cancellation_token();
+    /// let part = tokio::spawn(async move {
+    ///     token.cancelled().await;
+    ///     "stopped"
+    /// });
+    /// drop(guard);
+    /// assert_eq!(part.await?, "stopped");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancellation_token(&self) -> CancellationToken {
         self.lease().cancellation()
     }
@@ -219,6 +239,33 @@ impl WorkGuard {
     /// # Cancel safety
     ///
     /// Once polled it goes its way, and dropping the future only loses its answer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use redis_locking_worker::{LockStreamExt, LockingWorker, Memory, Outcome};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("import").in_memory(&memory).rejoin(true).build().await?;
+    /// let import = worker.acquire().run(|guard| async move {
+    ///     match guard.previous() {
+    ///         None => {
+    ///             guard.checkpoint("up to line 1000").await.map_err(|error| error.to_string())?;
+    ///             Err("disk full".to_owned())
+    ///         }
+    ///         Some(previous) => {
+    ///             assert_eq!(previous.reason.to_string(), "disk full");
+    ///             Ok(previous.checkpoint.clone()) // goes on from there
+    ///         }
+    ///     }
+    /// });
+    /// let Outcome::Completed(completed) = import.await? else { panic!() };
+    /// assert_eq!((completed.attempt, &completed.result[..]), (2, &b"up to line 1000"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn checkpoint(&self, checkpoint: impl Into<Bytes>) -> Result<(), RenewError> {
         self.grant.in_use();
         let checkpoint = checkpoint.into();
@@ -251,14 +298,14 @@ impl WorkGuard {
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use redis_locking_worker::{FencedError, WorkGuard};
-    /// # async fn example(guard: WorkGuard) -> Result<(), FencedError> {
-    /// let total: i64 = guard
-    ///     .fenced("return redis.call('INCRBY', KEYS[1], ARGV[1])", "total", 7)
-    ///     .await?;
-    /// # Ok(())
-    /// # }
+    /// ```
+    /// use redis_locking_worker::{FencedError, WorkGuard};
+    ///
+    /// async fn add(guard: &WorkGuard, amount: i64) -> Result<i64, FencedError> {
+    ///     guard
+    ///         .fenced("return redis.call('INCRBY', KEYS[1], ARGV[1])", "total", amount)
+    ///         .await
+    /// }
     /// ```
     pub async fn fenced<R, K, A>(&self, script: &str, keys: K, args: A) -> Result<R, FencedError>
     where
@@ -356,6 +403,32 @@ impl WorkGuard {
     ///
     /// Dropped before its first poll, the future drops the guard, which fails the attempt. After
     /// that it goes its way, and only its answer is lost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use redis_locking_worker::{LockEvent, LockingWorker, Memory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let builder = LockingWorker::builder("report").in_memory(&memory).max_attempts(1);
+    /// let (leaving, staying) = (builder.clone().build().await?, builder.build().await?);
+    /// let mut events = leaving.acquire();
+    /// let Some(LockEvent::Acquired(guard)) = events.next().await else { panic!() };
+    ///
+    /// // On SIGTERM:
+    /// guard.hand_off().await?;
+    /// drop(events);
+    /// leaving.close().await;
+    ///
+    /// let Some(LockEvent::Acquired(guard)) = staying.acquire().next().await else { panic!() };
+    /// assert_eq!((guard.attempt(), guard.is_last_attempt()), (1, true));
+    /// guard.done().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn hand_off(self) -> Result<(), SettleError> {
         self.settle(Outcome::HandOff).await
     }

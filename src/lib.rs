@@ -38,24 +38,49 @@
 //!
 //! | to | call |
 //! |---|---|
-//! | take part in a run | [`LockingWorker::acquire`] |
-//! | have the work done when it is our turn, and see the events | [`LockStreamExt::run`] |
-//! | have a result computed once by the fleet | [`LockingWorker::once`] |
-//! | the same for many keys, over the same connections | [`LockingWorker::with_key`] |
+//! | **take part** | |
+//! | compete for the work, and be told all that happens | [`LockingWorker::acquire`] |
+//! | have the work done when it is our turn, and be told how it ends | [`LockStreamExt::run`] |
+//! | have a result computed once by the fleet | [`LockingWorker::once`], `once_json` for any type |
 //! | have each job of a stream done once by the fleet | [`ClaimExt::claim_each`] |
-//! | complete the work | [`WorkGuard::done`], [`WorkGuard::done_with`] |
+//! | compete for many keys, over the same connections | [`LockingWorker::with_key`] |
+//! | compete again after a failure of our own | [`Builder::rejoin`] |
+//! | see only the guards, or only how it ends | [`LockStreamExt::guards`], [`LockStreamExt::outcome`] |
+//! | see no progress reports, or send them elsewhere | [`LockStreamExt::without_status`], [`LockStreamExt::inspect_status`] |
+//! | use a connection that there is | [`Builder::client`] |
+//! | test without a server | [`Builder::in_memory`]; [`Memory::remove`] loses a record as a server may |
+//! | **while the work goes on** | |
 //! | work for longer than the lease | [`Builder::renew`], or [`WorkGuard::extend`] |
+//! | bound how long a guard that hangs is renewed | [`Builder::max_hold`] |
 //! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`], [`WorkGuard::cancellation_token`] |
+//! | look whether it still holds, and for how long | [`WorkGuard::is_valid`], [`WorkGuard::remaining`] |
+//! | know whether anybody could try after us | [`WorkGuard::is_last_attempt`] |
 //! | let the next attempt resume | [`WorkGuard::checkpoint`], [`WorkGuard::previous`] |
 //! | keep a late write out | [`WorkGuard::fenced`], or [`WorkGuard::fencing_token`] with a store that compares |
 //! | lose less when a replica takes over | [`Builder::replicas`] |
+//! | **end it** | |
+//! | complete the work, with or without a result | [`WorkGuard::done_with`], [`WorkGuard::done`] |
 //! | let another participant try | [`WorkGuard::fail`], or drop the guard |
 //! | have nobody try again | [`WorkGuard::fail_permanently`] |
 //! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
-//! | see how a run is, or look on | [`LockingWorker::inspect`], [`LockingWorker::watch`] |
+//! | have the next run begin sooner or later | [`Builder::retention`] |
+//! | tell the last event from those before | [`LockEvent::is_terminal`], [`Error::is_fatal`] |
+//! | **look on, or step in** | |
+//! | see how a run is and who waits | [`LockingWorker::inspect`] |
+//! | see each of its transitions, without a part in them | [`LockingWorker::watch`] |
 //! | begin a run anew, by force | [`LockingWorker::clear`] |
 //! | know what may cost the worker its locks | [`LockingWorker::warnings`] |
-//! | test without a server | [`Builder::in_memory`] |
+//!
+//! # The states of a run
+//!
+//! The server keeps one record a key. An arrow is one atomic script, or, dashed, the server's forgetting; n is the last
+//! attempt that was counted. What a stream makes of it is drawn at [`Acquire`].
+//!
+// The picture itself, not a link to one: it needs no network, and no address that docs.rs would have to know. Only for
+// rustdoc, so that editors do not show its source as text.
+#![cfg_attr(doc, doc = include_str!("../docs/states.svg"))]
+//!
+//! # What can be observed
 //!
 //! With the features `tracing` and `metrics` it tells what happens in [spans, events and figures].
 //!
@@ -82,7 +107,26 @@
 //!   can promise that, because a process can be paused for longer than any lease.
 //! * Where the record must survive the failure of any one server: Redis replicates asynchronously,
 //!   and a failover may lose the last writes. Consensus systems (etcd, ZooKeeper) do better.
-//! * For queues of many different jobs: this is one piece of work and many hands.
+//! * For queues of many different jobs that somebody sends: here whoever asks has brought the work along, if only as a
+//!   stream of jobs that all of the fleet have.
+//!
+//! # Features
+//!
+//! None is on by default. `json` adds `LockingWorker::once_json`. `enable-rustls`, `enable-rustls-ring`,
+//! `enable-native-tls`, `unix-sockets`, `sentinel-auth` and `credential-provider` are passed through to [`fred`].
+//!
+//! # More
+//!
+//! Pages that come with the source: [coming from the Node.js module][migration], [other locks, and when to use them
+//! instead][comparison], [what a fencing token is for][fencing], [what is promised, and how it is tested][reliability],
+//! [what was measured][performance], [the map of the house][architecture].
+//!
+//! [architecture]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/architecture.md
+//! [comparison]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/comparison.md
+//! [fencing]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/fencing.md
+//! [migration]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/migration.md
+//! [performance]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/performance.md
+//! [reliability]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/reliability.md
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -131,10 +175,18 @@ pub mod adapters {
     pub use crate::stream_ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
 }
 
-/// The README's example compiles.
-#[doc = include_str!("../README.md")]
+/// The examples of the pages compile, and run where they need no server.
 #[cfg(doctest)]
-struct Readme;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../docs/fencing.md")]
+    struct Fencing;
+
+    #[doc = include_str!("../docs/migration.md")]
+    struct Migration;
+}
 
 /// The parts under the public ones, for this crate's own tests. No promise is made about them.
 #[doc(hidden)]

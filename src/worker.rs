@@ -33,16 +33,20 @@ impl LockingWorker {
     ///
     /// # Examples
     ///
-    /// ```no_run
+    /// ```
     /// use std::time::Duration;
-    /// use redis_locking_worker::LockingWorker;
+    /// use redis_locking_worker::{LockingWorker, Memory};
     ///
-    /// # async fn example() -> Result<(), redis_locking_worker::BuildError> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
     /// let worker = LockingWorker::builder("nightly-report")
-    ///     .url("redis://127.0.0.1:6379")
+    ///     .in_memory(&memory) // on a server: .url("redis://127.0.0.1:6379")
     ///     .lock_timeout(Duration::from_secs(30))
+    ///     .label("billing-7")
     ///     .build()
     ///     .await?;
+    /// assert_eq!((worker.key().as_bytes(), worker.label()), (&b"nightly-report"[..], "billing-7"));
     /// # Ok(())
     /// # }
     /// ```
@@ -149,8 +153,22 @@ impl LockingWorker {
     /// # Cancel safety
     ///
     /// As [`once`](Self::once).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use redis_locking_worker::{LockingWorker, Memory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("rates").in_memory(&memory).build().await?;
+    /// let fetch = async |_| Ok::<_, std::io::Error>(vec![("EUR".to_owned(), 1.08)]);
+    /// assert_eq!(worker.once_json(fetch).await?[0].1, 1.08);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "json")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub async fn once_json<W, F, T, E>(&self, work: W) -> Result<T, OnceError>
     where
         W: FnMut(Arc<WorkGuard>) -> F,
@@ -260,6 +278,23 @@ impl LockingWorker {
     /// # Errors
     ///
     /// [`KeyError`] as for [`Key::new`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use redis_locking_worker::{LockStreamExt, LockingWorker, Memory};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = Memory::new();
+    /// let worker = LockingWorker::builder("report").in_memory(&memory).build().await?;
+    /// for region in ["north", "south"] {
+    ///     let worker = worker.with_key(format!("report:{region}"))?;
+    ///     worker.acquire().run(|_| async { Ok::<_, std::io::Error>(()) }).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn with_key(&self, key: impl AsRef<[u8]>) -> Result<Self, KeyError> {
         let mut worker = self.clone();
         worker.entry.key = Key::new(key)?;
