@@ -74,7 +74,8 @@
 //! # The states of a run
 //!
 //! The server keeps one record a key. An arrow is one atomic script, or, dashed, the server's forgetting; n is the last
-//! attempt that was counted. What a stream makes of it is drawn at [`Acquire`].
+//! attempt that was counted. Not drawn: [`LockingWorker::clear`] leads from each of them but absent to open(0), or to
+//! granted(1) if somebody waits. What a stream makes of it all is drawn at [`Acquire`].
 //!
 // The picture itself, not a link to one: it needs no network, and no address that docs.rs would have to know. Only for
 // rustdoc, so that editors do not show its source as text.
