@@ -421,5 +421,9 @@ mutant "startup: an old server is one that refuses" src/builder/server.rs \
     '(source @ Error::Refused { .. }, Some((server, version)))' \
     '(source @ Error::WrongType { .. }, Some((server, version)))' $observed startup::an_old
 
+mutant "cluster: nobody is pinged" src/store/redis.rs \
+    'masters(&self.subscriber.client).into_iter().flatten()' 'self.subscriber.client.active_connections().into_iter()' \
+    --test faults secured::in_a_cluster
+
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

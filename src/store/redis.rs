@@ -118,12 +118,8 @@ impl RedisStore {
 
     /// What each server says of itself, by its address; nothing of one that does not permit it.
     pub(crate) async fn info(&self) -> Vec<(String, String)> {
-        let nodes = self.commands.cached_cluster_state();
-        let servers: Vec<(String, Option<Server>)> = match nodes {
-            Some(nodes) => {
-                let nodes = nodes.unique_primary_nodes().into_iter();
-                nodes.map(|node| (node.to_string(), Some(node))).collect()
-            }
+        let servers: Vec<(String, Option<Server>)> = match masters(&self.commands) {
+            Some(nodes) => nodes.map(|node| (node.to_string(), Some(node))).collect(),
             None => vec![(self.address(), None)],
         };
         let answers = servers.into_iter().map(async |(address, cluster_node)| {
@@ -323,15 +319,15 @@ impl Store for RedisStore {
                 .await
         };
         let pinged = if self.subscriber.client.is_clustered() {
-            let nodes = self.subscriber.client.active_connections().into_iter();
+            // Nobody else says that a slot has moved, and with it who hears of its keys.
+            let _ = timeout(COMMAND_TIMEOUT, self.subscriber.client.sync_cluster()).await;
+            let nodes = masters(&self.subscriber.client).into_iter().flatten();
             let pings = nodes.map(|node| {
                 ping(Options {
                     cluster_node: Some(node),
                     ..once()
                 })
             });
-            // Nobody else says that a slot has moved, and with it who hears of its keys.
-            let _ = timeout(COMMAND_TIMEOUT, self.subscriber.client.sync_cluster()).await;
             try_join_all(pings).await.map(drop)
         } else {
             ping(once()).await.map(drop)
@@ -405,6 +401,12 @@ impl Store for RedisStore {
             own.close().await;
         }
     }
+}
+
+/// Of a cluster. Not `fred`'s active connections: those are the ones whose `CLIENT ID` was permitted.
+fn masters(client: &Client) -> Option<impl Iterator<Item = Server> + use<>> {
+    let state = client.cached_cluster_state()?;
+    Some(state.unique_primary_nodes().into_iter())
 }
 
 /// Runs a script, which the server knows by its digest once it has seen it; `said` is its keys and its

@@ -93,6 +93,21 @@ async fn in_a_cluster_two_more_are_enough_and_needed() {
     for node in 0..3 {
         assert_eq!(denied(cluster.node(node)).await, [""; 0]);
     }
+    // Whether its subscriptions still hear anything it can ask each node, and does.
+    let worker = as_user(&cluster.url()).build().await.unwrap();
+    let worker = worker.with_key("job:another").unwrap();
+    let (_first, _guard, _second) = race(&worker, &worker).await;
+    for node in 0..3 {
+        let client = cluster.node(node).client().await;
+        let pings = async || {
+            let stats = text(&client, [b"INFO", b"commandstats"]).await;
+            let line = stats.lines().find(|line| line.starts_with("cmdstat_ping:"));
+            let calls = line.and_then(|line| line.split(['=', ',']).nth(1)?.parse::<u32>().ok());
+            calls.unwrap_or(0)
+        };
+        let before = pings().await;
+        until(async || pings().await > before + 2).await;
+    }
     for missing in CLUSTER {
         permit(missing).await;
         let error = as_user(&cluster.url()).build().await.unwrap_err();
