@@ -76,6 +76,12 @@ impl WorkGuard {
         &self.grant.lease
     }
 
+    /// The lease, for whoever only tells of it: that is no use of the guard.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn told(&self) -> &Lease {
+        &self.grant.lease
+    }
+
     /// Whose work it is.
     pub fn key(&self) -> &Key {
         &self.lease().key

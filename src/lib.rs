@@ -173,6 +173,8 @@ pub use worker::LockingWorker;
 /// What the methods of [`LockStreamExt`] and [`ClaimExt`] return.
 pub mod adapters {
     pub use crate::claim_ext::ClaimEach;
+    #[cfg(feature = "tracing")]
+    pub use crate::stream_ext::Trace;
     pub use crate::stream_ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
 }
 

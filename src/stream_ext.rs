@@ -4,6 +4,8 @@ mod guards;
 mod inspect_status;
 mod run;
 mod to_outcome;
+#[cfg(feature = "tracing")]
+mod trace;
 mod without_status;
 
 use std::fmt::Display;
@@ -18,6 +20,8 @@ pub use guards::Guards;
 pub use inspect_status::InspectStatus;
 pub use run::{IntoResult, Run};
 pub use to_outcome::ToOutcome;
+#[cfg(feature = "tracing")]
+pub use trace::Trace;
 pub use without_status::WithoutStatus;
 
 /// What can be done with every stream of [`LockEvent`]s, beside what `StreamExt` of `futures` or `tokio-stream` does.
@@ -196,6 +200,22 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
         I: FnMut(&Status),
     {
         InspectStatus::new(self, inspect)
+    }
+
+    /// Tells of each event as it passes here, at the level `TRACE`, and yields them all.
+    ///
+    /// [`Acquire`](crate::Acquire) tells of what happens by itself, in spans; this is to see what arrives at one place
+    /// of a composition. A result is not told.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the stream. The guards that it has yielded live on.
+    #[cfg(feature = "tracing")]
+    fn trace(self) -> Trace<Self>
+    where
+        Self: Sized,
+    {
+        Trace::new(self)
     }
 }
 

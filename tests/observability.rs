@@ -12,7 +12,7 @@ use common::{Server, acquired, command, end, locked, next};
 use futures::FutureExt;
 use recorder::Recorder;
 use redis_locking_worker::{
-    Builder, LeaseLost, LockEvent, LockingWorker, Memory, SettleError, WorkGuard,
+    Builder, LeaseLost, LockEvent, LockStreamExt, LockingWorker, Memory, SettleError, WorkGuard,
 };
 use tokio::time::{advance, sleep};
 use tracing::{Instrument, info, info_span};
@@ -369,4 +369,37 @@ fn an_outage_is_told_once_and_is_nobodys() {
         .filter(|line| line.starts_with("startup/participation"));
     assert_eq!(of_streams.count(), others, "{told:?}");
     assert_eq!(recorder.figure("outages_total").as_deref(), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trace_tells_what_passes_where_it_is() {
+    let recorder = Recorder::install();
+    let rejoins = builder(&Memory::new(), "a").rejoin(true);
+    let worker = rejoins.build().await.unwrap();
+    let outcome = worker
+        .acquire()
+        .trace()
+        .run(|guard| async move {
+            match guard.attempt() {
+                1 => Err("a reason"),
+                _ => Ok("a secret result"),
+            }
+        })
+        .instrument(info_span!("here"));
+    outcome.await.unwrap();
+    worker.close().await;
+    let events = recorder.events();
+    let passed: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event.strip_prefix("here: TRACE passes "))
+        .collect();
+    assert_eq!(
+        passed,
+        [
+            "event=acquired key=job attempt=1 fencing_token=#0",
+            "event=status status=This is attempt #2",
+            "event=acquired key=job attempt=2 fencing_token=#1",
+            "event=completed attempt=2 holder=a",
+        ]
+    );
 }
