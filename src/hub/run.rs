@@ -104,6 +104,8 @@ pub(super) struct Run {
     outage: Option<Outage>,
     /// Calls that have not come back.
     calls: usize,
+    /// Claims among them.
+    claims: usize,
     /// What shall follow from the present act.
     effects: Vec<Effect>,
 }
@@ -146,6 +148,7 @@ impl Run {
             behind: false,
             outage: None,
             calls: 0,
+            claims: 0,
             effects: Vec::new(),
         }
     }
@@ -264,6 +267,8 @@ impl Run {
         now: Instant,
     ) {
         self.calls -= 1;
+        let is_claim = matches!(call.purpose, Purpose::Claim { .. });
+        self.claims -= usize::from(is_claim);
         let reply = match result {
             Ok(reply) => reply,
             Err(error) => return self.turned_away(call, error, now),
@@ -275,7 +280,6 @@ impl Run {
             op,
             purpose,
         } = call;
-        let is_claim = matches!(purpose, Purpose::Claim { .. });
         // Before the news spreads, so that no holder takes its own end for a loss.
         match purpose {
             Purpose::Claim { id, token, terms } => {
@@ -366,6 +370,7 @@ impl Run {
 
     fn send(&mut self, call: Call) {
         self.calls += 1;
+        self.claims += usize::from(matches!(call.purpose, Purpose::Claim { .. }));
         self.effects.push(Effect::Call(call));
     }
 }

@@ -70,18 +70,17 @@ impl Run {
 
     /// One claim for all that wait: its answer is news for every one of them.
     pub(super) fn refresh(&mut self) {
-        if self.refreshing.is_none()
-            && let Some((id, _)) = self.front()
-        {
+        let front = self.front().filter(|_| self.refreshing.is_none());
+        if let Some((id, _)) = front {
             self.refreshing = Some(id);
             self.refresh_again = false;
             self.claim(id);
-        } else {
-            // After the answers that are on their way: they may be older than what was missed.
-            self.refresh_again = self.members.values().any(|member| member.claiming);
-            if !self.refresh_again {
-                self.look();
-            }
+            return;
+        }
+        // After the answers that are on their way: they may be older than what was missed.
+        self.refresh_again = self.claims > 0;
+        if !self.refresh_again {
+            self.look();
         }
     }
 
@@ -106,8 +105,9 @@ impl Run {
         if self.refreshing.is_some() || self.outage.is_some() {
             return None;
         }
-        let (_, front) = self.front()?;
+        // In this order: before the first answer nobody waits, and very many may be joining.
         let view = self.view.as_ref()?;
+        let (_, front) = self.front()?;
         let begin = match view.record.state {
             State::Open => view.heard,
             _ => view.ends,
