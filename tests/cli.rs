@@ -272,7 +272,8 @@ async fn a_fleet_tries_until_the_script_succeeds() {
     }
     codes.sort_unstable();
     assert_eq!(codes, [0, 3, 3]);
-    assert_eq!(desk.left("log"), "1\n2\n3\n");
+    let said = ["a.err", "b.err", "c.err"].map(|name| desk.left(name));
+    assert_eq!(desk.left("log"), "1\n2\n3\n", "{}", said.concat());
 }
 
 #[tokio::test(flavor = "multi_thread")]

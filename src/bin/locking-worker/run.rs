@@ -196,8 +196,7 @@ impl Part {
     /// It is asked to end by SIGTERM, when we are or when the lease is running out. SIGKILL follows after the grace, when
     /// we are told a second time, and when the lease is lost: then the server is about to let somebody else in, or has.
     async fn watch_over(&mut self, guard: &WorkGuard, mut child: Child) -> std::io::Result<Ended> {
-        // Enough to end in, and more than what is left when a renewal is due.
-        let reserve = self.args.grace.min(self.args.lease / 3);
+        let mut running_out = pin!(running_out(guard, self.args.grace));
         let mut lost = pin!(guard.lost());
         let mut kill_at = None;
         let mut received = Vec::new();
@@ -223,7 +222,7 @@ impl Part {
                     }
                     received.push(signal);
                 }
-                () = running_out(guard, reserve), if stopped.is_none() => {
+                () = &mut running_out, if stopped.is_none() => {
                     child.send(Signal::SIGTERM);
                     kill_at.get_or_insert(Instant::now() + self.args.grace);
                     stopped = Some(Stopped::RunningOut);
@@ -278,10 +277,15 @@ impl Ended {
     }
 }
 
-/// Resolves when no more than this is left of the lease, which renewals have begin again.
-async fn running_out(guard: &WorkGuard, reserve: Duration) {
+/// Resolves when a third is left of the lease, or the grace if that is less: enough to end in, and less than what is left
+/// when a renewal is due.
+async fn running_out(guard: &WorkGuard, grace: Duration) {
+    // Not what was asked for: until a hand-over is confirmed, there is less.
+    let mut whole = Duration::ZERO;
     loop {
         let left = guard.remaining();
+        whole = whole.max(left);
+        let reserve = grace.min(whole / 3);
         if left <= reserve {
             return;
         }
