@@ -32,7 +32,6 @@ pub(crate) enum Command {
     Man {
         command: Option<String>,
     },
-    Exec(Exec),
 }
 
 /// Takes part in a key's run, with a command as the work
@@ -108,15 +107,6 @@ pub(crate) struct Clear {
     /// Yes, take it from whoever has it
     #[arg(long, required = true)]
     yes: bool,
-}
-
-/// Becomes the command, to die with its parent.
-#[derive(Parser)]
-#[command(hide = true)]
-pub(crate) struct Exec {
-    pub(crate) parent: i32,
-    #[arg(last = true, required = true)]
-    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Parser)]

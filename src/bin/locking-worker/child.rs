@@ -2,14 +2,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+#[cfg(target_os = "linux")]
+use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+#[cfg(target_os = "linux")]
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+#[cfg(target_os = "linux")]
+use nix::unistd::getppid;
 use tokio::process;
 
-use crate::args::Exec;
 use crate::exit::Exit;
 
 /// It is killed when this is dropped, and on Linux when this process dies, of whatever.
@@ -43,15 +48,17 @@ impl Child {
     }
 }
 
+/// Called so, this program becomes the command.
+#[cfg(target_os = "linux")]
+const EXEC: &str = "locking-worker-exec";
+
 /// What only the process itself may ask for, it does before it becomes the command: see [`exec`].
 #[cfg(target_os = "linux")]
 fn dying_with_us(command: &[OsString]) -> Command {
     // Not by its path, where an update may have put another program.
     let mut us = Command::new("/proc/self/exe");
-    us.arg0("locking-worker")
-        .arg("exec")
+    us.arg0(EXEC)
         .arg(std::process::id().to_string())
-        .arg("--")
         .args(command);
     us
 }
@@ -63,26 +70,31 @@ fn dying_with_us(command: &[OsString]) -> Command {
     child
 }
 
-/// Becomes the command, after asking to be killed when the parent dies.
-pub(crate) fn exec(exec: Exec) -> Exit {
-    #[cfg(target_os = "linux")]
-    {
-        use nix::sys::prctl::set_pdeathsig;
-        use nix::unistd::getppid;
-
-        if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
-            eprintln!("locking-worker: the command would outlive us: {error}");
-            return Exit::NotFound;
-        }
-        // It may have died before.
-        if getppid() != Pid::from_raw(exec.parent) {
-            return Exit::NotFound;
-        }
+/// Becomes the command, after asking to be killed when the parent dies, if that is what this process is for.
+#[cfg(target_os = "linux")]
+pub(crate) fn exec() -> Option<Exit> {
+    let mut args = std::env::args_os();
+    if args.next()? != EXEC {
+        return None;
     }
-    let (program, args) = (&exec.command[0], &exec.command[1..]);
-    let error = Command::new(program).args(args).exec();
+    let parent = args.next()?;
+    let program = args.next()?;
+    if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
+        eprintln!("locking-worker: the command would outlive us: {error}");
+        return Some(Exit::NotFound);
+    }
+    // It may have died before.
+    if parent != *getppid().to_string() {
+        return Some(Exit::NotFound);
+    }
+    let error = Command::new(&program).args(args).exec();
     eprintln!("locking-worker: {}: {error}", program.to_string_lossy());
-    Exit::NotFound
+    Some(Exit::NotFound)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn exec() -> Option<Exit> {
+    None
 }
 
 /// Whether there is such a command.

@@ -24,10 +24,10 @@ use clap::Parser;
 use exit::Exit;
 
 fn main() -> ExitCode {
-    let exit = match Args::parse().command {
-        // Without a runtime, which would leave its mark on the process that becomes the command.
-        Command::Exec(exec) => child::exec(exec),
-        command => on_this_thread(command),
+    // Without a runtime, which would leave its mark on the process that becomes the command.
+    let exit = match child::exec() {
+        Some(exit) => exit,
+        None => on_this_thread(Args::parse().command),
     };
     exit.into()
 }
@@ -42,6 +42,5 @@ async fn on_this_thread(command: Command) -> Exit {
         Command::Clear(clear) => clear::clear(clear).await,
         Command::Completions { shell } => print::completions(shell),
         Command::Man { command } => print::man(command),
-        Command::Exec(exec) => child::exec(exec),
     }
 }

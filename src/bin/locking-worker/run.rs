@@ -1,6 +1,7 @@
 //! A command as the work.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::pin::pin;
 use std::process::ExitStatus;
@@ -195,7 +196,7 @@ impl Part {
     ///
     /// It is asked to end by SIGTERM, when we are or when the lease is running out. SIGKILL follows after the grace, when
     /// we are told a second time, and when the lease is lost: then the server is about to let somebody else in, or has.
-    async fn watch_over(&mut self, guard: &WorkGuard, mut child: Child) -> std::io::Result<Ended> {
+    async fn watch_over(&mut self, guard: &WorkGuard, mut child: Child) -> io::Result<Ended> {
         let mut running_out = pin!(running_out(guard, self.args.grace));
         let mut lost = pin!(guard.lost());
         let mut kill_at = None;
@@ -249,11 +250,13 @@ impl Part {
 
     /// What went wrong.
     fn complain(&self, what: std::fmt::Arguments<'_>) {
-        eprintln!(
-            "locking-worker: {}: {}",
+        let line = format!(
+            "locking-worker: {}: {}\n",
             self.key,
             text::plain(&what.to_string())
         );
+        // In one write: others of the fleet may say something to the same terminal.
+        let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
