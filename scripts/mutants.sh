@@ -429,12 +429,16 @@ mutant "cli: the command survives a lost lease" $cli/run.rs \
 mutant "cli: the command is not asked before it is killed" $cli/run.rs \
     'child.send(Signal::SIGTERM);' '' $shell the_command_is_gone
 mutant "cli: SIGTERM is a failure" $cli/run.rs \
-    'let is_end = |signal: &Signal| {' 'let is_end = |signal: &Signal| false && {' $shell sigterm_hands_off
+    '*signal == Signal::SIGTERM || child::' 'false && child::' $shell sigterm_hands_off
 mutant "cli: SIGTERM is for ourselves only" $cli/run.rs \
     'Signal::SIGTERM => {
                             child.send(signal);' 'Signal::SIGTERM => {' $shell a_command_that_succeeds_within
 mutant "cli: done elsewhere is done here" $cli/run.rs \
     'if holder == self.label && self.succeeded == Some(attempt) {' 'if true {' $shell done_elsewhere
+mutant "cli: two codes are swapped" $cli/exit.rs \
+    'Exit::DoneElsewhere => 3,
+            Exit::GaveUp => 4,' 'Exit::DoneElsewhere => 4,
+            Exit::GaveUp => 3,' $shell the_exit_code_says
 mutant "cli: given up is a failure of ours" $cli/run.rs \
     'return Exit::GaveUp;' 'return Exit::Failed;' $shell given_up
 mutant "cli: what is lost has failed" $cli/run.rs \
