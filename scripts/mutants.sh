@@ -425,5 +425,36 @@ mutant "cluster: nobody is pinged" src/store/redis.rs \
     'masters(&self.subscriber.client).into_iter().flatten()' 'self.subscriber.client.active_connections().into_iter()' \
     --test faults secured::in_a_cluster
 
+cli=src/bin/locking-worker
+shell="--features cli --test cli"
+mutant "cli: the command survives a lost lease" $cli/run.rs \
+    'child.send(Signal::SIGKILL);
+                    stopped' 'stopped' $shell the_command_is_gone
+mutant "cli: the command is not asked before it is killed" $cli/run.rs \
+    'child.send(Signal::SIGTERM);' '' $shell the_command_is_gone
+mutant "cli: SIGTERM is a failure" $cli/run.rs \
+    '*signal == Signal::SIGTERM || child::' 'false && child::' $shell sigterm_hands_off
+mutant "cli: SIGTERM is for ourselves only" $cli/run.rs \
+    'Signal::SIGTERM => {
+                            child.send(signal);' 'Signal::SIGTERM => {' $shell a_command_that_succeeds_within
+mutant "cli: done elsewhere is done here" $cli/run.rs \
+    'if holder == self.label && self.succeeded == Some(attempt) {' 'if true {' $shell done_elsewhere
+mutant "cli: two codes are swapped" $cli/exit.rs \
+    'Exit::DoneElsewhere => 3,
+            Exit::GaveUp => 4,' 'Exit::DoneElsewhere => 4,
+            Exit::GaveUp => 3,' $shell the_exit_code_says
+mutant "cli: given up is a failure of ours" $cli/run.rs \
+    'return Exit::GaveUp;' 'return Exit::Failed;' $shell given_up
+mutant "cli: what is lost has failed" $cli/run.rs \
+    'true => Exit::Lost,' 'true => Exit::Failed,' $shell the_lease_was_lost
+mutant "cli: signals are kept" $cli/run.rs \
+    'signal => child.send(signal),' '_ => {}' $shell other_signals
+mutant "cli: a short hand-over is the end of a lease" $cli/run.rs \
+    'let reserve = grace.min(whole / 3);' 'let reserve = grace.min(Duration::from_secs(3));' $shell a_fleet_tries
+mutant "cli: the command outlives us" $cli/child.rs \
+    'set_pdeathsig(Signal::SIGKILL)' 'set_pdeathsig(None)' $shell the_command_dies
+mutant "cli: what is another's is left in the environment" $cli/child.rs \
+    'None => command.env_remove(name),' 'None => &mut command,' $shell is_told_of_its_attempt
+
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

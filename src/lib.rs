@@ -113,7 +113,7 @@
 //!
 //! # Features
 //!
-//! None is on by default. `json` adds `LockingWorker::once_json`. `enable-rustls`, `enable-rustls-ring`,
+//! None is on by default. `cli` adds the command `locking-worker`. `json` adds `LockingWorker::once_json`. `enable-rustls`, `enable-rustls-ring`,
 //! `enable-native-tls`, `unix-sockets`, `sentinel-auth` and `credential-provider` are passed through to [`fred`].
 //!
 //! # More

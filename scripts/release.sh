@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# What a release must pass beside .ci/run: each feature alone, the oldest compiler, the oldest dependencies, licences,
+# the public interface, and the package itself. Installs the tools that are missing, which takes some minutes.
+#
+#   scripts/release.sh          # all of it
+#   scripts/release.sh msrv     # one of: features msrv minimal deny semver package
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tool() {
+    command -v "$1" >/dev/null || cargo install --locked "$1"
+}
+
+# Those that need something of the system are left out: native-tls has a library of its own.
+features=json,tracing,metrics,cli,enable-rustls-ring,unix-sockets,sentinel-auth,credential-provider
+
+# Each by itself, without the examples and tests, which use other crates' features.
+features() {
+    tool cargo-hack
+    cargo hack check --locked --each-feature --exclude-features enable-native-tls,enable-rustls --no-dev-deps
+}
+
+# The compiler that Cargo.toml states.
+msrv() {
+    local version
+    version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    rustup toolchain install "$version" --profile minimal
+    cargo "+$version" check --locked --features "$features" --target-dir target/msrv
+}
+
+# The lowest versions that Cargo.toml allows, of what it names itself.
+minimal() {
+    tool cargo-hack
+    rustup toolchain install nightly --profile minimal
+    local copy
+    copy=$(mktemp -d)
+    trap 'rm -rf "$copy"' RETURN
+    git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
+    local target=$PWD/target/minimal
+    (
+        cd "$copy"
+        # Without those for tests, whose lowest versions are nobody's business.
+        cargo hack --remove-dev-deps check >/dev/null 2>&1 || true
+        cargo +nightly update -Z direct-minimal-versions
+        cargo check --features "$features" --target-dir "$target"
+    )
+}
+
+deny() {
+    tool cargo-deny
+    cargo deny --features "$features" check bans licenses sources
+}
+
+# Against the last release; before the first there is nothing to compare with.
+semver() {
+    if [ "$(git tag --list 'v*' | wc -l)" -eq 0 ]; then
+        echo "scripts/release.sh: no release to compare the interface with"
+        return
+    fi
+    tool cargo-semver-checks
+    cargo semver-checks
+}
+
+package() {
+    cargo publish --dry-run --locked
+}
+
+for step in "${@:-}"; do
+    case $step in
+        "") features && msrv && minimal && deny && semver && package ;;
+        features | msrv | minimal | deny | semver | package) "$step" ;;
+        *) echo "scripts/release.sh: no such step: $step" >&2 && exit 2 ;;
+    esac
+done

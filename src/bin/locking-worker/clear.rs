@@ -1,0 +1,20 @@
+//! A new beginning, by force.
+
+use crate::args;
+use crate::exit::Exit;
+use crate::server;
+use crate::text;
+
+pub(crate) async fn clear(args: args::Clear) -> Exit {
+    let worker = match server::reach(args.builder()).await {
+        Ok(worker) => worker,
+        Err(exit) => return exit,
+    };
+    let key = text::key(worker.key().as_bytes());
+    match worker.clear().await {
+        Ok(true) => eprintln!("locking-worker: {key}: cleared"),
+        Ok(false) => eprintln!("locking-worker: {key}: there was no run"),
+        Err(error) => return server::refused(&error),
+    }
+    Exit::Done
+}
