@@ -194,7 +194,7 @@ report            held       2/5      node-b            [######......]    5.0 s
             ..held()
         };
         for width in [20, 40, 80, 200] {
-            for line in draw(&[row.clone()], width) {
+            for line in draw(std::slice::from_ref(&row), width) {
                 assert!(line.chars().count() <= width, "{line}");
                 assert!(!line.contains(char::is_control), "{line:?}");
             }
