@@ -165,10 +165,7 @@ async fn race(mut args: Args) -> Result<()> {
 
     let mut fleet = Fleet::of("cluster").await?;
     fleet.args.push(format!("--seed={seed}"));
-    println!("{}", fleet.describe(args.workers()));
-    for _ in 0..args.workers() {
-        fleet.start(|role| work(role, args.clone()))?;
-    }
+    fleet.start_all(args.workers(), |role| work(role, args.clone()))?;
 
     let (mut outcome, mut failed_at, mut takeovers) = (None, None, Vec::new());
     while let Some((_, line)) = fleet.hear().await {

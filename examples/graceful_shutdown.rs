@@ -12,6 +12,7 @@
 
 mod common;
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -96,12 +97,9 @@ async fn main() -> ExitCode {
 
 async fn fleet() -> Result<()> {
     let mut fleet = Fleet::of("graceful-shutdown").await?;
-    println!("{}", fleet.describe(2));
-    for _ in 0..2 {
-        fleet.start(work)?;
-    }
+    fleet.start_all(2, work)?;
 
-    let mut half_way = std::pin::pin!(tokio::time::sleep(Duration::MAX));
+    let mut half_way = pin!(tokio::time::sleep(Duration::MAX));
     let (mut holder, mut terminated, mut begun) = (0, None, Vec::new());
     loop {
         let heard = tokio::select! {

@@ -12,13 +12,12 @@ use nix::unistd::Pid;
 use redis_locking_worker::{Builder, LockingWorker, Memory};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::place::Place;
-use super::{Result, now, with_causes};
+use super::{Result, now, stop_signal, with_causes};
 
 /// How an example calls itself.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,11 +28,17 @@ pub struct Call {
 }
 
 impl Call {
-    /// What this process is called to be, unless it is the one that a user has called.
+    /// What this process is called to be, unless it is the one that a user has called. A worker does
+    /// not outlive that one.
     pub fn role(&self) -> Option<Role> {
         let [number, url, key] = self.worker.as_deref()? else {
             return None;
         };
+        std::thread::spawn(|| {
+            // Nothing is written there: it ends when the caller does, however that ends.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            std::process::exit(1);
+        });
         Some(Role {
             number: number.parse().ok()?,
             key: key.clone(),
@@ -79,20 +84,10 @@ impl Role {
         }
     }
 
-    /// Resolves when this worker is told to stop: a process by SIGTERM or Ctrl-C, from now on.
+    /// Resolves when this worker is told to stop: a process by a signal, from now on.
     pub fn shutdown(&self) -> io::Result<BoxFuture<'static, ()>> {
         Ok(match &self.kind {
-            Kind::Process { .. } => {
-                let mut terminated = signal(SignalKind::terminate())?;
-                let mut interrupted = signal(SignalKind::interrupt())?;
-                async move {
-                    tokio::select! {
-                        _ = terminated.recv() => {}
-                        _ = interrupted.recv() => {}
-                    }
-                }
-                .boxed()
-            }
+            Kind::Process { .. } => stop_signal()?.boxed(),
             Kind::Task { stop, .. } => stop.clone().cancelled_owned().boxed(),
         })
     }
@@ -160,7 +155,7 @@ impl Fleet {
 
     /// Starts the next worker, from 1: as a process if there is a server, whose `main` finds its
     /// [`Role`]; else as this task.
-    pub fn start<F>(&mut self, task: impl FnOnce(Role) -> F) -> Result<u32>
+    pub fn start<F>(&mut self, task: impl FnOnce(Role) -> F) -> Result<()>
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
@@ -172,18 +167,34 @@ impl Fleet {
         self.workers.insert(number, worker);
         self.started = number;
         self.talking += 1;
-        Ok(number)
+        Ok(())
+    }
+
+    /// Says how many workers there are, and starts them.
+    pub fn start_all<F>(&mut self, workers: u32, task: impl Fn(Role) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        println!("{}", self.describe(workers));
+        (0..workers).try_for_each(|_| self.start(&task))
     }
 
     fn start_process(&self, number: u32, url: &str) -> Result<Worker> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(&self.args)
             .args(["--worker", &number.to_string(), url, &self.key])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let output = child.stdout.take().ok_or("a child without output")?;
-        tokio::spawn(listen(number, output, self.reports.clone()));
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let output = output.ok_or("a child without output")?;
+        let reports = self.reports.clone();
+        tokio::spawn(async move {
+            listen(number, output, reports).await;
+            // Until now: its end is taken for ours.
+            drop(input);
+        });
         Ok(Worker::Process(child))
     }
 
@@ -229,6 +240,11 @@ impl Fleet {
         Ok(())
     }
 
+    /// Tells all of them.
+    pub fn terminate_all(&self) -> Result<()> {
+        self.numbers().try_for_each(|number| self.terminate(number))
+    }
+
     /// Sends a signal to a worker, if it is a process.
     pub fn signal(&self, number: u32, signal: Signal) -> Result<()> {
         if let Some(Worker::Process(child)) = self.workers.get(&number) {
@@ -248,8 +264,8 @@ impl Fleet {
     }
 
     /// The numbers of the workers.
-    pub fn numbers(&self) -> Vec<u32> {
-        self.workers.keys().copied().collect()
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.workers.keys().copied()
     }
 
     /// Waits until all workers have ended; each should have without an error.

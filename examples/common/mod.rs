@@ -5,8 +5,11 @@ mod fleet;
 mod place;
 
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use fleet::{Call, Fleet, Role};
 
@@ -40,4 +43,26 @@ pub fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     now.as_micros() as u64
+}
+
+/// An argument that says how often something happens.
+pub fn period(text: &str) -> Result<Duration, String> {
+    let (min, max) = (Duration::from_millis(1), Duration::from_secs(24 * 3_600));
+    match humantime::parse_duration(text) {
+        Ok(period) if (min..=max).contains(&period) => Ok(period),
+        Ok(_) => Err("a period is from 1ms to 1day".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// SIGTERM or Ctrl-C, from now on.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+    })
 }
