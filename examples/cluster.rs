@@ -11,24 +11,23 @@
 
 mod common;
 
-use std::error::Error;
-use std::process::{ExitCode, Stdio};
+use std::fmt;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use common::{Place, now};
+use common::{Call, Fleet, Result, Role, now};
 use futures::StreamExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis_locking_worker::{Builder, LockEvent, LockingWorker, Memory, StatusLevel};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::sync::mpsc;
 
 /// How long an attempt takes: long enough for the whole fleet to be there.
 const WORK: Duration = Duration::from_millis(200);
 
 /// A fleet of workers races for one piece of work.
 #[derive(Clone, Debug, Parser)]
+#[command(args_override_self = true)]
 struct Args {
     /// How many workers [default: one per core, at least 4]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -48,9 +47,8 @@ struct Args {
     /// How much the workers tell of their progress
     #[arg(long, value_enum, default_value_t = Verbosity::Verbose)]
     verbosity: Verbosity,
-    /// The number of this worker, its server and its key: how the example calls itself
-    #[arg(long, hide = true, num_args = 3)]
-    worker: Option<Vec<String>>,
+    #[command(flatten)]
+    call: Call,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,9 +65,8 @@ fn chance(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    fn builder(&self, key: &str, number: u32) -> Builder {
-        LockingWorker::builder(key)
-            .label(format!("Worker {number}"))
+    fn settings(&self, builder: Builder) -> Builder {
+        builder
             .lock_timeout(Duration::from_millis(self.lock_timeout))
             .max_attempts(self.attempts)
             // As in the ancestor a worker that failed stands aside, unless the fleet is too small
@@ -105,27 +102,27 @@ enum Report {
 }
 
 /// The race itself, as one worker sees it.
-async fn work(
-    worker: LockingWorker,
-    args: &Args,
-    report: impl Fn(Report),
-) -> Result<(), Box<dyn Error>> {
-    let name = worker.label().to_owned();
-    let says = |what: String| report(Report::Says(format!("{name} {what}")));
+async fn work(role: Role, args: Args) -> Result<()> {
+    let says = |what: String| role.says(Report::Says(format!("{role} {what}")));
+    let worker = args.settings(role.builder()).build().await?;
     let mut waits = false;
     let mut events = worker.acquire();
     while let Some(event) = events.next().await {
         match event {
             LockEvent::Acquired(guard) => {
-                report(Report::Begins(guard.attempt(), now()));
+                role.says(Report::Begins(guard.attempt(), now()));
                 tokio::time::sleep(WORK).await;
                 if args.succeeds(guard.attempt()) {
                     let last = guard.is_last_attempt();
-                    guard.done().await?;
-                    says(format!("completed work successfully, last attempt? {last}"));
+                    match guard.done().await {
+                        Ok(()) => {
+                            says(format!("completed work successfully, last attempt? {last}"))
+                        }
+                        Err(error) => says(format!("could not complete the work: {error}")),
+                    }
                 } else {
                     says("failed to do work".to_owned());
-                    report(Report::Fails(now()));
+                    role.says(Report::Fails(now()));
                     drop(guard);
                 }
             }
@@ -134,11 +131,11 @@ async fn work(
                 says("did not acquire lock".to_owned());
             }
             LockEvent::Status(status) => says(format!("Status message from lock: {status}")),
-            LockEvent::Completed(completed) => report(Report::Ends(format!(
+            LockEvent::Completed(completed) => role.says(Report::Ends(format!(
                 "{} completed the work at attempt #{}.",
                 completed.holder, completed.attempt
             ))),
-            LockEvent::MaxAttempts(given_up) => report(Report::Ends(format!(
+            LockEvent::MaxAttempts(given_up) => role.says(Report::Ends(format!(
                 "The work was given up after {} attempts, the last one by {}.",
                 given_up.attempts, given_up.holder
             ))),
@@ -153,45 +150,26 @@ async fn work(
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    common::exit(run(Args::parse()).await)
+    let args = Args::parse();
+    common::exit(match args.call.role() {
+        Some(role) => work(role, args).await,
+        None => race(args).await,
+    })
 }
 
-async fn run(mut args: Args) -> Result<(), Box<dyn Error>> {
-    if let Some([number, url, key]) = args.worker.as_deref() {
-        let worker = args.builder(key, number.parse()?).url(url).build().await?;
-        return work(worker, &args, |report| println!("{}", report.to_line())).await;
-    }
-    let workers = args.workers();
-    args.seed.get_or_insert_with(rand::random::<u64>);
+async fn race(mut args: Args) -> Result<()> {
+    let seed = *args.seed.get_or_insert_with(rand::random::<u64>);
+    // Wrong settings are told of once, not by every worker.
+    let settings = LockingWorker::builder("cluster-example").in_memory(&Memory::new());
+    args.settings(settings).build().await?;
 
-    // Another key each time: an outcome is remembered for twice the lock timeout.
-    let key = format!("cluster-example:{}:{}", std::process::id(), now());
-    let (reports, mut heard) = mpsc::unbounded_channel();
-    let place = Place::find()?;
-    println!("{}", place.describe(workers));
-    if let Some(url) = place.url() {
-        // Wrong settings and a server that is not there are said once, not by every process.
-        args.builder(&key, 0).url(url).build().await?;
-        start_processes(&args, workers, url, &key, &reports)?;
-    } else {
-        let memory = Memory::new();
-        for number in 1..=workers {
-            let worker = args.builder(&key, number).in_memory(&memory);
-            let worker = worker.build().await?;
-            let (args, reports) = (args.clone(), reports.clone());
-            tokio::spawn(async move {
-                let heard = |report| drop(reports.send(report));
-                if let Err(error) = work(worker, &args, heard).await {
-                    let _ = reports.send(Report::Says(format!("Error: {error}")));
-                }
-            });
-        }
-    }
-    drop(reports);
+    let mut fleet = Fleet::of("cluster").await?;
+    fleet.args.push(format!("--seed={seed}"));
+    fleet.start_all(args.workers(), |role| work(role, args.clone()))?;
 
     let (mut outcome, mut failed_at, mut takeovers) = (None, None, Vec::new());
-    while let Some(report) = heard.recv().await {
-        match report {
+    while let Some((_, line)) = fleet.hear().await {
+        match Report::from_line(&line).unwrap_or(Report::Says(line)) {
             Report::Says(text) => println!("{text}"),
             Report::Begins(attempt, at) => {
                 if let Some(failed_at) = failed_at.take() {
@@ -203,74 +181,28 @@ async fn run(mut args: Args) -> Result<(), Box<dyn Error>> {
         }
     }
     let outcome = outcome.ok_or("no worker saw the end of the run")?;
-    println!("\n{outcome} (seed {})", args.seed.unwrap_or_default());
+    println!("\n{outcome} (seed {seed})");
     for (attempt, micros) in takeovers {
         println!(
             "Attempt #{attempt} began {:.2} ms after the failure before it",
             micros as f64 / 1e3
         );
     }
-    Ok(())
+    fleet.end().await
 }
 
-/// This program again, once for each worker; their reports come on their standard output.
-fn start_processes(
-    args: &Args,
-    workers: u32,
-    url: &str,
-    key: &str,
-    reports: &mpsc::UnboundedSender<Report>,
-) -> Result<(), Box<dyn Error>> {
-    let program = std::env::current_exe()?;
-    for number in 1..=workers {
-        let verbosity = match args.verbosity {
-            Verbosity::Normal => "normal",
-            Verbosity::Verbose => "verbose",
-        };
-        let mut child = tokio::process::Command::new(&program)
-            .args(["--workers", &workers.to_string()])
-            .args(["--chance", &args.chance.to_string()])
-            .args(["--seed", &args.seed.unwrap_or_default().to_string()])
-            .args(["--lock-timeout", &args.lock_timeout.to_string()])
-            .args(["--attempts", &args.attempts.to_string()])
-            .args(["--verbosity", verbosity])
-            .args(["--worker", &number.to_string(), url, key])
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let output = child.stdout.take().ok_or("a child without output")?;
-        let reports = reports.clone();
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(output).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                let report = Report::from_line(&line);
-                let _ = reports.send(report.unwrap_or(Report::Says(line)));
-            }
-            match child.wait().await {
-                Ok(status) if status.success() => {}
-                Ok(status) => {
-                    let text = format!("Worker {number} ended early: {status}");
-                    let _ = reports.send(Report::Says(text));
-                }
-                Err(error) => {
-                    let _ = reports.send(Report::Says(format!("Worker {number}: {error}")));
-                }
-            }
-        });
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Report::Says(text) => write!(f, "says {text}"),
+            Report::Begins(attempt, at) => write!(f, "begins {attempt} {at}"),
+            Report::Fails(at) => write!(f, "fails {at}"),
+            Report::Ends(text) => write!(f, "ends {text}"),
+        }
     }
-    Ok(())
 }
 
 impl Report {
-    fn to_line(&self) -> String {
-        match self {
-            Report::Says(text) => format!("says {text}"),
-            Report::Begins(attempt, at) => format!("begins {attempt} {at}"),
-            Report::Fails(at) => format!("fails {at}"),
-            Report::Ends(text) => format!("ends {text}"),
-        }
-    }
-
     fn from_line(line: &str) -> Option<Self> {
         let (kind, rest) = line.split_once(' ')?;
         Some(match kind {

@@ -14,19 +14,17 @@
 
 mod common;
 
-use std::error::Error;
 use std::pin::pin;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Place, now};
+use clap::Parser;
+use common::{Call, Fleet, Result, Role, check};
 use futures::{FutureExt, StreamExt};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use redis_locking_worker::{Builder, LockEvent, LockingWorker, Memory};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
-use tokio::sync::{Notify, mpsc};
+use nix::sys::signal::Signal;
+use redis_locking_worker::LockEvent;
+use tokio::sync::Notify;
 
 const LEASE: Duration = Duration::from_millis(500);
 
@@ -52,165 +50,86 @@ impl Store {
     }
 }
 
-/// What a worker has to say.
-enum Report {
-    Begins,
-    /// With this fencing token.
-    Writes(u64),
-    Says(String),
+/// A holder that was paused past its lease writes late.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    call: Call,
 }
 
-async fn work(
-    worker: LockingWorker,
-    pause: impl Future<Output = ()>,
-    report: impl Fn(Report),
-) -> Result<(), Box<dyn Error>> {
+async fn work(role: Role, pause: impl Future<Output = ()>) -> Result<()> {
+    let worker = role.builder().lock_timeout(LEASE).build().await?;
     let mut events = worker.acquire();
     let mut pause = pin!(pause.fuse());
     while let Some(event) = events.next().await {
         if let LockEvent::Acquired(guard) = event {
-            report(Report::Begins);
+            role.says("begins");
             (&mut pause).await;
             // Looking at the guard here would help only until the next line.
-            report(Report::Writes(guard.fencing_token()));
-            let ended = match guard.done().await {
-                Ok(()) => "done".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            report(Report::Says(format!("{}: {ended}", worker.label())));
+            role.says(format!("writes {}", guard.fencing_token()));
+            match guard.done().await {
+                Ok(()) => role.says("ends: done"),
+                Err(error) => role.says(format!("ends: {error}")),
+            }
         }
     }
     Ok(())
-}
-
-fn builder(key: &str, number: u32) -> Builder {
-    LockingWorker::builder(key)
-        .label(format!("Worker {number}"))
-        .lock_timeout(LEASE)
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let ran = match &args[..] {
-        [flag, number, url, key] if flag == "--worker" => process(number, url, key).await,
-        _ => fleet().await,
-    };
-    common::exit(ran)
+    common::exit(match Args::parse().call.role() {
+        // Long enough to be stopped in.
+        Some(role) => work(role, tokio::time::sleep(LEASE / 5)).await,
+        None => fleet().await,
+    })
 }
 
-/// One worker: how the example calls itself.
-async fn process(number: &str, url: &str, key: &str) -> Result<(), Box<dyn Error>> {
-    let worker = builder(key, number.parse()?).url(url).build().await?;
-    // Long enough to be stopped in.
-    let pause = tokio::time::sleep(LEASE / 5);
-    let report = |report| match report {
-        Report::Begins => println!("begins"),
-        Report::Writes(token) => println!("writes {token}"),
-        Report::Says(text) => println!("{text}"),
+async fn fleet() -> Result<()> {
+    let mut fleet = Fleet::of("fencing").await?;
+    println!("{}", fleet.describe(2));
+    let mut plain = Store::default();
+    let mut fenced = Store {
+        highest: Some(0),
+        ..Store::default()
     };
-    work(worker, pause, report).await
-}
-
-async fn fleet() -> Result<(), Box<dyn Error>> {
-    let key = format!("fencing-example:{}:{}", std::process::id(), now());
-    let place = Place::find()?;
-    println!("{}", place.describe(2));
-    let memory = Memory::new();
-    let (reports, mut heard) = mpsc::unbounded_channel();
-    let (mut plain, mut fenced) = (
-        Store::default(),
-        Store {
-            highest: Some(0),
-            ..Store::default()
-        },
-    );
-    let (mut stopped, go_on) = (None, std::sync::Arc::new(Notify::new()));
-    let mut begun = 0;
-    start(&place, &memory, &key, 1, go_on.clone(), reports.clone()).await?;
-    while let Some((number, pid, report)) = heard.recv().await {
-        match report {
-            Report::Begins => {
+    let go_on = Arc::new(Notify::new());
+    let first = go_on.clone();
+    fleet.start(|role| work(role, async move { first.notified().await }))?;
+    let mut refused = 0;
+    while let Some((number, line)) = fleet.hear().await {
+        match line.split_once(' ') {
+            None => {
                 println!("Worker {number} begins");
-                begun += 1;
-                if begun == 1 {
+                if number == 1 {
                     // As a long garbage collection does, or a laptop that is closed.
-                    if let Some(pid) = pid {
-                        kill(pid, Signal::SIGSTOP)?;
-                    }
-                    stopped = Some(pid);
-                    println!("Worker {number} is stopped, for longer than its lease");
-                    start(&place, &memory, &key, 2, go_on.clone(), reports.clone()).await?;
+                    fleet.signal(1, Signal::SIGSTOP)?;
+                    println!("Worker 1 is stopped, for longer than its lease");
+                    fleet.start(|role| work(role, async {}))?;
                 }
             }
-            Report::Writes(token) => {
+            Some(("writes", token)) => {
                 println!("Worker {number} writes, with fencing token {token}");
-                let text = format!("the work of worker {number}");
+                let (token, text) = (token.parse()?, format!("the work of worker {number}"));
                 let _ = plain.write(token, &text);
-                if let Err(refused) = fenced.write(token, &text) {
-                    println!("The store that looks at tokens refuses: {refused}");
+                if let Err(why) = fenced.write(token, &text) {
+                    println!("The store that looks at tokens refuses: {why}");
+                    refused += 1;
                 }
             }
-            Report::Says(text) => {
-                println!("{text}");
-                let Some(pid) = stopped.take() else { break };
-                println!("Worker 1 goes on");
-                if let Some(pid) = pid {
-                    kill(pid, Signal::SIGCONT)?;
+            Some((_, how)) => {
+                println!("Worker {number}: {how}");
+                if number == 2 {
+                    println!("Worker 1 goes on");
+                    fleet.signal(1, Signal::SIGCONT)?;
+                    go_on.notify_one();
                 }
-                go_on.notify_one();
             }
         }
     }
+    fleet.end().await?;
     println!("\nThe store that takes everything holds {}", plain.text);
     println!("The store that looks at tokens holds {}", fenced.text);
-    Ok(())
-}
-
-type Reports = mpsc::UnboundedSender<(u32, Option<Pid>, Report)>;
-
-async fn start(
-    place: &Place,
-    memory: &Memory,
-    key: &str,
-    number: u32,
-    go_on: std::sync::Arc<Notify>,
-    reports: Reports,
-) -> Result<(), Box<dyn Error>> {
-    let Some(url) = place.url() else {
-        let worker = builder(key, number).in_memory(memory).build().await?;
-        tokio::spawn(async move {
-            let pause = async {
-                if number == 1 {
-                    go_on.notified().await;
-                }
-            };
-            let report = |report| drop(reports.send((number, None, report)));
-            if let Err(error) = work(worker, pause, report).await {
-                let _ = reports.send((number, None, Report::Says(error.to_string())));
-            }
-        });
-        return Ok(());
-    };
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["--worker", &number.to_string(), url, key])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let pid = child.id().ok_or("a child that has ended already")?;
-    let pid = Pid::from_raw(pid.try_into()?);
-    let output = child.stdout.take().ok_or("a child without output")?;
-    tokio::spawn(async move {
-        let mut lines = BufReader::new(output).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            let report = match line.split_once(' ') {
-                None if line == "begins" => Report::Begins,
-                Some(("writes", token)) => Report::Writes(token.parse().unwrap_or_default()),
-                _ => Report::Says(line),
-            };
-            let _ = reports.send((number, Some(pid), report));
-        }
-        let _ = child.wait().await;
-    });
-    Ok(())
+    check(refused == 1, "the late write is refused")?;
+    check(fenced.text.ends_with('2'), "what worker 2 wrote is kept")
 }

@@ -1,132 +1,39 @@
-//! Where an example runs, and what all of them need.
+//! What all examples need: a place, a fleet of workers, and an end.
 #![allow(dead_code, reason = "each example uses its own part")]
 
+mod fleet;
+mod place;
+
 use std::error::Error;
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::io;
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The server that `REDIS_URL` names; or one that the example starts, on a free port, and stops
-/// again; or the memory store.
-pub enum Place {
-    Named(String),
-    Started(Server),
-    Memory,
-}
+use tokio::signal::unix::{SignalKind, signal};
 
-impl Place {
-    pub fn find() -> Result<Self, Box<dyn Error>> {
-        if let Ok(url) = std::env::var("REDIS_URL") {
-            return Ok(Place::Named(url));
-        }
-        Ok(match find_server() {
-            Some(program) => Place::Started(Server::start(&program)?),
-            None => Place::Memory,
-        })
-    }
+pub use fleet::{Call, Fleet, Role};
 
-    /// What to say of so many workers.
-    pub fn describe(&self, workers: u32) -> String {
-        match self {
-            Place::Named(_) => format!("{workers} processes, on the server that REDIS_URL names"),
-            Place::Started(server) => {
-                format!("{workers} processes, on a {} of their own", server.name)
-            }
-            Place::Memory => format!(
-                "No redis-server on PATH and no REDIS_URL: {workers} tasks on the memory store"
-            ),
-        }
-    }
-
-    /// The server, if there is one.
-    pub fn url(&self) -> Option<&str> {
-        match self {
-            Place::Named(url) => Some(url),
-            Place::Started(server) => Some(&server.url),
-            Place::Memory => None,
-        }
-    }
-}
+pub type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// What `main` ends with: the error with its causes, which say what to do.
-pub fn exit(result: Result<(), Box<dyn Error>>) -> ExitCode {
+pub fn exit(result: Result<()>) -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    eprint!("Error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprint!(": {error}");
-        cause = error.source();
-    }
-    eprintln!();
+    eprintln!("Error: {}", with_causes(&*error));
     ExitCode::FAILURE
 }
 
-fn find_server() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let names = ["redis-server", "valkey-server"];
-    let mut found = names.iter().flat_map(|name| {
-        std::env::split_paths(&path)
-            .map(move |folder| folder.join(name))
-            .filter(|p| p.is_file())
-    });
-    found.next()
+fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// A server that ends with the example.
-pub struct Server {
-    name: String,
-    url: String,
-    child: Child,
-}
-
-impl Server {
-    fn start(program: &PathBuf) -> Result<Self, Box<dyn Error>> {
-        let name = program
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        // A port found free may be gone by the time it is used: then the server exits at once.
-        for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            let child = Command::new(program)
-                .args([
-                    "--port",
-                    &port.to_string(),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                ])
-                .stdout(Stdio::null())
-                .spawn()?;
-            let url = format!("redis://127.0.0.1:{port}");
-            let mut server = Self {
-                name: name.clone(),
-                url,
-                child,
-            };
-            for _ in 0..500 {
-                if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Ok(server);
-                }
-                if server.child.try_wait()?.is_some() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        Err(format!("{name} does not start").into())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// What an example claims of what it has seen: an error if it does not hold.
+pub fn check(holds: bool, claim: &str) -> Result<()> {
+    match holds {
+        true => Ok(()),
+        false => Err(format!("this does not hold: {claim}").into()),
     }
 }
 
@@ -136,4 +43,26 @@ pub fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     now.as_micros() as u64
+}
+
+/// An argument that says how often something happens.
+pub fn period(text: &str) -> Result<Duration, String> {
+    let (min, max) = (Duration::from_millis(1), Duration::from_secs(24 * 3_600));
+    match humantime::parse_duration(text) {
+        Ok(period) if (min..=max).contains(&period) => Ok(period),
+        Ok(_) => Err("a period is from 1ms to 1day".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// SIGTERM or Ctrl-C, from now on.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+    })
 }
