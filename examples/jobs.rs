@@ -21,15 +21,17 @@ mod common;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use common::{Call, Fleet, Result, Role, check};
 use futures::{TryStreamExt, stream};
+use rand::Rng;
 use rand::seq::{IteratorRandom, SliceRandom};
 use redis_locking_worker::ClaimExt;
-use tokio::time::{interval, sleep};
+use tokio::time::sleep;
 
 const MAX_ATTEMPTS: u32 = 5;
 
@@ -48,7 +50,7 @@ struct Args {
     /// How long a job takes
     #[arg(long, default_value = "1ms", value_parser = humantime::parse_duration)]
     work: Duration,
-    /// How often a worker is killed, and replaced [default: never]
+    /// How often a worker is killed, on average, and replaced [default: never]
     #[arg(long, value_parser = common::period)]
     kill_every: Option<Duration>,
     /// All go through the list in the same order, and so are in each other's way
@@ -81,6 +83,7 @@ async fn work(role: Role, args: Args) -> Result<()> {
             Ok(guard.done().await?)
         })
         .await?;
+    role.says("over");
     worker.close().await;
     Ok(())
 }
@@ -94,6 +97,15 @@ async fn main() -> ExitCode {
     })
 }
 
+/// Until the next kill. Not always the same, or kills would keep step with the ends of the leases that
+/// they have left behind.
+async fn pause(kill_every: Option<Duration>) {
+    match kill_every {
+        Some(period) => sleep(period.mul_f64(rand::thread_rng().gen_range(0.5..1.5))).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn fleet(args: Args) -> Result<()> {
     let mut fleet = Fleet::of("jobs").await?;
     if args.kill_every.is_some() && !fleet.is_of_processes() {
@@ -104,23 +116,25 @@ async fn fleet(args: Args) -> Result<()> {
 
     let mut executions = BTreeMap::<u32, u32>::new();
     let (mut attempts, mut kills) = (0, 0);
-    let mut kill = interval(args.kill_every.unwrap_or(Duration::MAX));
-    kill.reset();
+    let mut kill = pin!(pause(args.kill_every));
+    let mut over = false;
     loop {
-        // Until each job was done: then the fleet may come to an end.
-        let killing = args.kill_every.is_some() && executions.len() < args.jobs as usize;
         tokio::select! {
-            _ = kill.tick(), if killing => {
+            () = &mut kill, if !over => {
                 let victim = fleet.numbers().choose(&mut rand::thread_rng());
                 fleet.kill(victim.ok_or("no worker is left")?).await?;
                 fleet.start(|role| work(role, args.clone()))?;
                 kills += 1;
+                kill.set(pause(args.kill_every));
             }
             heard = fleet.hear() => {
                 let Some((_, line)) = heard else { break };
-                let (job, attempt) = line.split_once(' ').ok_or("a worker told of no job")?;
-                *executions.entry(job.parse()?).or_default() += 1;
-                attempts = attempts.max(attempt.parse()?);
+                if let Some((job, attempt)) = line.split_once(' ') {
+                    *executions.entry(job.parse()?).or_default() += 1;
+                    attempts = attempts.max(attempt.parse()?);
+                }
+                // Nobody is killed any more: the fleet comes to an end.
+                over |= line == "over" || executions.len() == args.jobs as usize;
             }
         }
     }
