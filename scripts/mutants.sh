@@ -87,7 +87,10 @@ mutant "hub: the lease is counted from the answer, without a margin" src/hub/run
 mutant "hub: a late claim ends the guard that a push has brought" src/hub/run.rs \
     '&& !self.holds(token)' '' $hub::a_claim_that_is_late
 mutant "hub: a place told late gives back what was worked on" src/hub/run.rs \
-    '&& !self.has_worked(token)' '&& !(reply.ok && self.has_worked(token))' $hub::a_claim_that_is_late
+    '&& !self.is_worked_on(token, &reply)' '&& !(reply.ok && self.is_worked_on(token, &reply))' \
+    $hub::a_claim_that_is_late
+mutant "hub: what comes later than its run is kept" src/hub/run/grants.rs \
+    'told <= fence' 'true' $hub::a_claim_that_comes_later
 mutant "hub: what is forgotten late was worked on last" src/hub/run/grants.rs \
     'later.or(Some((fence, token)))' 'Some((fence, token)).or(later)' $hub::nor_what_its_own
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \

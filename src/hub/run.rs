@@ -287,7 +287,7 @@ impl Run {
                     self.claimed(id, token, &reply, now);
                 } else if (reply.ok || reply.position.is_some())
                     && !self.holds(token)
-                    && !self.has_worked(token)
+                    && !self.is_worked_on(token, &reply)
                 {
                     self.send(withdrawal(token, &terms, ticket, now));
                 }

@@ -794,6 +794,40 @@ async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
     failing.await.unwrap().unwrap();
 }
 
+/// Carried out when the run is another one, which nobody remembers the token in: it is granted what nobody wants.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
+    let memory = Memory::new();
+    let mut claims = 0;
+    let bad = Bad::new(&memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        match op {
+            Op::Claim { .. } if claims == 2 => Fate::Late(Duration::from_secs(4)),
+            Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
+            _ => Fate::Good,
+        }
+    });
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    settle_down().await;
+    guard.fail("for the second").await.unwrap();
+    let guard = acquired(&mut second).await;
+    guard.lost().await;
+    std::mem::forget(guard);
+    assert!(matches!(next(&mut second).await, LockEvent::Failed(_)));
+    drop(second);
+    memory.remove(&key());
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+    let left = left.record().unwrap();
+    assert_eq!((left.state, left.attempt), (State::Open, 0));
+}
+
 /// It gets its grant, and loses it; what it did is an attempt that only the lease ends.
 async fn is_worked_on_and_lost(mut stream: Acquire, store: &Bad) {
     let guard = acquired(&mut stream).await;

@@ -95,6 +95,13 @@ impl Run {
         self.worked.is_some_and(|(_, worked)| worked == token)
     }
 
+    /// Whether what this answer to a claim of the token tells of may be that grant, or what was before it. What is later
+    /// is another, of a claim that came late.
+    pub(super) fn is_worked_on(&self, token: Token, reply: &Reply) -> bool {
+        let told = reply.record().map_or(0, |record| record.fence);
+        self.has_worked(token) && self.worked.is_some_and(|(fence, _)| told <= fence)
+    }
+
     pub(super) fn lapse(&mut self, now: Instant) {
         let over = |live: &&mut Live| !live.settling && live.ends() <= now;
         while let Some(live) = self.grants.iter_mut().find(over) {
