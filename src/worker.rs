@@ -253,7 +253,8 @@ impl LockingWorker {
     ///
     /// The first in line, if anybody waits, is given attempt 1; otherwise the next to come is. The bounds stay those of
     /// the run; its reasons, checkpoint and result go. The fencing token goes on rising, so that what the old holder
-    /// does too late is refused; it hears of its loss as of every other, by its next renewal at the latest.
+    /// does too late is refused. That holder hears of its loss by push if anybody of its process waits, else by its next
+    /// renewal, or when it settles; without either its guard is valid by its own clock until the lease would have ended.
     ///
     /// # Errors
     ///
