@@ -58,6 +58,8 @@ pub enum Op {
         token: Token,
         /// The label it claimed with.
         label: Arc<str>,
+        /// A grant of its that stays as it is, by fencing token, or 0: it is or was in somebody's hands.
+        spared: u64,
         /// How long a successor has to confirm.
         window: u64,
     },

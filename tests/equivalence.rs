@@ -44,6 +44,7 @@ enum Step {
     },
     Withdraw {
         who: u8,
+        spared: Option<Grant>,
         window: u64,
     },
     Clear(u64),
@@ -99,7 +100,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (grant(), span(), proptest::option::of(vec(any::<u8>(), 0..40))).prop_map(
             |(grant, lease, checkpoint)| Step::Renew { grant, lease, checkpoint }
         ),
-        3 => (who, span()).prop_map(|(who, window)| Step::Withdraw { who, window }),
+        4 => (who, proptest::option::weighted(0.5, grant()), span()).prop_map(|(who, spared, window)| {
+            Step::Withdraw { who, spared, window }
+        }),
         1 => span().prop_map(Step::Clear),
         1 => Just(Step::Inspect),
         5 => select(vec![5_000, 10_000, 20_000]).prop_map(Step::Pass),
@@ -236,9 +239,16 @@ impl Both {
                     lease: *lease,
                     checkpoint: checkpoint.clone().map(Bytes::from),
                 },
-                Step::Withdraw { who, window } => Op::Withdraw {
+                Step::Withdraw {
+                    who,
+                    spared,
+                    window,
+                } => Op::Withdraw {
                     token: Token::from_number(tokens[usize::from(*who)]),
                     label: labels[usize::from(*who)].clone(),
+                    spared: spared
+                        .as_ref()
+                        .map_or(0, |grant| grant.fence(&fences[*key])),
                     window: *window,
                 },
                 Step::Clear(window) => Op::Clear { window: *window },
@@ -355,6 +365,11 @@ fn a_mistake_in_a_script_is_found() {
             "a hand-off that counts",
             "pass_on(r, r.attempt, window)",
             "pass_on(r, r.attempt + 1, window)",
+        ),
+        (
+            "a withdrawal of what is worked on",
+            "and r.fence ~= spared then",
+            "then",
         ),
         ("a late duplicate that is granted", "r.last == token or", ""),
         (

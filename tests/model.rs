@@ -26,6 +26,8 @@
 //! | `NothingRemembered` | an outcome is remembered for the retention |
 //! | `RepeatedFailureCounts` | a late duplicate of a failure fails nothing else |
 //! | `GrantsOutliveTheirWindow` | an unconfirmed grant is followed by a claim |
+//! | `WithdrawalNamesNothing` | what is worked on is not given back uncounted |
+//! | `UnwantedIsKept` | what nobody wants is given back |
 //!
 //! Not in it: the order of answers and messages is, but that it is needed was not shown within 14 steps; the
 //! stagger of claims, replicas, `extend`, and clocks that go back.
@@ -87,7 +89,8 @@ enum Op {
     Claim(Token),
     Settle(Fence, End),
     Renew(Fence),
-    Withdraw(Token),
+    /// With the last grant of the token that somebody works on.
+    Withdraw(Token, Fence),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -222,6 +225,8 @@ enum Mutant {
     NothingRemembered,
     RepeatedFailureCounts,
     GrantsOutliveTheirWindow,
+    WithdrawalNamesNothing,
+    UnwantedIsKept,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -262,7 +267,7 @@ impl Protocol {
             Op::Claim(token) => self.claim(s, token),
             Op::Settle(fence, end) => (self.settle(s, fence, end), false),
             Op::Renew(fence) => (self.renew(s, fence), false),
-            Op::Withdraw(token) => (self.withdraw(s, token), false),
+            Op::Withdraw(token, spared) => (self.withdraw(s, token, spared), false),
         };
         self.judge(s, before);
         if let Some(record) = s.record.filter(|_| s.record != before) {
@@ -475,11 +480,17 @@ impl Protocol {
         owned
     }
 
-    fn withdraw(&self, s: &mut State, token: Token) -> bool {
+    fn withdraw(&self, s: &mut State, token: Token, spared: Fence) -> bool {
         let waited = s.line.contains(&token);
         s.line.retain(|waiting| *waiting != token);
         match s.record {
-            Some(record) if record.is_owned() && record.owner == Some(token) => {
+            Some(record)
+                if record.is_owned() && record.owner == Some(token) && record.fence != spared =>
+            {
+                let works = |w: &Worker| w.grant.is_some_and(|grant| grant.fence == record.fence);
+                if s.workers.iter().any(works) {
+                    s.broken = Some("an attempt that is not counted");
+                }
                 self.pass_on(s, record.attempt);
                 true
             }
@@ -522,6 +533,15 @@ impl Protocol {
                 w.again = false;
                 self.ask_to_claim(s, worker);
             }
+        }
+    }
+
+    /// The last grant of the token that the worker has or had, or 0.
+    fn spared(&self, w: &Worker, token: Token) -> Fence {
+        let mine = w.grant.filter(|grant| grant.token == token);
+        match mine {
+            Some(grant) if !self.is(Mutant::WithdrawalNamesNothing) => grant.fence,
+            _ => 0,
         }
     }
 
@@ -615,12 +635,13 @@ impl Protocol {
                         }
                     }
                 } else {
-                    let holds = w.grant.is_some_and(|grant| grant.token == token);
                     if w.token == token {
                         w.claiming = false;
                     }
-                    if (answer.ok || answer.waits) && !holds {
-                        Self::ask(s, worker, Op::Withdraw(token));
+                    let spared = self.spared(w, token);
+                    let later = answer.record.is_some_and(|record| record.fence != spared);
+                    if (answer.ok || answer.waits) && later && !self.is(Mutant::UnwantedIsKept) {
+                        Self::ask(s, worker, Op::Withdraw(token, spared));
                     }
                 }
             }
@@ -666,7 +687,7 @@ impl Protocol {
                     Some(_) => {}
                 }
             }
-            Op::Withdraw(_) => {}
+            Op::Withdraw(..) => {}
         }
         if newer {
             self.bring_up_to_date(s, worker);
@@ -807,7 +828,7 @@ impl Model for Protocol {
                 w.stage = Stage::Ended;
                 if !w.claiming {
                     let token = w.token;
-                    Self::ask(&mut s, worker, Op::Withdraw(token));
+                    Self::ask(&mut s, worker, Op::Withdraw(token, 0));
                 }
             }
             Step::Crash(worker) => {
@@ -928,6 +949,22 @@ impl Model for Protocol {
                             })
                 },
             ),
+            Property::always("nothing is kept by nobody", |model: &Self, s: &State| {
+                let keeps = |record: Record| {
+                    s.workers.iter().any(|w| {
+                        let waits = matches!(w.stage, Stage::Joining | Stage::Waiting);
+                        w.grant.is_some_and(|grant| grant.fence == record.fence)
+                            || waits && Some(w.token) == record.owner
+                    })
+                };
+                !s.net.is_empty()
+                    || s.data_lost
+                    || s.faults.crashes < model.faults.crashes
+                    || s.faults.repeats < model.faults.repeats
+                    || !s
+                        .record
+                        .is_some_and(|record| record.is_owned() && !keeps(record))
+            }),
             Property::always("no rule is broken", |_, s: &State| s.broken.is_none()),
             Property::always("nobody waits for nothing", |model: &Self, s: &State| {
                 let busy = |w: &Worker| matches!(w.stage, Stage::Joining | Stage::Working);
@@ -973,11 +1010,10 @@ impl Protocol {
         match op {
             Op::Claim(token) => {
                 let takes_part = matches!(w.stage, Stage::Joining | Stage::Waiting);
-                let holds = w.grant.is_some_and(|grant| grant.token == token);
                 if takes_part && w.token == token {
                     Self::ask(s, worker, op);
-                } else if !holds {
-                    Self::ask(s, worker, Op::Withdraw(token));
+                } else {
+                    Self::ask(s, worker, Op::Withdraw(token, self.spared(&w, token)));
                 }
             }
             Op::Renew(fence) => {
@@ -986,7 +1022,7 @@ impl Protocol {
                     Self::ask(s, worker, op);
                 }
             }
-            Op::Settle(..) | Op::Withdraw(_) => Self::ask(s, worker, op),
+            Op::Settle(..) | Op::Withdraw(..) => Self::ask(s, worker, op),
         }
     }
 }
@@ -1104,6 +1140,8 @@ fn each_mutant_is_found() {
         (NothingRemembered, NONE, 0),
         (RepeatedFailureCounts, REPEATS, 0),
         (GrantsOutliveTheirWindow, CRASHES, 0),
+        (WithdrawalNamesNothing, ANSWERS, 0),
+        (UnwantedIsKept, LEAVES, 0),
     ] {
         let mut model = protocol(2, true, faults);
         model.horizon = horizon;

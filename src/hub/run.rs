@@ -205,7 +205,7 @@ impl Run {
         };
         // A claim on its way is given back when its answer comes, a grant by its own drop.
         if member.stage != Stage::Holding && !member.claiming {
-            let call = withdrawal(member.token, &member.terms, None, now);
+            let call = self.withdrawal(member.token, &member.terms, None, now);
             self.send(call);
         }
         self.unwatch_if_idle();
@@ -229,7 +229,8 @@ impl Run {
     pub(super) fn give_back(&mut self, lease: &Lease, now: Instant) {
         self.forget(lease.fence);
         self.members.remove(&lease.id);
-        self.send(withdrawal(lease.token, &lease.terms, None, now));
+        let call = self.withdrawal(lease.token, &lease.terms, None, now);
+        self.send(call);
         self.unwatch_if_idle();
     }
 
@@ -286,24 +287,26 @@ impl Run {
                 if self.is_wanted(id, token) {
                     self.claimed(id, token, &reply, now);
                 } else if (reply.ok || reply.position.is_some())
-                    && !self.holds(token)
-                    && !self.is_worked_on(token, &reply)
+                    && reply
+                        .record()
+                        .is_some_and(|told| told.fence > self.spared(token))
                 {
-                    self.send(withdrawal(token, &terms, ticket, now));
+                    let call = self.withdrawal(token, &terms, ticket, now);
+                    self.send(call);
                 }
                 self.refreshed(id);
             }
             Purpose::Renew { lease, asker, .. } => self.renewed(&lease, asker, &reply, sent),
             Purpose::Settle(settling) => self.settled(settling, &op, &reply),
             Purpose::Withdraw { .. } => {}
-            Purpose::Look => self.looked(),
+            Purpose::Look => self.looked(now),
             // Whoever asked may have stopped waiting.
             Purpose::Answer(answer) => drop(answer.send(Ok(reply.clone()))),
         }
         if newer {
             self.spread(now);
         }
-        self.show(&reply.frame, now);
+        self.show(&reply.frame, Some(sent), now);
         self.recover(is_claim, now);
         self.unwatch_if_idle();
     }
@@ -314,7 +317,7 @@ impl Run {
                 if self.merge(&frame, None, now) {
                     self.spread(now);
                 }
-                self.show(&frame, now);
+                self.show(&frame, None, now);
             }
             // What cannot be read now says why when it is asked for.
             None => self.refresh(),
@@ -359,6 +362,30 @@ impl Run {
         self.ask(op, Purpose::Answer(answer));
     }
 
+    /// Leaving, in the name of a token that nobody waits with.
+    fn withdrawal(
+        &self,
+        token: Token,
+        terms: &Terms,
+        ticket: Option<TaskTrackerToken>,
+        now: Instant,
+    ) -> Call {
+        let op = Op::Withdraw {
+            token,
+            label: terms.label.clone(),
+            spared: self.spared(token),
+            window: terms.window(),
+        };
+        // Later than that its grant has ended anyway.
+        let give_up = now + Duration::from_millis(terms.lease);
+        let purpose = Purpose::Withdraw { give_up };
+        Call {
+            ticket,
+            op,
+            purpose,
+        }
+    }
+
     fn ask(&mut self, op: Op, purpose: Purpose) {
         let ticket = None;
         self.send(Call {
@@ -384,22 +411,5 @@ impl Member {
     /// Whether it has been answered, or is about to be.
     fn is_served(&self) -> bool {
         self.stage != Stage::Joining || self.claiming
-    }
-}
-
-/// Leaving, in the name of a token that nobody works with.
-fn withdrawal(token: Token, terms: &Terms, ticket: Option<TaskTrackerToken>, now: Instant) -> Call {
-    let op = Op::Withdraw {
-        token,
-        label: terms.label.clone(),
-        window: terms.window(),
-    };
-    // Later than that its grant has ended anyway.
-    let give_up = now + Duration::from_millis(terms.lease);
-    let purpose = Purpose::Withdraw { give_up };
-    Call {
-        ticket,
-        op,
-        purpose,
     }
 }

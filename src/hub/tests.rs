@@ -4,7 +4,7 @@ mod observers;
 mod renewal;
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ struct Bad {
     gate: Option<Arc<Notify>>,
     /// No message is heard.
     deaf: bool,
+    /// Nor does the subscriber's connection answer.
+    cut: Arc<AtomicBool>,
     refuses_to_watch: bool,
     /// What this says is heard too.
     rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
@@ -81,6 +83,7 @@ impl Bad {
             judge: Arc::new(Mutex::new(Box::new(judge))),
             gate: None,
             deaf: false,
+            cut: Arc::default(),
             refuses_to_watch: false,
             rumours: Arc::default(),
             calls: Arc::default(),
@@ -180,11 +183,11 @@ impl Store for Bad {
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
-        if self.refuses_to_watch {
-            return Err(forbidden(key));
-        }
         if let Some(gate) = &self.gate {
             gate.notified().await;
+        }
+        if self.refuses_to_watch {
+            return Err(forbidden(key));
         }
         self.store.watch(key).await
     }
@@ -194,7 +197,10 @@ impl Store for Bad {
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        self.store.ping().await
+        match self.cut.load(Ordering::SeqCst) {
+            true => Err(forbidden(&key())),
+            false => self.store.ping().await,
+        }
     }
 
     fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
@@ -678,6 +684,100 @@ async fn draining_waits_for_a_grant_that_nobody_takes() {
     }
 }
 
+/// The same, with nobody left to wait for it.
+#[tokio::test(start_paused = true)]
+async fn the_last_stream_and_the_last_handle_leave_nothing() {
+    for _ in 0..50 {
+        let memory = Memory::new();
+        let answer = Arc::new(Notify::new());
+        let held = answer.clone();
+        let bad = Bad::new(&memory, move |op| match op {
+            Op::Claim { .. } => Fate::Held(held.clone()),
+            _ => Fate::Good,
+        });
+        let a = process(&bad, "a", LONG);
+        let mut first = new_stream(&a);
+        assert!(first.next().now_or_never().is_none());
+        settle_down().await;
+        answer.notify_one();
+        drop((first, a));
+        // For a second claim, should there be one.
+        settle_down().await;
+        answer.notify_one();
+        bad.closed.notified().await;
+        let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+        assert_eq!(left.record().unwrap().state, State::Open);
+    }
+}
+
+/// It may have been carried out.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_answer_when_all_are_refused_leaves_the_line() {
+    let memory = Memory::new();
+    let mut claims = 0;
+    let mut bad = Bad::new(&memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        match op {
+            Op::Claim { .. } if claims == 2 => Fate::AnswerLost,
+            _ => Fate::Good,
+        }
+    });
+    let gate = Arc::new(Notify::new());
+    bad.gate = Some(gate.clone());
+    bad.refuses_to_watch = true;
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let _guard = acquired(&mut new_stream(&a)).await;
+    let (mut second, mut third) = (new_stream(&b), new_stream(&b));
+    locked(&mut second).await;
+    assert!(matches!(
+        next(&mut third).await,
+        LockEvent::Error(Error::Unavailable { .. })
+    ));
+    gate.notify_one();
+    assert!(matches!(
+        next(&mut third).await,
+        LockEvent::Error(Error::Refused { .. })
+    ));
+    settle_down().await;
+    let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+    assert_eq!(left.position, Some(0), "nobody waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_ends_the_outage_before_it() {
+    let memory = Memory::new();
+    let mut calls = 0;
+    let bad = Bad::new(&memory, move |_| {
+        calls += 1;
+        match calls {
+            1 => Fate::Refused,
+            2 => Fate::Forbidden,
+            _ => Fate::Good,
+        }
+    });
+    let a = process(&bad, "a", LONG);
+    let mut first = new_stream(&a);
+    assert!(matches!(
+        next(&mut first).await,
+        LockEvent::Error(Error::Unavailable { .. })
+    ));
+    assert!(matches!(
+        next(&mut first).await,
+        LockEvent::Error(Error::Refused { .. })
+    ));
+    assert!(first.next().await.is_none());
+    // What was wrong is right again.
+    let mut second = new_stream(&a);
+    let guard = acquired(&mut second).await;
+    guard.done().await.unwrap();
+    let closed = bad.closed.clone();
+    drop((first, second, a));
+    closed.notified().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_is_refused_leaves_the_line() {
     let memory = Memory::new();
@@ -797,35 +897,41 @@ async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
 /// Carried out when the run is another one, which nobody remembers the token in: it is granted what nobody wants.
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
-    let memory = Memory::new();
-    let mut claims = 0;
-    let bad = Bad::new(&memory, move |op| {
-        claims += u32::from(matches!(op, Op::Claim { .. }));
-        match op {
-            Op::Claim { .. } if claims == 2 => Fate::Late(Duration::from_secs(4)),
-            Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
-            _ => Fate::Good,
+    // Whether its reader is still at work.
+    for nth in 0..4 {
+        let (lost, reads) = (nth / 2 == 1, nth % 2 == 1);
+        let fate = if lost { Fate::LostLate } else { Fate::Late };
+        let memory = Memory::new();
+        let mut claims = 0;
+        let bad = Bad::new(&memory, move |op| {
+            claims += u32::from(matches!(op, Op::Claim { .. }));
+            match op {
+                Op::Claim { .. } if claims == 2 => fate(Duration::from_secs(4)),
+                Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
+                _ => Fate::Good,
+            }
+        });
+        let (a, b) = (
+            process(&Bad::good(&memory), "a", LONG),
+            process(&bad, "b", LONG),
+        );
+        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+        let guard = acquired(&mut first).await;
+        locked(&mut second).await;
+        settle_down().await;
+        guard.fail("for the second").await.unwrap();
+        let guard = acquired(&mut second).await;
+        guard.lost().await;
+        std::mem::forget(guard);
+        if reads {
+            assert!(matches!(next(&mut second).await, LockEvent::Failed(_)));
         }
-    });
-    let (a, b) = (
-        process(&Bad::good(&memory), "a", LONG),
-        process(&bad, "b", LONG),
-    );
-    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
-    let guard = acquired(&mut first).await;
-    locked(&mut second).await;
-    settle_down().await;
-    guard.fail("for the second").await.unwrap();
-    let guard = acquired(&mut second).await;
-    guard.lost().await;
-    std::mem::forget(guard);
-    assert!(matches!(next(&mut second).await, LockEvent::Failed(_)));
-    drop(second);
-    memory.remove(&key());
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
-    let left = left.record().unwrap();
-    assert_eq!((left.state, left.attempt), (State::Open, 0));
+        memory.remove(&key());
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+        let left = left.record().unwrap();
+        assert_eq!((left.state, left.attempt), (State::Open, 0));
+    }
 }
 
 /// It gets its grant, and loses it; what it did is an attempt that only the lease ends.

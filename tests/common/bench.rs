@@ -204,9 +204,15 @@ pub fn renew(fence: u64, checkpoint: Option<&'static str>) -> Op {
 }
 
 pub fn withdraw(number: u128) -> Op {
+    withdraw_but(number, 0)
+}
+
+/// But not from that grant.
+pub fn withdraw_but(number: u128, spared: u64) -> Op {
     Op::Withdraw {
         token: token(number),
         label: label(number),
+        spared,
         window: WINDOW,
     }
 }

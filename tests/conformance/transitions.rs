@@ -50,6 +50,7 @@ on_both!(
     a_renewal_restarts_the_lease_and_keeps_what_it_is_given,
     a_withdrawal_leaves_the_line,
     a_withdrawal_passes_an_unused_grant_on,
+    a_withdrawal_leaves_a_grant_that_was_worked_on,
     what_is_not_this_grant_is_lost_and_unchanged,
     what_is_absent_is_lost,
     the_run_follows_its_first_claim,
@@ -450,6 +451,29 @@ async fn a_withdrawal_passes_an_unused_grant_on(mut bench: impl Bench) {
     assert_eq!(state(&reply), (State::Open, 1, None));
     let reply = bench.apply(&key(), &claim(4)).await;
     assert_eq!(state(&reply), (State::Held, 2, Some(4)));
+}
+
+async fn a_withdrawal_leaves_a_grant_that_was_worked_on(mut bench: impl Bench) {
+    let fence = held(&mut bench, &[2, 3]).await;
+    let granted = bench.apply(&key(), &settle(fence, fail())).await;
+    let fence = record(&granted).fence;
+    let reply = bench.apply(&key(), &withdraw_but(2, fence)).await;
+    assert!(!reply.ok);
+    assert_eq!(reply.frame.record, granted.frame.record);
+    // Another one was, before or, by a clock that was set back, after it; this came by a claim that was late.
+    let reply = bench.apply(&key(), &withdraw_but(2, fence - 1)).await;
+    assert!(reply.ok);
+    assert_eq!(state(&reply), (State::Granted, 2, Some(3)));
+    let fence = record(&reply).fence;
+    let reply = bench.apply(&key(), &withdraw_but(3, fence + 1)).await;
+    assert!(reply.ok);
+    assert_eq!(state(&reply), (State::Open, 1, None));
+
+    // Nor is it in the way of leaving the line.
+    let fence = record(&bench.apply(&key(), &claim(4)).await).fence;
+    assert_eq!(bench.apply(&key(), &claim(5)).await.position, Some(0));
+    assert!(bench.apply(&key(), &withdraw_but(5, fence)).await.ok);
+    assert_eq!(bench.apply(&key(), &claim(6)).await.position, Some(0));
 }
 
 async fn what_is_not_this_grant_is_lost_and_unchanged(mut bench: impl Bench) {

@@ -35,20 +35,21 @@ impl Run {
         self.ask(op, purpose);
     }
 
-    pub(super) fn is_wanted(&self, id: Id, token: Token) -> bool {
-        self.members
-            .get(&id)
-            .is_some_and(|member| member.token == token)
+    /// The claim has come back. Whether anybody wants what it got: who has had its grant does not.
+    pub(super) fn is_wanted(&mut self, id: Id, token: Token) -> bool {
+        let member = self.members.get_mut(&id);
+        let Some(member) = member.filter(|member| member.token == token) else {
+            return false;
+        };
+        member.claiming = false;
+        member.stage != Stage::Holding
     }
 
     pub(super) fn claimed(&mut self, id: Id, token: Token, reply: &Reply, now: Instant) {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        member.claiming = false;
-        if member.stage == Stage::Joining {
-            member.stage = Stage::Waiting;
-        }
+        member.stage = Stage::Waiting;
         if let Some(place) = reply.position {
             member.place = place;
         }

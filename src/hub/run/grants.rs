@@ -83,23 +83,14 @@ impl Run {
             .find(|live| live.lease.fence == fence)
     }
 
-    /// Whether this token's grant is out: with its stream or, when that has gone, with its guard. Then
-    /// it ends by that, and never by a withdrawal.
-    pub(super) fn holds(&self, token: Token) -> bool {
-        self.grants.iter().any(|live| live.lease.token == token)
-    }
-
-    /// Whether this token had the last grant that somebody began to work on. It is an attempt, and giving it back
-    /// would not count it: what ends it is its guard, or the lease's end.
-    pub(super) fn has_worked(&self, token: Token) -> bool {
-        self.worked.is_some_and(|(_, worked)| worked == token)
-    }
-
-    /// Whether what this answer to a claim of the token tells of may be that grant, or what was before it. What is later
-    /// is another, of a claim that came late.
-    pub(super) fn is_worked_on(&self, token: Token, reply: &Reply) -> bool {
-        let told = reply.record().map_or(0, |record| record.fence);
-        self.has_worked(token) && self.worked.is_some_and(|(fence, _)| told <= fence)
+    /// The grant of this token that is or was in somebody's hands, by fencing token, or 0: with its stream or, when that
+    /// has gone, with its guard. What ends it is that, or the lease's end, and never a withdrawal, which would not
+    /// count the attempt. A token gets one: another is nobody's, and of a claim that came late.
+    pub(super) fn spared(&self, token: Token) -> u64 {
+        let live = self.grants.iter();
+        let live = live.map(|live| (live.lease.fence, live.lease.token));
+        let mut mine = live.chain(self.worked).filter(|(_, whose)| *whose == token);
+        mine.next().map_or(0, |(fence, _)| fence)
     }
 
     pub(super) fn lapse(&mut self, now: Instant) {

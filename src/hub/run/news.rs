@@ -112,9 +112,9 @@ impl Run {
         let record = &view.record;
         match record.state {
             State::Held | State::Granted if record.owner == Some(member.token) => {
-                // Without a handle there is no stream: its leaving is on its way.
+                // Without a handle there is no stream. Its leaving is on its way, and may come after a further claim.
                 let Some(hub) = self.hub.upgrade() else {
-                    return;
+                    return self.leave(id, now);
                 };
                 // A message may have been late: what it says is left was left when it was sent.
                 let end = self.clock.map_or(now, |clock| local_end(record, clock));

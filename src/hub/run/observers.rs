@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use super::outage::RETRY_FIRST;
 use super::{Id, Purpose, Run};
 use crate::error::Error;
 use crate::store::Op;
@@ -21,8 +22,10 @@ pub(super) struct Observers {
     looking: bool,
     /// Something may have been missed since.
     look_again: bool,
-    /// When the server had what they were last shown, by its clock.
-    at: u64,
+    /// When the last look was answered, or failed.
+    looked: Option<Instant>,
+    /// When they were last shown something.
+    shown: Option<Instant>,
     /// When the record is forgotten, which nobody says.
     forgotten: Option<Instant>,
 }
@@ -45,8 +48,10 @@ impl Observers {
     }
 
     /// An observer that has gone needs no news: its leaving is on its way.
-    pub(super) fn tell(&self, error: &Error) {
-        for observer in self.all.values() {
+    pub(super) fn tell(&mut self, error: &Error) {
+        for observer in self.all.values_mut() {
+            // After it comes the run as it is then, even if it is as it was.
+            observer.shown = None;
             let _ = observer.mailbox.unbounded_send(Err(error.clone()));
         }
     }
@@ -57,8 +62,12 @@ impl Observers {
         self.all.clear();
     }
 
-    fn show(&mut self, frame: &Frame, order: Option<Order>) {
-        self.at = frame.at;
+    pub(super) fn are_looking(&self) -> bool {
+        self.looking
+    }
+
+    fn show(&mut self, frame: &Frame, order: Option<Order>, now: Instant) {
+        self.shown = Some(now);
         for observer in self.all.values_mut() {
             if observer.shown != Some(order) {
                 observer.shown = Some(order);
@@ -76,7 +85,10 @@ impl Run {
         let shown = None;
         self.observers.all.insert(id, Observer { mailbox, shown });
         self.watch();
-        self.look();
+        // What it is shown first is from after the server's acknowledgement, so that it hears all that follows.
+        if !self.is_about_to_hear() {
+            self.look();
+        }
     }
 
     /// Reads the record for those who look on.
@@ -92,14 +104,16 @@ impl Run {
         }
     }
 
-    pub(super) fn looked(&mut self) {
+    pub(super) fn looked(&mut self, now: Instant) {
+        self.observers.looked = Some(now);
         self.observers.looking = false;
         if std::mem::take(&mut self.observers.look_again) {
             self.look();
         }
     }
 
-    pub(super) fn not_looked(&mut self, error: &Error) {
+    pub(super) fn not_looked(&mut self, error: &Error, now: Instant) {
+        self.observers.looked = Some(now);
         self.observers.looking = false;
         self.observers.look_again = false;
         if error.is_fatal() {
@@ -107,8 +121,8 @@ impl Run {
         }
     }
 
-    /// Shows them what has been answered or heard, if it is the newest.
-    pub(super) fn show(&mut self, frame: &Frame, now: Instant) {
+    /// Shows them what has been answered, having been asked for then, or heard, if it is the newest.
+    pub(super) fn show(&mut self, frame: &Frame, asked: Option<Instant>, now: Instant) {
         if self.observers.is_empty() {
             return;
         }
@@ -118,12 +132,14 @@ impl Run {
                 .view
                 .as_ref()
                 .is_some_and(|view| view.record.order() == order),
-            // Absence has no order but by the server's clock: a message of what was claimed since may have overtaken
-            // it.
-            None => frame.at >= self.observers.at,
+            // Absence has no order: a message of what was claimed since may have overtaken it.
+            None => self
+                .observers
+                .shown
+                .is_none_or(|shown| asked.is_some_and(|asked| asked > shown)),
         };
         if newest {
-            self.observers.show(frame, order);
+            self.observers.show(frame, order, now);
             self.observers.forgotten = frame.record.as_ref().map(|record| {
                 let kept = match record.state.is_owned() {
                     true => record.until.saturating_add(record.retention),
@@ -140,9 +156,15 @@ impl Run {
         if self.observers.is_empty() || self.observers.looking || self.outage.is_some() {
             return None;
         }
+        let looked = self.observers.looked;
         // Deaf, before an outcome may be forgotten.
         let view = self.view.as_ref().filter(|_| !self.subscription.hears());
-        let audit = view.map(|view| view.heard + Duration::from_millis(view.record.retention / 2));
-        self.observers.forgotten.into_iter().chain(audit).min()
+        let audit = view.map(|view| {
+            let half = Duration::from_millis(view.record.retention / 2);
+            looked.map_or(view.heard, |looked| looked.max(view.heard)) + half
+        });
+        let at = self.observers.forgotten.into_iter().chain(audit).min()?;
+        // Not over and over, when what is seen is no news: a record that outlives its time, or absence.
+        Some(looked.map_or(at, |looked| at.max(looked + RETRY_FIRST)))
     }
 }

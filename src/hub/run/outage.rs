@@ -7,7 +7,7 @@ use rand::Rng;
 use tokio::time::Instant;
 
 use super::grants::{Settling, failed};
-use super::{Call, Purpose, Run, Stage, Update, withdrawal};
+use super::{Call, Purpose, Run, Stage, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
 use crate::observe;
@@ -66,18 +66,14 @@ impl Run {
                     self.refreshing = None;
                 }
                 let wanted = self.is_wanted(id, token);
-                if let Some(member) = self.members.get_mut(&id).filter(|_| wanted) {
-                    member.claiming = false;
-                }
-                // It may have been a grant that nobody wants, or one that does not count. One that was
-                // heard of meanwhile is being confirmed, or has its guard, or had it.
-                if self.holds(token) || self.has_worked(token) || (wanted && !unproven) {
+                // It may have been a grant that nobody wants, or one that does not count.
+                if wanted && !unproven {
                     None
                 } else {
                     if let Some(member) = self.members.get_mut(&id).filter(|_| wanted) {
                         member.token = Token::random();
                     }
-                    Some(withdrawal(token, &terms, ticket, now))
+                    Some(self.withdrawal(token, &terms, ticket, now))
                 }
             }
             Purpose::Settle(settling) if fatal && !is_waited_for(&op, &settling) => {
@@ -103,7 +99,7 @@ impl Run {
                 })
             }
             Purpose::Look => {
-                self.not_looked(&error);
+                self.not_looked(&error, now);
                 None
             }
             Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
@@ -127,8 +123,11 @@ impl Run {
         if error.is_fatal() {
             if claims {
                 self.end_all(&error, now);
+                // Whether those who look on are refused too is another question.
+                self.look();
             }
-            return;
+            // A refusal is an answer: the server serves.
+            return self.recover(claims, now);
         }
         match &mut self.outage {
             Some(outage) => {
@@ -164,12 +163,12 @@ impl Run {
         self.members = stay;
         for member in BTreeMap::into_values(end) {
             member.tell(Update::Error(error.clone()));
-            // A claim on its way is given back when its answer comes.
-            if member.stage == Stage::Waiting && !member.claiming {
-                self.send(withdrawal(member.token, &member.terms, None, now));
+            // A claim on its way is given back when its answer comes. One that is to be made again was perhaps carried out.
+            if !member.claiming {
+                let call = self.withdrawal(member.token, &member.terms, None, now);
+                self.send(call);
             }
         }
-        self.observers.end(error);
     }
 
     /// Sends again what has waited, and one claim to see whether the server serves.
@@ -187,7 +186,9 @@ impl Run {
         }
         let claims = self.members.values().any(|member| member.claiming);
         match &mut self.outage {
-            Some(outage) if claims || !self.effects.is_empty() => outage.claims &= claims,
+            Some(outage) if claims || self.observers.are_looking() || !self.effects.is_empty() => {
+                outage.claims &= claims;
+            }
             outage => *outage = None,
         }
     }

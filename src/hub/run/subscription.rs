@@ -58,6 +58,11 @@ impl Run {
         matches!(self.subscription.phase, Phase::Watching | Phase::Active)
     }
 
+    /// Whether an acknowledgement is on its way, which asks for what there is.
+    pub(super) fn is_about_to_hear(&self) -> bool {
+        self.subscription.phase == Phase::Watching
+    }
+
     /// Subscribes, if anybody waits or looks on and it has not been done.
     pub(super) fn watch(&mut self) {
         let mut members = self.members.values();
@@ -108,7 +113,9 @@ impl Run {
                 self.subscription.delay = next_delay(delay);
                 if error.is_fatal() {
                     self.end_all(&error, now);
+                    self.observers.end(&error);
                 }
+                self.look();
             }
         }
         self.unwatch_if_idle();

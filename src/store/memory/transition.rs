@@ -138,14 +138,17 @@ impl Transition {
             Op::Withdraw {
                 token,
                 label,
+                spared,
                 window,
             } => {
                 let waited = self.entry.line.leave(&(*token, label.clone()));
-                let owned = self.is_owned() && self.entry.record.owner == Some(*token);
-                if owned {
+                let record = &self.entry.record;
+                let unused =
+                    self.is_owned() && record.owner == Some(*token) && record.fence != *spared;
+                if unused {
                     self.pass_on(self.entry.record.attempt, *window);
                 }
-                (waited || owned, None)
+                (waited || unused, None)
             }
             Op::Clear { window } => {
                 self.clear(*window);

@@ -170,7 +170,11 @@ impl Args {
 
     fn own(&mut self, op: &Op) {
         match op {
-            Op::Claim { token, .. } | Op::Withdraw { token, .. } => self.say(token),
+            Op::Claim { token, .. } => self.say(token),
+            Op::Withdraw { token, spared, .. } => {
+                self.say(token);
+                self.say(spared);
+            }
             Op::Settle { fence, outcome, .. } => {
                 self.say(fence);
                 match outcome {

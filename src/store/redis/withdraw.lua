@@ -1,13 +1,14 @@
 -- Leave: the waiting line, or a grant that nobody has begun to work on.
--- ARGV: label, confirm window of a successor in ms; for each item its token.
--- Answers ok=1 if the token waited or owned.
+-- ARGV: label, confirm window of a successor in ms; for each item its token, and the fencing token of a grant of its
+-- that stays as it is, or 0.
+-- Answers ok=1 if the token waited, or owned another grant.
 local label, window = ARGV[1], tonumber(ARGV[2])
 
 return function(n)
-  local token = ARGV[2 + n]
+  local token, spared = ARGV[2 * n + 1], ARGV[2 * n + 2]
   local r = load(n)
   local waited = r and r.line and redis.call('ZREM', line, token .. label)
-  if r and owned(r) and r.owner == token then
+  if r and owned(r) and r.owner == token and r.fence ~= spared then
     pass_on(r, r.attempt, window)
     return reply(1)
   end
