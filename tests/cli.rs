@@ -73,6 +73,13 @@ impl Desk {
         self.start_as(name, &args, &["sh", "-c", script])
     }
 
+    /// What the next one is told of its attempt and of the one before.
+    async fn next(&self, options: &str) -> String {
+        let told = "echo $LOCKING_WORKER_ATTEMPT $LOCKING_WORKER_PREVIOUS_REASON > told";
+        assert_eq!(self.run("next", options, told).code().await, 0);
+        self.left("told")
+    }
+
     /// Waits for its end; its code and what it printed.
     async fn end(&self, args: &str) -> (i32, String) {
         let code = self.start(args).code().await;
@@ -342,19 +349,141 @@ async fn a_second_sigterm_ends_the_grace() {
     desk.until_left("pid").await;
     process.signal(Signal::SIGTERM);
     desk.until_left("log").await;
+    // Two at once are one.
     process.signal(Signal::SIGTERM);
+    until(async || {
+        let _ = kill(Pid::from_raw(process.0.id() as i32), Signal::SIGTERM);
+        process.0.try_wait().unwrap().is_some()
+    })
+    .await;
     assert_eq!(process.code().await, 143);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_succeeds_within_the_grace_has_done_the_work() {
+async fn what_sigterm_interrupts_is_not_done_whatever_it_says() {
     let server = Server::start();
     let desk = Desk::on(&server);
-    let script = "trap 'exit 0' TERM; echo $$ > pid; while :; do sleep 0.02; done";
-    let mut process = desk.run("a", "", script);
+    let script = "trap 'exit 0' TERM; ".to_owned() + &known_as("pid", FOR_EVER);
+    let mut process = desk.run("a", "--attempts 1", &script);
     desk.until_left("pid").await;
     process.signal(Signal::SIGTERM);
-    assert_eq!(process.code().await, 0);
+    assert_eq!(process.code().await, 143);
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+}
+
+/// The program that a script runs is what does the work.
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(target_os = "linux")]
+async fn all_that_the_command_has_started_ends_with_it() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    // A shell that waits for one that ignores it and has left its parent and its session.
+    let stubborn = format!("trap '' TERM; {}", known_as("pid", FOR_EVER));
+    let script = format!(
+        "(setsid sh -c \"{}\" &); sleep 600; true",
+        stubborn.replace('$', "\\$")
+    );
+    let mut process = desk.run("a", "--grace 300ms", &script);
+    desk.until_left("pid").await;
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.code().await, 143);
+    assert!(!lives(&desk.left("pid")));
+    assert_eq!(desk.next("").await, "1 handed over\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_command_leaves_behind_by_itself_goes_on() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let script = format!("(sh -c '{}' &)", known_as("pid", FOR_LONG));
+    let script = script + "; while [ ! -s pid ]; do sleep 0.02; done";
+    assert_eq!(desk.run("a", "", &script).code().await, 0);
+    let pid = desk.left("pid");
+    assert!(lives(&pid));
+    kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_interrupts_a_command_that_then_fails_ends_our_part() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    for (name, code) in [("INT", 130), ("HUP", 129), ("QUIT", 131)] {
+        let script = format!("trap 'exit 20' {name}; ") + &known_as("pid", FOR_EVER);
+        let mut process = desk.run("a", "--attempts 1", &script);
+        desk.until_left("pid").await;
+        process.signal(format!("SIG{name}").parse().unwrap());
+        assert_eq!(process.code().await, code);
+        std::fs::remove_file(desk.path("pid")).unwrap();
+    }
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_sigterm_does_not_wait_for_a_server_that_has_gone() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port).await;
+    let desk = Desk::at(format!("redis://127.0.0.1:{}", proxy.port));
+    let mut process = desk.run("a", "--lease 10m", &known_as("pid", FOR_LONG));
+    desk.until_left("pid").await;
+    proxy.set(Way::Stalled);
+    until(async || {
+        let _ = kill(Pid::from_raw(process.0.id() as i32), Signal::SIGTERM);
+        process.0.try_wait().unwrap().is_some()
+    })
+    .await;
+    assert_eq!(process.code().await, 143);
+    assert!(!lives(&desk.left("pid")));
+    let said = desk.left("a.err");
+    assert!(
+        said.contains("the end of attempt 1 was not waited for"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_execute_the_command_leaves_the_attempt_to_others() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    // It is there, and can be executed, but for its interpreter.
+    std::fs::write(desk.path("report"), "#!/no/such/interpreter\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(desk.path("report"), mode).unwrap();
+    assert_eq!(desk.end("run job --attempts 1 -- ./report").await.0, 127);
+    let script = "no-such-command";
+    assert_eq!(desk.run("a", "--attempts 1", script).code().await, 127);
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_starts_us_may_ignore_the_ends_of_its_children() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let script = format!(
+        "trap '' CHLD; exec {} run job --no-rejoin -- sh -c true",
+        env!("CARGO_BIN_EXE_locking-worker")
+    );
+    let status = Command::new("bash")
+        .args(["-c", &script])
+        .env("REDIS_URL", &desk.url)
+        .status();
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(target_os = "linux")]
+async fn what_cannot_be_written_is_an_error() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_locking-worker"));
+    let command = command.args(["completions", "bash"]);
+    let output = command.stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("No space left on device"), "{said}");
+    // Nor is it one that nobody listens to errors.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_locking-worker"));
+    let command = command.args(["run", "job", "--", "no-such-command"]);
+    assert_eq!(command.stderr(full).status().unwrap().code(), Some(127));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -383,9 +512,7 @@ async fn a_command_that_a_passed_signal_ends_is_handed_off() {
     desk.until_left("pid").await;
     process.signal(Signal::SIGINT);
     assert_eq!(process.code().await, 130);
-    let told = "echo $LOCKING_WORKER_ATTEMPT $LOCKING_WORKER_PREVIOUS_REASON > told";
-    assert_eq!(desk.run("b", "--attempts 1", told).code().await, 0);
-    assert_eq!(desk.left("told"), "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,7 +530,7 @@ async fn the_command_is_gone_when_the_server_lets_the_next_one_in() {
     let proxy = Proxy::start(server.port).await;
     let desk = Desk::at(format!("redis://127.0.0.1:{}", proxy.port));
     let script = "trap 'echo asked >> log' TERM; ".to_owned() + &known_as("pid", FOR_EVER);
-    let mut cut_off = desk.run("a", "--lease 3s", &script);
+    let mut cut_off = desk.run("a", "--lease 20s --grace 6s", &script);
     desk.until_left("pid").await;
     let successor = server.builder("job").label("b").build().await.unwrap();
     let mut events = successor.acquire();
@@ -427,8 +554,10 @@ async fn the_command_is_gone_when_the_server_lets_the_next_one_in() {
 async fn a_command_that_takes_too_long_is_stopped_and_has_failed() {
     let server = Server::start();
     let desk = Desk::on(&server);
-    let options = "--lease 600ms --max-hold 600ms --attempts 2 --retention 1h";
-    assert_eq!(desk.run("a", options, FOR_LONG).code().await, 4);
+    let options = "--lease 3s --max-hold 3s --attempts 2 --retention 1h";
+    // Whatever it says.
+    let script = "trap 'exit 0' TERM; ".to_owned() + FOR_EVER;
+    assert_eq!(desk.run("a", options, &script).code().await, 4);
     let worker = server.builder("job").build().await.unwrap();
     let reason = worker.inspect().await.unwrap().previous.unwrap().reason;
     assert_eq!(reason.to_string(), "stopped, as the lease was running out");
@@ -440,8 +569,8 @@ async fn a_command_may_take_longer_than_the_lease() {
     let desk = Desk::on(&server);
     let mut process = desk.run(
         "a",
-        "--lease 300ms",
-        "sleep 1; echo $LOCKING_WORKER_ATTEMPT > told",
+        "--lease 2s",
+        "sleep 3; echo $LOCKING_WORKER_ATTEMPT > told",
     );
     assert_eq!(process.code().await, 0);
     assert_eq!(desk.left("told"), "1\n");
@@ -539,9 +668,9 @@ async fn watch_prints_a_line_for_each_transition() {
     let desk = Desk::on(&server);
     let mut watch = desk.start_as("watch", "watch job other", &[]);
     until(async || desk.left("watch.out").lines().count() == 2).await;
-    let options = "--no-rejoin --lease 300ms --retention 1h";
+    let options = "--no-rejoin --lease 2s --retention 1h";
     // Long enough to be renewed, which is no transition.
-    assert_eq!(desk.run("a", options, "sleep 0.5; exit 7").code().await, 1);
+    assert_eq!(desk.run("a", options, "sleep 1; exit 7").code().await, 1);
     assert_eq!(desk.run("b", options, "true").code().await, 0);
     let of_job = || -> Vec<String> {
         let lines = desk.left("watch.out");

@@ -64,7 +64,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     max_hold: Option<Duration>,
     /// How long the command may take to end after SIGTERM, before SIGKILL
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = grace)]
     pub(crate) grace: Duration,
     /// What we are called [default: HOST:PID]
     #[arg(long)]
@@ -120,6 +120,14 @@ struct Server {
         default_value = "redis://localhost:6379"
     )]
     url: String,
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    let grace = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match grace <= Builder::MAX_DURATION {
+        true => Ok(grace),
+        false => Err(format!("longer than {:?}", Builder::MAX_DURATION)),
+    }
 }
 
 impl Run {

@@ -12,8 +12,8 @@ pub(crate) async fn clear(args: args::Clear) -> Exit {
     };
     let key = text::key(worker.key().as_bytes());
     match worker.clear().await {
-        Ok(true) => eprintln!("locking-worker: {key}: cleared"),
-        Ok(false) => eprintln!("locking-worker: {key}: there was no run"),
+        Ok(true) => say!("{key}: cleared"),
+        Ok(false) => say!("{key}: there was no run"),
         Err(error) => return server::refused(&error),
     }
     Exit::Done

@@ -5,10 +5,20 @@
 #[cfg(not(unix))]
 compile_error!("the command line needs Unix signals; the library does not");
 
+/// Something about us, on standard error, which may have gone.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "locking-worker: {}", format_args!($($what)*));
+    }};
+}
+
 mod args;
 mod child;
 mod clear;
 mod exit;
+#[cfg(target_os = "linux")]
+mod family;
 mod print;
 mod run;
 mod server;

@@ -1,6 +1,6 @@
 //! What is made from the description of the arguments: completions and manual pages.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -23,7 +23,7 @@ pub(crate) fn man(name: Option<String>) -> Exit {
         Some(name) => match command.find_subcommand(name) {
             Some(subcommand) => subcommand,
             None => {
-                eprintln!("locking-worker: {name}: there is no such subcommand");
+                say!("{name}: there is no such subcommand");
                 return Exit::Usage;
             }
         },
@@ -32,14 +32,20 @@ pub(crate) fn man(name: Option<String>) -> Exit {
     match clap_mangen::Man::new(page.clone()).render(&mut text) {
         Ok(()) => print(&text),
         Err(error) => {
-            eprintln!("locking-worker: {error}");
+            say!("{error}");
             Exit::Failed
         }
     }
 }
 
-/// Whoever has seen enough may close it.
-fn print(text: &[u8]) -> Exit {
-    let _ = io::stdout().write_all(text);
-    Exit::Done
+/// On standard output. Whoever has seen enough may close it.
+pub(crate) fn print(text: &[u8]) -> Exit {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            say!("{error}");
+            Exit::Failed
+        }
+        _ => Exit::Done,
+    }
 }

@@ -16,21 +16,24 @@ use crate::args;
 use crate::child::{self, Child, Variable};
 use crate::exit::Exit;
 use crate::server;
-use crate::signals::{Signals, is_from_terminal};
+use crate::signals::{Signals, is_end, is_from_terminal};
 use crate::text;
+
+/// From one SIGKILL to the next.
+const KILL_AGAIN: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(args: args::Run) -> Exit {
     // Before anything is asked of the server: who cannot do the work costs the fleet no attempt.
     let program = &args.command[0];
     if !child::exists(program) {
         let program = program.to_string_lossy();
-        eprintln!("locking-worker: {program}: there is no such command that could be executed");
+        say!("{program}: there is no such command that could be executed");
         return Exit::NotFound;
     }
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("locking-worker: no signals can be heard: {error}");
+            say!("no signals can be heard: {error}");
             return Exit::Failed;
         }
     };
@@ -42,7 +45,7 @@ pub(crate) async fn run(args: args::Run) -> Exit {
         signal = signals.end() => return Exit::Signal(signal),
     };
     for warning in worker.warnings() {
-        eprintln!("locking-worker: {}", text::plain(&warning.to_string()));
+        say!("{}", text::plain(&warning.to_string()));
     }
     let mut part = Part {
         key: text::key(worker.key().as_bytes()),
@@ -51,12 +54,16 @@ pub(crate) async fn run(args: args::Run) -> Exit {
         signals,
         succeeded: None,
         lost: false,
+        told: None,
+        hurries: false,
     };
     let exit = part.take(worker.acquire()).await;
-    // What was left behind reaches the server; who cannot wait for it says so.
-    tokio::select! {
-        () = worker.close() => {}
-        _ = part.signals.end() => {}
+    if !part.hurries {
+        // What was left behind reaches the server; who cannot wait for it says so.
+        tokio::select! {
+            () = worker.close() => {}
+            _ = part.signals.end() => {}
+        }
     }
     exit
 }
@@ -71,13 +78,15 @@ struct Part {
     succeeded: Option<u32>,
     /// The lease of our last attempt was lost, or its end was not recorded.
     lost: bool,
+    /// What has asked us to end since that attempt began: SIGTERM, or else the last.
+    told: Option<Signal>,
+    /// Whether nothing is to be waited for any more.
+    hurries: bool,
 }
 
-/// How the command ended, and why if it was we who stopped it.
+/// How the command ended, and why if the lease is why we stopped it.
 struct Ended {
     status: ExitStatus,
-    /// What we were sent meanwhile.
-    received: Vec<Signal>,
     stopped: Option<Stopped>,
 }
 
@@ -90,8 +99,8 @@ enum Stopped {
 /// What becomes of the attempt.
 enum Verdict {
     Done,
-    /// We are told to end, and the command with us: that is no failure.
-    HandOff(Signal),
+    /// No failure, and the end of our part: we are told to end, and the command with us, or it cannot be executed here.
+    HandOff(String, Exit),
     Fail(String),
 }
 
@@ -156,40 +165,80 @@ impl Part {
     async fn attempt(&mut self, guard: WorkGuard) -> Option<Exit> {
         let attempt = guard.attempt();
         self.say(format_args!("attempt {attempt} is ours"));
-        let (verdict, lost) = match Child::start(&self.args.command, environment(&guard)) {
-            Ok(child) => match self.watch_over(&guard, child).await {
-                Ok(ended) => (
-                    ended.verdict(),
-                    matches!(ended.stopped, Some(Stopped::Lost(_))),
-                ),
-                Err(error) => (Verdict::Fail(format!("lost sight of: {error}")), false),
-            },
-            Err(error) => (Verdict::Fail(format!("cannot be started: {error}")), false),
-        };
-        self.lost = lost;
+        (self.lost, self.told) = (false, None);
+        let verdict = self.work(&guard).await;
+        let is_done = matches!(verdict, Verdict::Done);
         let (settled, exit) = match verdict {
             Verdict::Done => {
                 self.succeeded = Some(attempt);
-                let settled = guard.done().await;
-                self.lost = settled.is_err();
-                (settled, None)
+                (self.settle(guard.done()).await, None)
             }
-            Verdict::HandOff(signal) => {
-                self.say(format_args!("{signal}: attempt {attempt} is handed off"));
-                (guard.hand_off().await, Some(Exit::Signal(signal)))
+            Verdict::HandOff(why, exit) => {
+                self.say(format_args!("{why}: attempt {attempt} is handed off"));
+                (self.settle(guard.hand_off()).await, Some(exit))
             }
             Verdict::Fail(reason) => {
                 self.complain(format_args!("attempt {attempt} failed: {reason}"));
-                (guard.fail(reason).await, None)
+                (self.settle(guard.fail(reason)).await, None)
             }
         };
-        if let Err(error) = settled {
-            self.complain(format_args!(
-                "the end of attempt {attempt} was not recorded: {}",
-                text::chain(&error)
-            ));
+        let recorded = match settled {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                let why = text::chain(&error);
+                self.complain(format_args!(
+                    "the end of attempt {attempt} was not recorded: {why}"
+                ));
+                false
+            }
+            None => {
+                self.complain(format_args!(
+                    "the end of attempt {attempt} was not waited for"
+                ));
+                false
+            }
+        };
+        self.lost |= !recorded;
+        // Whoever has told us to end does not want another attempt of ours.
+        let told = self.told.filter(|_| !(is_done && recorded));
+        exit.or(told.map(Exit::Signal))
+    }
+
+    /// Has the command do the work.
+    async fn work(&mut self, guard: &WorkGuard) -> Verdict {
+        // To say that it is ours may have taken long, and somebody else may be at work.
+        if !guard.is_valid() {
+            self.lost = true;
+            return Verdict::Fail(text::chain(&guard.lost().await));
         }
-        exit
+        let child = match Child::start(&self.args.command, environment(guard)) {
+            Ok(child) => child,
+            Err(error) => {
+                let why = format!("the command cannot be started: {error}");
+                return Verdict::HandOff(why, Exit::NotFound);
+            }
+        };
+        let ended = match self.watch_over(guard, child).await {
+            Ok(ended) => ended,
+            Err(error) => return Verdict::Fail(format!("lost sight of the command: {error}")),
+        };
+        self.lost = matches!(ended.stopped, Some(Stopped::Lost(_)));
+        match (ended.stopped, self.told) {
+            // What was interrupted is not done, whatever it says: many programs end of SIGTERM with 0.
+            (_, Some(signal @ Signal::SIGTERM)) => {
+                Verdict::HandOff(signal.to_string(), Exit::Signal(signal))
+            }
+            (Some(Stopped::Lost(why)), _) => Verdict::Fail(text::chain(&why)),
+            (Some(Stopped::RunningOut), _) => {
+                Verdict::Fail("stopped, as the lease was running out".to_owned())
+            }
+            (None, _) if ended.status.success() => Verdict::Done,
+            (None, Some(signal)) => Verdict::HandOff(signal.to_string(), Exit::Signal(signal)),
+            (None, None) if child::is_not_executable(ended.status) => {
+                Verdict::HandOff(child::ended(ended.status), Exit::NotFound)
+            }
+            (None, None) => Verdict::Fail(child::ended(ended.status)),
+        }
     }
 
     /// Waits for the command's end, and sees to it that it comes before the lease's.
@@ -200,45 +249,65 @@ impl Part {
         let mut running_out = pin!(running_out(guard, self.args.grace));
         let mut lost = pin!(guard.lost());
         let mut kill_at = None;
-        let mut received = Vec::new();
         let mut stopped = None;
         let status = loop {
             tokio::select! {
                 // What may not be late comes first.
                 biased;
                 why = &mut lost, if !matches!(stopped, Some(Stopped::Lost(_))) => {
-                    child.send(Signal::SIGKILL);
+                    child.stop(Signal::SIGKILL);
+                    kill_at = Some(Instant::now() + KILL_AGAIN);
                     stopped = Some(Stopped::Lost(why));
+                }
+                () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
+                    child.stop(Signal::SIGKILL);
+                    // Until nobody is left: one may have been started while the others were looked for.
+                    kill_at = Some(Instant::now() + KILL_AGAIN);
                 }
                 status = child.wait() => break status?,
                 signal = self.signals.next() => {
+                    let asked = self.told == Some(Signal::SIGTERM);
                     match signal {
-                        Signal::SIGTERM if received.contains(&signal) => child.send(Signal::SIGKILL),
+                        Signal::SIGTERM if asked => {
+                            child.stop(Signal::SIGKILL);
+                            kill_at = Some(Instant::now() + KILL_AGAIN);
+                        }
                         Signal::SIGTERM => {
-                            child.send(signal);
+                            child.stop(signal);
                             kill_at.get_or_insert(Instant::now() + self.args.grace);
                         }
                         signal if is_from_terminal(signal) => {}
                         signal => child.send(signal),
                     }
-                    received.push(signal);
+                    if is_end(signal) && !asked {
+                        self.told = Some(signal);
+                    }
                 }
                 () = &mut running_out, if stopped.is_none() => {
-                    child.send(Signal::SIGTERM);
+                    child.stop(Signal::SIGTERM);
                     kill_at.get_or_insert(Instant::now() + self.args.grace);
                     stopped = Some(Stopped::RunningOut);
                 }
-                () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
-                    child.send(Signal::SIGKILL);
-                    kill_at = None;
-                }
             }
         };
-        Ok(Ended {
-            status,
-            received,
-            stopped,
-        })
+        Ok(Ended { status, stopped })
+    }
+
+    /// Waits for the server's answer; whoever tells us to end a second time does not want to.
+    async fn settle<T>(&mut self, settling: impl Future<Output = T>) -> Option<T> {
+        let mut settling = pin!(settling);
+        loop {
+            tokio::select! {
+                biased;
+                settled = &mut settling => return Some(settled),
+                signal = self.signals.end() => {
+                    if self.told.replace(signal).is_some() {
+                        self.hurries = true;
+                        return None;
+                    }
+                }
+            }
+        }
     }
 
     /// What goes on, unless nobody wants to know.
@@ -257,26 +326,6 @@ impl Part {
         );
         // In one write: others of the fleet may say something to the same terminal.
         let _ = io::stderr().write_all(line.as_bytes());
-    }
-}
-
-impl Ended {
-    fn verdict(&self) -> Verdict {
-        let mut received = self.received.iter().copied();
-        // Whoever asked it to end, what it did is done.
-        if self.status.success() {
-            return Verdict::Done;
-        }
-        let is_end =
-            |signal: &Signal| *signal == Signal::SIGTERM || child::ended_by(self.status, *signal);
-        if let Some(signal) = received.find(is_end) {
-            return Verdict::HandOff(signal);
-        }
-        Verdict::Fail(match &self.stopped {
-            Some(Stopped::Lost(why)) => text::chain(why),
-            Some(Stopped::RunningOut) => "stopped, as the lease was running out".to_owned(),
-            None => child::ended(self.status),
-        })
     }
 }
 

@@ -8,10 +8,10 @@ use crate::text;
 /// The worker; or what ends us, when it has been told.
 pub(crate) async fn reach(builder: Builder) -> Result<LockingWorker, Exit> {
     builder.build().await.map_err(|error| {
-        eprintln!("locking-worker: {}", text::chain(&error));
+        say!("{}", text::chain(&error));
         match error {
             BuildError::Connect { .. } => {
-                eprintln!("Is a server running there? --url or REDIS_URL names another.");
+                say!("Is a server running there? --url or REDIS_URL names another.");
                 Exit::Server
             }
             BuildError::OldServer { .. } | BuildError::Server(_) => Exit::Server,
@@ -22,6 +22,6 @@ pub(crate) async fn reach(builder: Builder) -> Result<LockingWorker, Exit> {
 
 /// What a question that the server did not answer ends us with, when it has been told.
 pub(crate) fn refused(error: &Error) -> Exit {
-    eprintln!("locking-worker: {}", text::chain(error));
+    say!("{}", text::chain(error));
     Exit::Server
 }

@@ -4,10 +4,12 @@ use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{getpgrp, tcgetpgrp};
 use tokio::signal::unix::{self, SignalKind};
+use tokio::time::Instant;
 
 /// What is heard, and done something about. The others do what they always do.
 const HEARD: [Signal; 6] = [
@@ -19,7 +21,14 @@ const HEARD: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-pub(crate) struct Signals([(Signal, unix::Signal); HEARD.len()]);
+/// Two of SIGTERM within this time are one: `timeout` and systemd send it to us and to our group.
+const ONE: Duration = Duration::from_millis(500);
+
+pub(crate) struct Signals {
+    heard: Vec<(Signal, unix::Signal)>,
+    /// The last SIGTERM.
+    told: Option<Instant>,
+}
 
 impl Signals {
     /// From now on none of them ends the process by itself.
@@ -29,32 +38,47 @@ impl Signals {
             let kind = SignalKind::from_raw(signal as i32);
             heard.push((signal, unix::signal(kind)?));
         }
-        let heard = heard.try_into().unwrap_or_else(|_| unreachable!("as many"));
-        Ok(Self(heard))
+        Ok(Self { heard, told: None })
     }
 
     /// The next one. Dropping the future loses none; two of a kind may come as one.
     pub(crate) async fn next(&mut self) -> Signal {
-        poll_fn(|cx| {
-            for (signal, received) in &mut self.0 {
-                if received.poll_recv(cx).is_ready() {
-                    return Poll::Ready(*signal);
+        loop {
+            let signal = poll_fn(|cx| {
+                let mut heard = self.heard.iter_mut();
+                let next = heard.find_map(|(signal, received)| {
+                    received.poll_recv(cx).is_ready().then_some(*signal)
+                });
+                next.map_or(Poll::Pending, Poll::Ready)
+            })
+            .await;
+            let now = Instant::now();
+            let again = self.told.is_some_and(|told| now - told < ONE);
+            match signal {
+                Signal::SIGTERM if again => {}
+                Signal::SIGTERM => {
+                    self.told = Some(now);
+                    return signal;
                 }
+                signal => return signal,
             }
-            Poll::Pending
-        })
-        .await
+        }
     }
 
     /// The next one that asks us to end, for when there is no command to pass the others on to.
     pub(crate) async fn end(&mut self) -> Signal {
         loop {
             let signal = self.next().await;
-            if !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
+            if is_end(signal) {
                 return signal;
             }
         }
     }
+}
+
+/// Whether it asks for our end.
+pub(crate) fn is_end(signal: Signal) -> bool {
+    !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2)
 }
 
 /// Whether the terminal has sent it to the command too: it signals all of its foreground group.

@@ -1,12 +1,11 @@
 //! A run as it is.
 
-use std::io::{self, Write};
-
 use redis_locking_worker::{RunState, Snapshot};
 use serde_json::{Value, json};
 
 use crate::args;
 use crate::exit::Exit;
+use crate::print::print;
 use crate::server;
 use crate::text::{self, plain, seconds};
 
@@ -24,9 +23,7 @@ pub(crate) async fn status(args: args::Status) -> Exit {
         true => format!("{}\n", as_json(key, &run)),
         false => as_text(key, &run),
     };
-    // Whoever has seen enough may close it.
-    let _ = io::stdout().write_all(shown.as_bytes());
-    Exit::Done
+    print(shown.as_bytes())
 }
 
 /// The names are those of `Snapshot`; a duration is in ms, and says so.

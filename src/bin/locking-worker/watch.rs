@@ -2,7 +2,7 @@
 
 mod screen;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -34,14 +34,14 @@ pub(crate) async fn watch(args: args::Watch) -> Exit {
     let workers: Vec<LockingWorker> = match keys.collect() {
         Ok(workers) => workers,
         Err(error) => {
-            eprintln!("locking-worker: {}", text::chain(&error));
+            say!("{}", text::chain(&error));
             return Exit::Usage;
         }
     };
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("locking-worker: no signals can be heard: {error}");
+            say!("no signals can be heard: {error}");
             return Exit::Failed;
         }
     };
@@ -80,13 +80,22 @@ async fn lines(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + U
                 text::chain(&error)
             }
         };
-        // Whoever has seen enough may close it.
-        if writeln!(io::stdout(), "{key}: {}", text::plain(&line)).is_err() {
-            return Exit::Done;
+        let line = format!("{key}: {}\n", text::plain(&line));
+        if let Err(error) = io::stdout().write_all(line.as_bytes()) {
+            return unwritten(&error);
         }
     }
     // Each has ended with an error that was shown.
     Exit::Server
+}
+
+/// Whoever has seen enough may close it.
+fn unwritten(error: &io::Error) -> Exit {
+    if error.kind() == ErrorKind::BrokenPipe {
+        return Exit::Done;
+    }
+    say!("{error}");
+    Exit::Failed
 }
 
 fn sentence(run: &Snapshot) -> String {
@@ -137,8 +146,8 @@ async fn live(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + Un
             _ = frames.tick() => {
                 let now = Instant::now();
                 let rows: Vec<Row> = views.iter().map(|view| view.row(now)).collect();
-                if screen.show(&rows).is_err() {
-                    return Exit::Done;
+                if let Err(error) = screen.show(&rows) {
+                    return unwritten(&error);
                 }
                 if !open {
                     return Exit::Server;

@@ -88,6 +88,17 @@ fn left(row: &Row) -> String {
     format!("[{:.<BAR$}] {time:>8}", "#".repeat(full))
 }
 
+/// As many lines as can be drawn over again: the cursor is on one more, and moves no further up than the first.
+fn fit(mut lines: Vec<String>, height: usize) -> Vec<String> {
+    let room = height.saturating_sub(1).max(1);
+    if lines.len() > room {
+        let more = lines.len() + 1 - room;
+        lines.truncate(room - 1);
+        lines.push(format!("… {more} more"));
+    }
+    lines
+}
+
 fn cut(text: &str, width: usize) -> String {
     let text = plain(text);
     match text.chars().count() <= width {
@@ -110,7 +121,8 @@ impl Screen {
     }
 
     pub(super) fn show(&mut self, rows: &[Row]) -> io::Result<()> {
-        let lines = draw(rows, width());
+        let (width, height) = size();
+        let lines = fit(draw(rows, width), height);
         let mut text = String::from("\x1b[?25l");
         if self.drawn > 0 {
             text += &format!("\x1b[{}A", self.drawn);
@@ -134,12 +146,12 @@ impl Drop for Screen {
     }
 }
 
-fn width() -> usize {
-    let columns = std::env::var("COLUMNS")
-        .ok()
-        .and_then(|columns| columns.parse().ok());
-    let terminal = || terminal_size::terminal_size().map(|(width, _)| width.0.into());
-    columns.or_else(terminal).unwrap_or(80)
+/// The terminal's columns and lines, as they are now; one that does not say has as many as most.
+fn size() -> (usize, usize) {
+    match terminal_size::terminal_size() {
+        Some((width, height)) if width.0 > 0 && height.0 > 0 => (width.0.into(), height.0.into()),
+        _ => (80, 24),
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +211,16 @@ report            held       2/5      node-b            [######......]    5.0 s
                 assert!(!line.contains(char::is_control), "{line:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_table_is_no_higher_than_can_be_drawn_over() {
+        let table = draw(&vec![held(); 8], 80);
+        assert_eq!(fit(table.clone(), table.len() + 1), table);
+        let cut = fit(table.clone(), table.len());
+        assert_eq!(cut.len(), table.len() - 1);
+        assert_eq!(cut.last().unwrap(), "… 2 more");
+        assert_eq!(fit(table, 0).len(), 1);
     }
 
     #[test]
