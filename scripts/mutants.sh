@@ -364,13 +364,19 @@ mutant "jobs: what others work on is looked at all the time" src/claim_ext/claim
     'let until = Instant::now() + locked.remaining;' 'let until = Instant::now() + locked.remaining / 100;' \
     --test claim_each what_is_renewed
 mutant "jobs: more than there are places" src/claim_ext/claim_each.rs \
-    'waiting.is_none() && this.taken.len() >= places' 'false' --test claim_each no_more_guards
+    'full && waiting.is_none()' 'false' --test claim_each no_more_guards
 mutant "jobs: a failed job is forgotten" src/claim_ext/claim_each.rs \
     'Step::Again => this.later.push(Instant::now(), job, worker),' 'Step::Again => drop((job, worker)),' \
     --test claim_each alone
 mutant "jobs: a place is kept for what others work on" src/claim_ext/claim_each.rs \
     'Stage::Waiting { until } => Some(until),' 'Stage::Waiting { .. } => None,' \
     --test claim_each what_others
+mutant "jobs: a job comes again when its guard is refused" src/claim_ext/claim_each.rs \
+    'Stage::Ours => Step::Over,' 'Stage::Ours => Step::Failed(error),' --test claim_each a_settlement
+mutant "jobs: a worker that has stopped takes all there is" src/claim_ext/claim_each.rs \
+    '*this.stopped = true;' '' --test claim_each a_worker_that_has_stopped
+mutant "jobs: what was put off goes with its worker" src/claim_ext/claim_each.rs \
+    'return Poll::Ready(left);' 'return Poll::Ready(left.filter(|_| false));' --test claim_each a_worker_that_has_stopped
 
 mutant "observers: what is missed is not looked at" src/hub/run/claims.rs \
     'if !self.refresh_again {' 'if false {' $hub::observers::what_was_not_heard

@@ -22,14 +22,27 @@ pub trait ClaimExt: Stream {
     /// work on is put off in favour of what is free, and looked at again when their leases end. While there is nothing
     /// else, it waits in line. A server that does not serve is waited for.
     ///
+    /// Such a look at what others work on joins the line, and costs 5 commands at most: a claim, a subscription, a
+    /// claim again once that stands, a withdrawal, and the end of the subscription.
+    ///
     /// A job's outcome is remembered for the [retention](crate::Builder::retention), twice the lock timeout by default.
-    /// Let that be longer than the time from when the first process comes to a job until the last does: after it, the
-    /// job is free for the next run.
+    /// After it the job is free for the next run, and whoever comes to it then does it again. So let the retention be
+    /// longer than the time from when the first process comes to a job until the last does, or comes back to it. No
+    /// process comes to a job, new or put off, before one of its places is free: that may take as long as your longest
+    /// job, or several of them. What is longer than the whole stream takes is always long enough.
     ///
     /// # Errors
     ///
     /// [`ClaimError`](crate::ClaimError), with the job in it, when `key_of` gives no valid key or the server refuses
-    /// it. The stream goes on with the next.
+    /// it. The stream goes on with the next. No job comes back once its guard has been yielded: the guard's settlement
+    /// says what the server refused, and the stream does not look at that job again.
+    ///
+    /// After [`Error::Stopped`](crate::Error::Stopped) nothing more can be won: each job that was taken from the stream
+    /// and not yielded comes back with that error, and then it ends. `(&mut jobs).claim_each(…)` leaves you the rest.
+    ///
+    /// # Panics
+    ///
+    /// When it is first polled outside a Tokio runtime, or within one without its clock.
     ///
     /// # Cancel safety
     ///

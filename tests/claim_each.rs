@@ -1,17 +1,21 @@
 //! A fleet that works off a stream of jobs.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::{Server, command};
+use fred::types::Value;
 use futures::channel::mpsc;
 use futures::stream::FusedStream;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future, stream};
 use redis_locking_worker::{
-    ClaimError, ClaimExt, KeyError, LockStreamExt, LockingWorker, Memory, Outcome, WorkGuard,
-    adapters,
+    ClaimError, ClaimExt, Error, KeyError, LockStreamExt, LockingWorker, Memory, Outcome,
+    SettleError, WorkGuard, adapters,
 };
 use static_assertions::assert_impl_all;
 use tokio::time::{Instant, sleep, timeout};
@@ -228,6 +232,154 @@ async fn what_is_renewed_for_long_costs_no_more_than_a_look_a_lease() {
         guard.done().await.unwrap();
     }
     assert!(claimed.next().await.is_none());
+}
+
+/// What becomes of a job that was done by somebody else while this process worked on another one, for longer than a
+/// short retention.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_put_off_is_looked_at_once_a_place_is_free_and_is_free_itself_if_forgotten()
+{
+    for (retention, again) in [(20 * LEASE, false), (2 * LEASE, true)] {
+        let memory = Memory::new();
+        let builder = LockingWorker::builder("jobs").in_memory(&memory);
+        let builder = builder.lock_timeout(LEASE).renew().retention(retention);
+        let a = builder.clone().build().await.unwrap();
+        let b = builder.build().await.unwrap();
+        let mut theirs = stream::iter([0]).claim_each(&a, key);
+        let (_, first) = won(&mut theirs).await.unwrap();
+        let mut claimed = stream::iter(0..2).claim_each(&b, key);
+        let (job, second) = won(&mut claimed).await.unwrap();
+        assert_eq!(job, 1, "the first is put off");
+        first.done().await.unwrap();
+        assert!(second.run(sleep(12 * LEASE)).await.is_ok());
+        second.done().await.unwrap();
+        let next = claimed.next().await.map(|next| next.unwrap());
+        let next = next.map(|(job, guard)| (job, guard.attempt()));
+        assert_eq!(next, again.then_some((0, 1)), "{retention:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_look_at_a_job_that_others_work_on_costs_5_commands_at_most() {
+    const JOBS: usize = 20;
+    let server = Server::start();
+    let build = || server.builder("jobs").lock_timeout(60 * common::PATIENCE);
+    let (a, b) = (
+        build().build().await.unwrap(),
+        build().build().await.unwrap(),
+    );
+    let slow = stream::iter(0..JOBS as u32).claim_each(&a, key);
+    let slow = slow.concurrency(places(JOBS)).take(JOBS);
+    let held: Vec<_> = slow.try_collect().await.unwrap();
+
+    let client = server.client().await;
+    let mut monitor = server.monitor();
+    let mut claimed = stream::iter(0..JOBS as u32).claim_each(&b, key);
+    let looked = common::until(async || {
+        command(&client, [b"ZCARD", b"{job:19}:line"]).await == Value::from(1)
+    });
+    tokio::select! {
+        () = looked => {}
+        won = claimed.next() => panic!("{won:?}"),
+    }
+    drop(claimed);
+    b.close().await;
+    let mut commands = monitor.commands();
+    commands.retain(|name| name != "ZCARD");
+    let a_look = 3 * JOBS..=5 * JOBS;
+    assert!(a_look.contains(&commands.len()), "{commands:?}");
+    drop(held);
+}
+
+/// Told by the guard, and not once more by the stream, which goes on.
+#[tokio::test]
+async fn a_settlement_that_is_refused_does_not_bring_its_job_again() {
+    let server = Server::start();
+    let worker = server.builder("jobs").build().await.unwrap();
+    let client = server.client().await;
+    let mut claimed = stream::iter(0..3).claim_each(&worker, key);
+    let (_, guard) = claimed.next().await.unwrap().unwrap();
+    command(&client, [b"DEL", b"job:0"]).await;
+    for taken in [&b"job:0"[..], b"job:1"] {
+        command(&client, [b"RPUSH", taken, b"no lock"]).await;
+    }
+    let refused = guard.done().await;
+    assert!(
+        matches!(&refused, Err(SettleError::Refused(Error::WrongType { .. }))),
+        "{refused:?}"
+    );
+    // One that it has not yielded comes back.
+    let refused = claimed.next().await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            &refused,
+            ClaimError::Refused {
+                job: 1,
+                source: Error::WrongType { .. }
+            }
+        ),
+        "{refused:?}"
+    );
+    let (job, guard) = claimed.next().await.unwrap().unwrap();
+    assert_eq!(job, 2);
+    guard.done().await.unwrap();
+    assert!(claimed.next().await.is_none());
+}
+
+#[test]
+fn a_worker_that_has_stopped_gives_back_what_was_taken_and_leaves_the_rest() {
+    let runtime = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap()
+    };
+    let (here, there) = (runtime(), runtime());
+    let memory = Memory::new();
+    let held = here.block_on(async {
+        let mut theirs = stream::iter(0..2).claim_each(&worker(&memory).await, key);
+        theirs = theirs.concurrency(places(2));
+        theirs.take(2).try_collect::<Vec<_>>().await.unwrap()
+    });
+    let mut jobs = stream::iter(0..10);
+    let (guard, claimed) = there.block_on(async {
+        let mut claimed = (&mut jobs).claim_each(&worker(&memory).await, key);
+        let (job, guard) = won(&mut claimed).await.unwrap();
+        assert_eq!(job, 2, "the two are put off");
+        (guard, claimed)
+    });
+    drop(there);
+    let ended: Vec<_> = here.block_on(async {
+        assert!(matches!(guard.done().await, Err(SettleError::Stopped)));
+        claimed.take(10).collect().await
+    });
+    let mut back = Vec::new();
+    for ended in ended {
+        let error = ended.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ClaimError::Refused {
+                    source: Error::Stopped,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+        back.push(error.into_job());
+    }
+    back.sort_unstable();
+    assert_eq!(back, [0, 1, 3], "without the one that was yielded");
+    assert_eq!(here.block_on(jobs.next()), Some(4));
+    drop(held);
+}
+
+#[test]
+#[should_panic(expected = "there is no reactor running")]
+fn outside_a_runtime_it_panics_at_once() {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let worker = runtime.block_on(worker(&Memory::new()));
+    let mut claimed = stream::iter([0]).claim_each(&worker, key);
+    let _ = claimed.next().now_or_never();
 }
 
 #[tokio::test(start_paused = true)]

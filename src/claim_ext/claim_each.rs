@@ -26,9 +26,14 @@ pub struct ClaimEach<St: Stream, N> {
     concurrency: NonZeroUsize,
     /// At most as many as `concurrency`, in the order in which they were taken.
     taken: Vec<Taken<St::Item>>,
+    /// Where to look first: behind the last that had something to say, so that what many have to say at once takes one
+    /// round.
+    next: usize,
     later: Later<St::Item>,
-    /// Set while everything taken waits for others and there is more to look at.
+    /// For what is due later. There from the first poll.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Nothing can be won any more.
+    stopped: bool,
 }
 
 /// A job that takes one of our places.
@@ -46,7 +51,7 @@ enum Stage {
     /// Others work on it, until then as far as we know, and we are in line. Its place is given up for any job that may
     /// be free. Goes to `Ours`.
     Waiting { until: Instant },
-    /// Its guard has been yielded. If the attempt fails, the job is looked at again.
+    /// Its guard has been yielded, which says what goes wrong with it. If the attempt fails, the job is looked at again.
     Ours,
 }
 
@@ -110,7 +115,10 @@ impl<T> Taken<T> {
                 }
                 Some(LockEvent::Failed(_)) => return Poll::Ready(Step::Again),
                 Some(LockEvent::Error(error)) if error.is_fatal() => {
-                    return Poll::Ready(Step::Failed(error));
+                    return Poll::Ready(match self.stage {
+                        Stage::Ours => Step::Over,
+                        Stage::Claiming | Stage::Waiting { .. } => Step::Failed(error),
+                    });
                 }
                 Some(LockEvent::Status(_) | LockEvent::Error(_)) => {}
                 Some(LockEvent::Completed(_) | LockEvent::MaxAttempts(_)) | None => {
@@ -130,11 +138,13 @@ impl<St: Stream, N> ClaimEach<St, N> {
             worker,
             concurrency: NonZeroUsize::MIN,
             taken: Vec::new(),
+            next: 0,
             later: Later {
                 jobs: BTreeMap::new(),
                 count: 0,
             },
             timer: None,
+            stopped: false,
         }
     }
 
@@ -163,19 +173,42 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
+        // Made here, so that outside a runtime it panics at once, and not only when others are at work.
+        let timer = this
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now())));
+        let mut unpolled = this.taken.len();
         loop {
-            let mut nth = 0;
-            while let Some(taken) = this.taken.get_mut(nth) {
+            if *this.stopped {
+                let left = this.later.pop().map(|(job, _)| {
+                    let source = Error::Stopped;
+                    Err(ClaimError::Refused { job, source })
+                });
+                return Poll::Ready(left);
+            }
+            while unpolled > 0 {
+                let nth = *this.next % this.taken.len();
+                *this.next = nth + 1;
+                unpolled -= 1;
+                let taken = &mut this.taken[nth];
                 let Poll::Ready(step) = taken.poll(cx) else {
-                    nth += 1;
                     continue;
                 };
                 if let Step::Won(guard) = step {
                     return Poll::Ready(Some(Ok((taken.job.clone(), guard))));
                 }
                 let Taken { job, worker, .. } = this.taken.remove(nth);
+                *this.next = nth;
                 match step {
                     Step::Failed(source) => {
+                        if matches!(source, Error::Stopped) {
+                            *this.stopped = true;
+                            for taken in this.taken.drain(..) {
+                                if !matches!(taken.stage, Stage::Ours) {
+                                    this.later.push(Instant::now(), taken.job, taken.worker);
+                                }
+                            }
+                        }
                         return Poll::Ready(Some(Err(ClaimError::Refused { job, source })));
                     }
                     // Whoever was in line has it by now; otherwise it is free.
@@ -184,10 +217,13 @@ where
                 }
             }
 
-            let places = this.concurrency.get();
-            let mut waiting = this.taken.iter().enumerate();
-            let waiting = waiting.find_map(|(nth, taken)| Some((nth, taken.waits_until()?)));
-            if waiting.is_none() && this.taken.len() >= places {
+            let full = this.taken.len() >= this.concurrency.get();
+            let mut taken = this.taken.iter().enumerate();
+            let waiting = match full {
+                true => taken.find_map(|(nth, taken)| Some((nth, taken.waits_until()?))),
+                false => None,
+            };
+            if full && waiting.is_none() {
                 return Poll::Pending;
             }
             // There is a place, or one is given up for what may be free. What is due comes first, or a stream of jobs
@@ -208,27 +244,27 @@ where
             };
             // Nothing is free as far as we know: we wait in line for as many as we have places.
             let next = match next {
-                None if this.taken.len() < places => this.later.pop(),
+                None if !full => this.later.pop(),
                 next => next,
             };
-            match (next, waiting) {
-                (Some((job, worker)), waiting) => {
-                    if let Some((nth, until)) = waiting.filter(|_| this.taken.len() >= places) {
+            match next {
+                Some((job, worker)) => {
+                    if let Some((nth, until)) = waiting {
                         // It may be past, since we are not told of renewals; a look gives a later one.
                         let Taken { job, worker, .. } = this.taken.remove(nth);
                         this.later.push(until, job, worker);
                     }
+                    *this.next = this.taken.len();
+                    unpolled = 1;
                     this.taken.push(Taken::new(job, worker));
                 }
-                (None, _) if this.taken.is_empty() && this.jobs.is_done() => {
+                None if this.taken.is_empty() && this.jobs.is_done() => {
                     return Poll::Ready(None);
                 }
-                (None, _) => {
+                None => {
                     let Some(due) = this.later.due() else {
-                        *this.timer = None;
                         return Poll::Pending;
                     };
-                    let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
                     if timer.deadline() != due {
                         timer.as_mut().reset(due);
                     }
@@ -249,7 +285,8 @@ where
     K: AsRef<[u8]>,
 {
     fn is_terminated(&self) -> bool {
-        self.jobs.is_done() && self.taken.is_empty() && self.later.jobs.is_empty()
+        let over = self.stopped || self.jobs.is_done();
+        over && self.taken.is_empty() && self.later.jobs.is_empty()
     }
 }
 
