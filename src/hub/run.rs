@@ -10,6 +10,7 @@ mod outage;
 mod renewal;
 mod subscription;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,9 @@ pub(super) struct Run {
     hub: WeakHandle,
     /// In the order in which they joined. Boxed, since a map has room for many, and most runs have one.
     members: BTreeMap<Id, Box<Member>>,
+    /// None before it is in front: very many may be joining, and need not be looked at each time. Whoever becomes free
+    /// to claim lowers it.
+    first: Cell<Id>,
     observers: Observers,
     /// Grants of this process that are neither settled nor given back.
     grants: Vec<Live>,
@@ -137,6 +141,7 @@ impl Run {
             key,
             hub,
             members: BTreeMap::new(),
+            first: Cell::new(0),
             observers: Observers::default(),
             grants: Vec::new(),
             worked: None,

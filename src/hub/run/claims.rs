@@ -42,7 +42,9 @@ impl Run {
             return false;
         };
         member.claiming = false;
-        member.stage != Stage::Holding
+        let wanted = member.stage != Stage::Holding;
+        self.first.set(self.first.get().min(id));
+        wanted
     }
 
     pub(super) fn claimed(&mut self, id: Id, token: Token, reply: &Reply, now: Instant) {
@@ -96,8 +98,9 @@ impl Run {
 
     /// Who claims first when the time comes.
     pub(super) fn front(&self) -> Option<(Id, &Member)> {
-        let mut waiting = self.members.iter();
+        let mut waiting = self.members.range(self.first.get()..);
         let front = waiting.find(|(_, member)| member.stage == Stage::Waiting && !member.claiming);
+        self.first.set(front.map_or(Id::MAX, |(id, _)| *id));
         front.map(|(id, member)| (*id, &**member))
     }
 
@@ -106,7 +109,6 @@ impl Run {
         if self.refreshing.is_some() || self.outage.is_some() {
             return None;
         }
-        // In this order: before the first answer nobody waits, and very many may be joining.
         let view = self.view.as_ref()?;
         let (_, front) = self.front()?;
         let begin = match view.record.state {
