@@ -456,15 +456,38 @@ mutant "cluster: nobody is pinged" src/store/redis.rs \
 cli=src/bin/locking-worker
 shell="--features cli --test cli"
 mutant "cli: the command survives a lost lease" $cli/run.rs \
-    'child.send(Signal::SIGKILL);
+    'child.stop(Signal::SIGKILL);
+                    kill_at = Some(Instant::now() + KILL_AGAIN);
                     stopped' 'stopped' $shell the_command_is_gone
 mutant "cli: the command is not asked before it is killed" $cli/run.rs \
-    'child.send(Signal::SIGTERM);' '' $shell the_command_is_gone
+    'child.stop(Signal::SIGTERM);' '' $shell the_command_is_gone
 mutant "cli: SIGTERM is a failure" $cli/run.rs \
-    '*signal == Signal::SIGTERM || child::' 'false && child::' $shell sigterm_hands_off
+    'Some(signal @ Signal::SIGTERM)' 'Some(signal @ Signal::SIGXFSZ)' $shell sigterm_hands_off
 mutant "cli: SIGTERM is for ourselves only" $cli/run.rs \
     'Signal::SIGTERM => {
-                            child.send(signal);' 'Signal::SIGTERM => {' $shell a_command_that_succeeds_within
+                            child.stop(signal);' 'Signal::SIGTERM => {' $shell what_sigterm_interrupts
+mutant "cli: what was interrupted is done" $cli/run.rs \
+    '(_, Some(signal @ Signal::SIGTERM))' '(_, Some(signal @ Signal::SIGTERM)) if !ended.status.success()' \
+    $shell what_sigterm_interrupts
+mutant "cli: what takes too long is done if it says so" $cli/run.rs \
+    '(Some(Stopped::RunningOut), _) => {' '(Some(Stopped::RunningOut), _) if !ended.status.success() => {' \
+    $shell a_command_that_takes_too_long
+mutant "cli: what the command has started goes on" $cli/family.rs \
+    'family.extend(children.map(|stat| stat.pid));' 'family.extend(children.map(|stat| stat.pid).take(0));' \
+    $shell all_that_the_command
+mutant "cli: who has left its parent goes on" $cli/child.rs \
+    'set_child_subreaper(true)?;' '' $shell all_that_the_command
+mutant "cli: an interrupted command is run again" $cli/run.rs \
+    '(None, Some(signal)) =>' '(None, Some(signal)) if signal == Signal::SIGTERM =>' $shell whoever_interrupts
+mutant "cli: deaf while the server is waited for" $cli/run.rs \
+    'signal = self.signals.end() => {
+                    if' 'signal = std::future::pending::<Signal>() => {
+                    if' $shell a_second_sigterm_does_not_wait
+mutant "cli: 127 is a failure" $cli/child.rs 'Some(126 | 127)' 'Some(126)' $shell who_cannot_execute
+mutant "cli: a full disk is a success" $cli/print.rs \
+    'error.kind() != ErrorKind::BrokenPipe' 'false' $shell what_cannot_be_written
+mutant "cli: Ctrl-C reaches the command twice" $cli/signals.rs \
+    'keys && File' 'false && keys && File' $shell ctrl_c_reaches
 mutant "cli: done elsewhere is done here" $cli/run.rs \
     'if holder == self.label && self.succeeded == Some(attempt) {' 'if true {' $shell done_elsewhere
 mutant "cli: two codes are swapped" $cli/exit.rs \

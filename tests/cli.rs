@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs::{File, read_to_string};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -688,6 +689,67 @@ async fn watch_prints_a_line_for_each_transition() {
     assert_eq!(of_job(), expected);
     watch.signal(Signal::SIGINT);
     assert_eq!(watch.code().await, 0);
+}
+
+/// In a terminal of 80 columns; what it shows is left in "screen".
+#[cfg(target_os = "linux")]
+fn in_a_terminal(desk: &Desk, command: &str) -> Process {
+    let program = env!("CARGO_BIN_EXE_locking-worker");
+    let command = format!("stty cols 80 rows 24; exec {program} {command}");
+    let mut script = Command::new("script");
+    script
+        .args(["--quiet", "--return", "--flush", "--command", &command])
+        .arg("screen")
+        .env("REDIS_URL", &desk.url)
+        .env("SHELL", "/bin/sh")
+        .current_dir(desk.dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    Process(script.spawn().unwrap())
+}
+
+#[cfg(target_os = "linux")]
+fn press_ctrl_c(terminal: &mut Process) {
+    let keys = terminal.0.stdin.as_mut().unwrap();
+    keys.write_all(b"\x03").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(target_os = "linux")]
+async fn in_a_terminal_watch_draws_over_what_it_drew_and_ctrl_c_ends_it() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let mut terminal = in_a_terminal(&desk, "watch job");
+    until(async || desk.left("screen").contains("job               free")).await;
+    let _holder = desk.run("a", "", FOR_LONG);
+    let held = "job               held       1/5      a                 [############]";
+    until(async || desk.left("screen").contains(held)).await;
+    // The bar runs down, over the same two lines.
+    until(async || desk.left("screen").contains("\x1b[2A\rKEY ")).await;
+    until(async || desk.left("screen").contains("[###########.]")).await;
+    press_ctrl_c(&mut terminal);
+    assert_eq!(terminal.code().await, 0);
+    let screen = desk.left("screen");
+    assert!(screen.contains("\x1b[?25l"), "the cursor is hidden");
+    assert!(
+        screen.rfind("\x1b[?25h") > screen.rfind("\x1b[?25l"),
+        "and comes back"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(target_os = "linux")]
+async fn ctrl_c_reaches_the_command_once() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let script = "trap 'echo heard >> log; exit 20' INT; ".to_owned() + &known_as("pid", FOR_EVER);
+    std::fs::write(desk.path("work.sh"), script).unwrap();
+    let mut terminal = in_a_terminal(&desk, "run job --attempts 1 -- sh work.sh");
+    desk.until_left("pid").await;
+    press_ctrl_c(&mut terminal);
+    assert_eq!(terminal.code().await, 130);
+    assert_eq!(desk.left("log"), "heard\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     Lost,
     /// The server cannot be reached when we begin, or refuses.
     Server,
-    /// There is no such command. No part was taken.
+    /// There is no such command here, or it cannot be executed: the attempt, if there was one, is left to others.
     NotFound,
     /// A signal ended our part.
     Signal(Signal),
@@ -37,7 +37,7 @@ Exit codes:
   4      given up: no attempt was left
   5      our lease was lost, or the end of the command was not recorded, and we stood aside (--no-rejoin)
   6      the server could not be reached at the beginning, or it refuses
-  127    the command cannot be found or executed here; no part was taken
+  127    the command cannot be found or executed here; no attempt was counted
   128+n  the signal n ended our part: 143 after SIGTERM, 130 after SIGINT";
 
 impl From<Exit> for ExitCode {
