@@ -42,7 +42,10 @@ where
         let working = work(guard);
         async {
             let result = working.await.map_err(|reason| reason.to_string())?;
-            serde_json::to_vec(&result).map_err(|error| error.to_string())
+            let text = serde_json::to_vec(&result).map_err(|error| error.to_string())?;
+            // What is no number is written too, as null: it must be one that everybody can read.
+            let read = serde_json::from_slice::<T>(&text);
+            read.map(|_| text).map_err(|error| error.to_string())
         }
     };
     let completed = once(entry, work).await?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
 use futures::stream::FusedStream;
 use futures::{FutureExt, StreamExt, future, stream};
 use redis_locking_worker::{
@@ -193,6 +194,19 @@ async fn a_result_that_is_too_large_is_a_failed_attempt_that_says_so() {
     assert!(reason.contains("1048577") && reason.contains("1048576"));
 }
 
+#[cfg(feature = "json")]
+#[tokio::test(start_paused = true)]
+async fn a_result_that_json_cannot_express_is_a_failed_attempt() {
+    let worker = worker(&Memory::new(), "a").await;
+    let work = async |guard: Arc<WorkGuard>| match guard.attempt() {
+        1 => Ok::<_, String>(f64::NAN),
+        _ => Ok(0.5),
+    };
+    assert_eq!(worker.once_json(work).await.unwrap(), 0.5);
+    let outcome = worker.acquire().outcome().await.unwrap();
+    assert_eq!(completed(outcome).attempt, 2);
+}
+
 // What becomes of a guard.
 
 #[tokio::test(start_paused = true)]
@@ -209,19 +223,24 @@ async fn a_guard_lives_on_when_the_adapter_that_yielded_it_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_an_adapter_has_not_yielded_is_not_counted() {
-    let drop_each: [fn(Acquire); 4] = [
-        |events| drop(events.guards()),
-        |events| drop(events.outcome()),
-        |events| drop(events.run(async |_| -> Failing { panic!() })),
-        |events| drop(events.without_status().inspect_status(|_| ())),
+    let waits: [fn(Acquire) -> LocalBoxFuture<'static, ()>; 4] = [
+        |events| async { drop(events.guards().next().await) }.boxed_local(),
+        |events| async { drop(events.outcome().await) }.boxed_local(),
+        |events| async { drop(events.run(async |_| -> Failing { panic!() }).await) }.boxed_local(),
+        |events| {
+            let mut events = events.without_status().inspect_status(|_| ());
+            async move { drop(events.next().await) }.boxed_local()
+        },
     ];
-    for drop_it in drop_each {
+    for wait in waits {
         let memory = Memory::new();
         let (guard, waiting, b) = race(&memory).await;
+        let mut waiting = wait(waiting);
+        assert!((&mut waiting).now_or_never().is_none(), "it waits");
         drop(guard);
-        // The grant is on its way, and nobody has looked at it.
+        // The grant is there, and nobody has looked at it.
         b.clone().close().await;
-        drop_it(waiting);
+        drop(waiting);
         assert_eq!(told(&mut b.acquire()).await, (2, Some(Reason::Dropped)));
     }
 }
