@@ -9,10 +9,12 @@ mod startup;
 use std::time::Duration;
 
 use common::{Server, acquired, command, end, locked, next};
-use futures::FutureExt;
+use fred::error::ErrorKind;
+use futures::{FutureExt, StreamExt, stream};
 use recorder::Recorder;
 use redis_locking_worker::{
-    Builder, LeaseLost, LockEvent, LockStreamExt, LockingWorker, Memory, SettleError, WorkGuard,
+    Builder, Error, Key, LeaseLost, LockEvent, LockStreamExt, LockingWorker, Memory, SettleError,
+    WorkGuard,
 };
 use tokio::time::{advance, sleep};
 use tracing::{Instrument, info, info_span};
@@ -401,5 +403,22 @@ async fn trace_tells_what_passes_where_it_is() {
             "event=acquired key=job attempt=2 fencing_token=#1",
             "event=completed attempt=2 holder=a",
         ]
+    );
+}
+
+#[tokio::test]
+async fn trace_tells_of_an_error_with_its_causes() {
+    let recorder = Recorder::install();
+    let error = Error::Refused {
+        key: Key::new("job").unwrap(),
+        source: fred::error::Error::new(ErrorKind::Auth, "a wrong password"),
+    };
+    let mut events = stream::iter([LockEvent::Error(error)]).trace();
+    assert!(matches!(events.next().await, Some(LockEvent::Error(_))));
+    let told = recorder.events().concat();
+    let start = ": TRACE passes event=error error=the server refuses to serve job: ";
+    assert!(
+        told.starts_with(start) && told.ends_with("a wrong password"),
+        "{told}"
     );
 }

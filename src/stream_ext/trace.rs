@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -54,7 +55,10 @@ fn tell(event: Option<&LockEvent>) {
         Some(LockEvent::Failed(failed)) => {
             tell!("failed", attempt = failed.attempt, reason = %failed.reason);
         }
-        Some(LockEvent::Error(error)) => tell!("error", error = %error),
+        Some(LockEvent::Error(error)) => {
+            let error: &(dyn Error + 'static) = error;
+            tell!("error", error);
+        }
         None => tell!("end"),
     }
 }
