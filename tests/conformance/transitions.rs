@@ -53,6 +53,8 @@ on_both!(
     a_withdrawal_leaves_a_grant_that_was_worked_on,
     what_is_not_this_grant_is_lost_and_unchanged,
     what_is_absent_is_lost,
+    a_clear_begins_a_run_anew_in_every_state,
+    what_was_cleared_comes_too_late,
     the_run_follows_its_first_claim,
     fencing_tokens_rise_across_runs_and_lost_records,
     every_change_is_heard_and_nothing_else,
@@ -506,6 +508,74 @@ async fn what_is_absent_is_lost(mut bench: impl Bench) {
         let reply = bench.apply(&key(), &op).await;
         assert!(!reply.ok, "{op:?}");
         assert_eq!(reply.frame.record, None, "{op:?}");
+    }
+}
+
+async fn a_clear_begins_a_run_anew_in_every_state(mut bench: impl Bench) {
+    use State::*;
+    let clear = Op::Clear { window: WINDOW };
+    let reply = bench.apply(&key(), &clear).await;
+    assert!(!reply.ok && reply.frame.record.is_none(), "nothing");
+    let done = Outcome::Done(Bytes::from_static(b"result"));
+    let never = Outcome::FailPermanently("never".to_owned());
+    // Who waits, how the first attempt ends, what that makes of it, and who is next.
+    for (waiting, end, before, next) in [
+        (&[][..], None, (Held, 1), None),
+        (&[2, 3], None, (Held, 1), Some(2)),
+        (&[2], Some(fail()), (Granted, 2), None),
+        (&[2, 3], Some(fail()), (Granted, 2), Some(3)),
+        (&[], Some(fail()), (Open, 1), None),
+        (&[], Some(done), (Done, 1), None),
+        (&[], Some(never), (Exhausted, 1), None),
+    ] {
+        let fence = held(&mut bench, waiting).await;
+        let mut was = bench.apply(&key(), &renew(fence, Some("half"))).await;
+        if let Some(end) = end {
+            was = bench.apply(&key(), &settle(fence, end)).await;
+        }
+        let was = record(&was);
+        assert_eq!((was.state, was.attempt), before);
+        bench.pass(1).await;
+        let cleared = bench.apply(&key(), &clear).await;
+        assert!(cleared.ok);
+        let (anew, left) = match next {
+            Some(_) => ((Granted, 1, next), WINDOW),
+            None => ((Open, 0, None), RETENTION),
+        };
+        assert_eq!(state(&cleared), anew, "{before:?}");
+        let anew = record(&cleared);
+        assert!(anew.fence > was.fence, "{before:?}");
+        assert_eq!(anew.until, cleared.frame.at / 1_000 + left);
+        assert_eq!((anew.max_attempts, anew.retention), (3, RETENTION));
+        assert_eq!(
+            (&anew.previous, &anew.checkpoint[..], &anew.result[..]),
+            (&None, &b""[..], &b""[..])
+        );
+        let next = next.unwrap_or(4);
+        let reply = bench.apply(&key(), &claim(next)).await;
+        assert_eq!(state(&reply), (Held, 1, Some(next)), "{before:?}");
+        bench.lose(&key()).await;
+    }
+}
+
+async fn what_was_cleared_comes_too_late(mut bench: impl Bench) {
+    for waiting in [&[][..], &[2]] {
+        let fence = held(&mut bench, waiting).await;
+        let cleared = bench.apply(&key(), &Op::Clear { window: WINDOW }).await;
+        let late = [
+            claim(1),
+            settle(fence, Outcome::Done(Bytes::from_static(b"late"))),
+            settle(fence, fail()),
+            renew(fence, Some("late")),
+            withdraw(1),
+        ];
+        for op in late {
+            let reply = bench.apply(&key(), &op).await;
+            assert!(!reply.ok, "{op:?}");
+            assert_eq!(reply.frame.record, cleared.frame.record, "{op:?}");
+            assert_eq!(reply.position, None, "{op:?}");
+        }
+        bench.lose(&key()).await;
     }
 }
 
