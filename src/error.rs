@@ -239,7 +239,8 @@ pub enum LeaseLost {
         /// Which attempt it was granted.
         attempt: u32,
     },
-    /// The record has been removed, or the server has lost it.
+    /// The record has been removed, or the server has lost it; or the run was begun anew, by
+    /// [`LockingWorker::clear`](crate::LockingWorker::clear).
     #[error("the lease was lost: its record has gone")]
     RecordGone,
     /// The lease ended because no renewal got through.
@@ -341,7 +342,7 @@ pub enum ClaimError<T> {
         /// What is wrong with it.
         source: KeyError,
     },
-    /// The server refuses it.
+    /// The server refuses it, or the worker has stopped.
     #[error("the job cannot be claimed")]
     Refused {
         /// The job.

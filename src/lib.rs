@@ -92,7 +92,8 @@
 //! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
 //!   turns false on this process's clock before that, provided that the two clocks drift apart by
 //!   less than 1 %; so do [`WorkGuard::lost`] and the others, provided that the runtime runs its
-//!   timers in time.
+//!   timers in time. [`LockingWorker::clear`] is the exception: a holder that it takes the work from
+//!   is valid by its own clock until somebody tells it, or its lease would have ended.
 //! * [`WorkGuard::fencing_token`] rises with every grant of a key.
 //! * `Ok` from [`WorkGuard::done`] means that the server's record says that this guard completed
 //!   the run. There is at most one such guard a run.

@@ -14,8 +14,9 @@ use crate::store::key::Key;
 
 /// A key's transitions: what [`LockingWorker::watch`](crate::LockingWorker::watch) returns.
 ///
-/// It begins when it is first polled, with the run as it is then; yields every transition after that, renewals too; and
-/// ends after a fatal [`Error`] only.
+/// It begins when it is first polled, with the run as it is then; yields what becomes of it, renewals too; and ends
+/// after a fatal [`Error`] only. When messages are lost, or overtaken by an answer, transitions may be passed over; the
+/// last state never is.
 ///
 /// # Cancel safety
 ///

@@ -148,7 +148,8 @@ impl LockingWorker {
     /// # Errors
     ///
     /// As [`once`](Self::once); and [`OnceError::Json`] when what somebody else has completed the work
-    /// with is not of this type. A result that JSON cannot express is a failed attempt.
+    /// with is not of this type. A result that JSON cannot express, so that it cannot be read back (a
+    /// NaN is written as `null`), is a failed attempt.
     ///
     /// # Cancel safety
     ///
@@ -180,6 +181,8 @@ impl LockingWorker {
     }
 
     /// The run as it is now, and who waits: the record, and the line right after it.
+    ///
+    /// It writes nothing, but who only looks needs all of a worker's permissions too: `build()` checks them.
     ///
     /// # Errors
     ///
@@ -221,10 +224,15 @@ impl LockingWorker {
     /// Looks on: a stream of the key's transitions that takes no part in them.
     ///
     /// It yields the run as it is, and then what becomes of it, renewals too. What happens while the server is out of
-    /// reach is one [`Error`] an outage; after it comes the run as it is then. Between two polls nothing is lost.
+    /// reach is one [`Error`] an outage; after it comes the run as it is then. When messages are lost, or overtaken by
+    /// an answer, transitions may be passed over; the last state never is.
+    ///
+    /// Between two polls nothing is lost, which has its price: all that it was told is kept until then, each with its
+    /// checkpoint of up to 64 KiB or its result of up to 1 MiB. Drop one that you do not poll any more.
     ///
     /// The server sends messages for it, and is asked when it begins, after an outage, and when a record should have
-    /// been forgotten.
+    /// been forgotten. It writes nothing, but who only looks needs all of a worker's permissions too: `build()` checks
+    /// them.
     ///
     /// # Examples
     ///
@@ -255,6 +263,10 @@ impl LockingWorker {
     /// the run; its reasons, checkpoint and result go. The fencing token goes on rising, so that what the old holder
     /// does too late is refused. That holder hears of its loss by push if anybody of its process waits, else by its next
     /// renewal, or when it settles; without either its guard is valid by its own clock until the lease would have ended.
+    ///
+    /// It is unconditional: whoever has the work when it gets there loses it, and that may be a healthy successor of the
+    /// one that you have looked at. Repeated after [`Error::Unavailable`] it may clear twice, and the second time what
+    /// has begun since the first: [`inspect`](Self::inspect) before.
     ///
     /// # Errors
     ///
