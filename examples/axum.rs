@@ -27,8 +27,7 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::get;
-use clap::Parser;
-use common::{Call, Fleet, Result, Role, check, stop_signal};
+use common::{Fleet, Result, Role, check, stop_signal};
 use futures::future::try_join_all;
 use redis_locking_worker::{LockingWorker, OnceError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,7 +37,7 @@ use tokio::time::{sleep, timeout};
 const COMPUTATION: Duration = Duration::from_millis(300);
 
 /// An endpoint that never computes twice.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, clap::Args)]
 struct Args {
     /// How many servers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -52,8 +51,6 @@ struct Args {
     /// Stay up, to be asked by others
     #[arg(long)]
     serve: bool,
-    #[command(flatten)]
-    call: Call,
 }
 
 #[derive(Clone)]
@@ -91,9 +88,14 @@ async fn compute(role: &Role, name: &str) -> Result<String, Infallible> {
 
 async fn serve(role: Role) -> Result<()> {
     let shutdown = role.shutdown()?;
-    // The retention is how long an answer is good for.
-    let builder = role.builder().retention(Duration::from_secs(60));
-    let worker = builder.build().await?;
+    let worker = role
+        .builder()
+        // A computation may take longer than its lease.
+        .renew()
+        // How long an answer is good for.
+        .retention(Duration::from_secs(60))
+        .build()
+        .await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     role.says(format!("listens {}", listener.local_addr()?.port()));
     let app = Router::new()
@@ -111,11 +113,7 @@ async fn serve(role: Role) -> Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    common::exit(match args.call.role() {
-        Some(role) => serve(role).await,
-        None => fleet(args).await,
-    })
+    common::run(|role, _| serve(role), fleet).await
 }
 
 async fn fleet(args: Args) -> Result<()> {

@@ -11,12 +11,13 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
-use common::{Call, Fleet, Result, Role, now};
+use clap::ValueEnum;
+use common::{Fleet, Result, Role, check, now};
 use futures::StreamExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -26,7 +27,7 @@ use redis_locking_worker::{Builder, LockEvent, LockingWorker, Memory, StatusLeve
 const WORK: Duration = Duration::from_millis(200);
 
 /// A fleet of workers races for one piece of work.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(args_override_self = true)]
 struct Args {
     /// How many workers [default: one per core, at least 4]
@@ -47,8 +48,6 @@ struct Args {
     /// How much the workers tell of their progress
     #[arg(long, value_enum, default_value_t = Verbosity::Verbose)]
     verbosity: Verbosity,
-    #[command(flatten)]
-    call: Call,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -68,7 +67,11 @@ impl Args {
     fn settings(&self, builder: Builder) -> Builder {
         builder
             .lock_timeout(Duration::from_millis(self.lock_timeout))
+            // An attempt may take longer than that.
+            .renew()
             .max_attempts(self.attempts)
+            // Longer than the fleet takes to be there.
+            .retention(Duration::from_secs(60))
             // As in the ancestor a worker that failed stands aside, unless the fleet is too small
             // for all the attempts: then it waits in line again.
             .rejoin(self.workers() < self.attempts)
@@ -90,7 +93,7 @@ impl Args {
     }
 }
 
-/// What a worker reports: something to print, or the time at which something happened.
+/// What a worker reports: something to print, or what it has seen of the run.
 #[derive(Clone, Debug)]
 enum Report {
     Says(String),
@@ -98,7 +101,16 @@ enum Report {
     Begins(u32, u64),
     /// It failed to do the work at this time in µs.
     Fails(u64),
-    Ends(String),
+    Ends(End),
+}
+
+/// How the run ended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct End {
+    completed: bool,
+    /// The last attempt.
+    attempt: u32,
+    holder: String,
 }
 
 /// The race itself, as one worker sees it.
@@ -111,19 +123,22 @@ async fn work(role: Role, args: Args) -> Result<()> {
         match event {
             LockEvent::Acquired(guard) => {
                 role.says(Report::Begins(guard.attempt(), now()));
-                tokio::time::sleep(WORK).await;
-                if args.succeeds(guard.attempt()) {
-                    let last = guard.is_last_attempt();
-                    match guard.done().await {
-                        Ok(()) => {
-                            says(format!("completed work successfully, last attempt? {last}"))
+                match guard.run(tokio::time::sleep(WORK)).await {
+                    Ok(()) if args.succeeds(guard.attempt()) => {
+                        let last = guard.is_last_attempt();
+                        match guard.done().await {
+                            Ok(()) => {
+                                says(format!("completed work successfully, last attempt? {last}"))
+                            }
+                            Err(error) => says(format!("could not complete the work: {error}")),
                         }
-                        Err(error) => says(format!("could not complete the work: {error}")),
                     }
-                } else {
-                    says("failed to do work".to_owned());
-                    role.says(Report::Fails(now()));
-                    drop(guard);
+                    Ok(()) => {
+                        says("failed to do work".to_owned());
+                        role.says(Report::Fails(now()));
+                        drop(guard);
+                    }
+                    Err(lost) => says(format!("stopped its work: {lost}")),
                 }
             }
             LockEvent::Locked(_) if !waits => {
@@ -131,14 +146,16 @@ async fn work(role: Role, args: Args) -> Result<()> {
                 says("did not acquire lock".to_owned());
             }
             LockEvent::Status(status) => says(format!("Status message from lock: {status}")),
-            LockEvent::Completed(completed) => role.says(Report::Ends(format!(
-                "{} completed the work at attempt #{}.",
-                completed.holder, completed.attempt
-            ))),
-            LockEvent::MaxAttempts(given_up) => role.says(Report::Ends(format!(
-                "The work was given up after {} attempts, the last one by {}.",
-                given_up.attempts, given_up.holder
-            ))),
+            LockEvent::Completed(completed) => role.says(Report::Ends(End {
+                completed: true,
+                attempt: completed.attempt,
+                holder: completed.holder.to_string(),
+            })),
+            LockEvent::MaxAttempts(given_up) => role.says(Report::Ends(End {
+                completed: false,
+                attempt: given_up.attempts,
+                holder: given_up.holder.to_string(),
+            })),
             LockEvent::Error(error) => says(format!("Error from lock: {error}")),
             _ => {}
         }
@@ -150,11 +167,7 @@ async fn work(role: Role, args: Args) -> Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    common::exit(match args.call.role() {
-        Some(role) => work(role, args).await,
-        None => race(args).await,
-    })
+    common::run(work, race).await
 }
 
 async fn race(mut args: Args) -> Result<()> {
@@ -167,28 +180,60 @@ async fn race(mut args: Args) -> Result<()> {
     fleet.args.push(format!("--seed={seed}"));
     fleet.start_all(args.workers(), |role| work(role, args.clone()))?;
 
-    let (mut outcome, mut failed_at, mut takeovers) = (None, None, Vec::new());
+    let (mut begun, mut ends) = (BTreeSet::new(), BTreeSet::new());
+    let (mut failed_at, mut takeovers) = (None, Vec::new());
     while let Some((_, line)) = fleet.hear().await {
         match Report::from_line(&line).unwrap_or(Report::Says(line)) {
             Report::Says(text) => println!("{text}"),
             Report::Begins(attempt, at) => {
+                begun.insert(attempt);
                 if let Some(failed_at) = failed_at.take() {
                     takeovers.push((attempt, at.saturating_sub(failed_at)));
                 }
             }
             Report::Fails(at) => failed_at = Some(at),
-            Report::Ends(text) => outcome = Some(text),
+            Report::Ends(end) => drop(ends.insert(end)),
         }
     }
-    let outcome = outcome.ok_or("no worker saw the end of the run")?;
-    println!("\n{outcome} (seed {seed})");
+    fleet.end().await?;
+
+    println!("\nSeed: {seed}");
+    for end in &ends {
+        println!("{end}");
+    }
     for (attempt, micros) in takeovers {
         println!(
             "Attempt #{attempt} began {:.2} ms after the failure before it",
             micros as f64 / 1e3
         );
     }
-    fleet.end().await
+    check(ends.len() == 1, "all who wait are told of the same end")?;
+    let lucky = (1..=args.attempts).find(|&attempt| args.succeeds(attempt));
+    let (completed, last) = (lucky.is_some(), lucky.unwrap_or(args.attempts));
+    check(
+        ends.iter()
+            .all(|end| (end.completed, end.attempt) == (completed, last)),
+        "the first attempt that succeeds completes the work, and without one it is given up",
+    )?;
+    check(
+        begun.into_iter().eq(1..=last),
+        "every attempt is made, and none after the last",
+    )
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            attempt, holder, ..
+        } = self;
+        match self.completed {
+            true => write!(f, "{holder} completed the work at attempt #{attempt}."),
+            false => write!(
+                f,
+                "The work was given up after {attempt} attempts, the last one by {holder}."
+            ),
+        }
+    }
 }
 
 impl fmt::Display for Report {
@@ -197,7 +242,7 @@ impl fmt::Display for Report {
             Report::Says(text) => write!(f, "says {text}"),
             Report::Begins(attempt, at) => write!(f, "begins {attempt} {at}"),
             Report::Fails(at) => write!(f, "fails {at}"),
-            Report::Ends(text) => write!(f, "ends {text}"),
+            Report::Ends(end) => write!(f, "ends {} {} {}", end.completed, end.attempt, end.holder),
         }
     }
 }
@@ -212,7 +257,15 @@ impl Report {
                 Report::Begins(attempt.parse().ok()?, at.parse().ok()?)
             }
             "fails" => Report::Fails(rest.parse().ok()?),
-            "ends" => Report::Ends(rest.to_owned()),
+            "ends" => {
+                let (completed, rest) = rest.split_once(' ')?;
+                let (attempt, holder) = rest.split_once(' ')?;
+                Report::Ends(End {
+                    completed: completed.parse().ok()?,
+                    attempt: attempt.parse().ok()?,
+                    holder: holder.to_owned(),
+                })
+            }
             _ => return None,
         })
     }

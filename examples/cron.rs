@@ -19,15 +19,14 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
-use common::{Call, Fleet, Result, Role, check, now};
+use common::{Fleet, Result, Role, check, now};
 use futures::{Stream, StreamExt};
 use redis_locking_worker::ClaimExt;
 use tokio::time::{Instant, interval_at};
 use tokio_stream::wrappers::IntervalStream;
 
 /// A cron job of a fleet.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, clap::Args)]
 struct Args {
     /// How many workers
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
@@ -35,11 +34,12 @@ struct Args {
     /// From one tick to the next
     #[arg(long, default_value = "200ms", value_parser = common::period)]
     period: Duration,
+    /// How long a job takes
+    #[arg(long, default_value = "50ms", value_parser = humantime::parse_duration)]
+    work: Duration,
     /// How many ticks each worker sees before it ends
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     ticks: u32,
-    #[command(flatten)]
-    call: Call,
 }
 
 /// The ticks from now on: the number of each time slot, counted from the epoch, as it begins.
@@ -56,9 +56,14 @@ fn ticks(period: Duration) -> impl Stream<Item = u128> {
 }
 
 async fn work(role: Role, args: Args) -> Result<()> {
-    // Longer than any two of their clocks are apart, and than a process may be held up.
-    let builder = role.builder().retention(Duration::from_secs(60));
-    let worker = builder.build().await?;
+    let worker = role
+        .builder()
+        // A job may take longer than its lease.
+        .renew()
+        // Longer than any two of their clocks are apart, and than a process may be held up.
+        .retention(Duration::from_secs(60))
+        .build()
+        .await?;
     let ticks = ticks(args.period)
         .take(args.ticks as usize)
         .inspect(|slot| role.says(format!("ticks {slot}")));
@@ -66,7 +71,7 @@ async fn work(role: Role, args: Args) -> Result<()> {
     while let Some(claimed) = claimed.next().await {
         let (slot, guard) = claimed?;
         role.says(format!("runs {slot}"));
-        tokio::time::sleep(args.period / 4).await;
+        guard.run(tokio::time::sleep(args.work)).await?;
         guard.done().await?;
     }
     drop(claimed);
@@ -76,11 +81,7 @@ async fn work(role: Role, args: Args) -> Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    common::exit(match args.call.role() {
-        Some(role) => work(role, args).await,
-        None => fleet(args).await,
-    })
+    common::run(work, fleet).await
 }
 
 async fn fleet(args: Args) -> Result<()> {

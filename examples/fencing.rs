@@ -10,21 +10,16 @@
 //!
 //! With `REDIS_URL`, or with `redis-server` or `valkey-server` on PATH (which it starts on a free port
 //! and stops again), the workers are processes, stopped by SIGSTOP. With neither they are tasks on the
-//! memory store, and the first one sleeps.
+//! memory store, and the first one waits.
 
 mod common;
 
-use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
-use common::{Call, Fleet, Result, Role, check};
-use futures::{FutureExt, StreamExt};
-use nix::sys::signal::Signal;
+use common::{Fleet, Result, Role, check};
+use futures::StreamExt;
 use redis_locking_worker::LockEvent;
-use tokio::sync::Notify;
 
 const LEASE: Duration = Duration::from_millis(500);
 
@@ -50,21 +45,17 @@ impl Store {
     }
 }
 
-/// A holder that was paused past its lease writes late.
-#[derive(Parser)]
-struct Args {
-    #[command(flatten)]
-    call: Call,
-}
-
-async fn work(role: Role, pause: impl Future<Output = ()>) -> Result<()> {
+async fn work(role: Role) -> Result<()> {
+    let mut resumed = role.resumed()?;
     let worker = role.builder().lock_timeout(LEASE).build().await?;
     let mut events = worker.acquire();
-    let mut pause = pin!(pause.fuse());
     while let Some(event) = events.next().await {
         if let LockEvent::Acquired(guard) = event {
             role.says("begins");
-            (&mut pause).await;
+            if role.number == 1 {
+                // It is stopped here, however long its owner takes to do so.
+                (&mut resumed).await;
+            }
             // Looking at the guard here would help only until the next line.
             role.says(format!("writes {}", guard.fencing_token()));
             match guard.done().await {
@@ -78,11 +69,7 @@ async fn work(role: Role, pause: impl Future<Output = ()>) -> Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    common::exit(match Args::parse().call.role() {
-        // Long enough to be stopped in.
-        Some(role) => work(role, tokio::time::sleep(LEASE / 5)).await,
-        None => fleet().await,
-    })
+    common::run(|role, ()| work(role), |()| fleet()).await
 }
 
 async fn fleet() -> Result<()> {
@@ -93,9 +80,7 @@ async fn fleet() -> Result<()> {
         highest: Some(0),
         ..Store::default()
     };
-    let go_on = Arc::new(Notify::new());
-    let first = go_on.clone();
-    fleet.start(|role| work(role, async move { first.notified().await }))?;
+    fleet.start(work)?;
     let mut refused = 0;
     while let Some((number, line)) = fleet.hear().await {
         match line.split_once(' ') {
@@ -103,9 +88,9 @@ async fn fleet() -> Result<()> {
                 println!("Worker {number} begins");
                 if number == 1 {
                     // As a long garbage collection does, or a laptop that is closed.
-                    fleet.signal(1, Signal::SIGSTOP)?;
+                    fleet.pause(1)?;
                     println!("Worker 1 is stopped, for longer than its lease");
-                    fleet.start(|role| work(role, async {}))?;
+                    fleet.start(work)?;
                 }
             }
             Some(("writes", token)) => {
@@ -121,8 +106,7 @@ async fn fleet() -> Result<()> {
                 println!("Worker {number}: {how}");
                 if number == 2 {
                     println!("Worker 1 goes on");
-                    fleet.signal(1, Signal::SIGCONT)?;
-                    go_on.notify_one();
+                    fleet.resume(1)?;
                 }
             }
         }

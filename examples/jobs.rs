@@ -25,8 +25,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use common::{Call, Fleet, Result, Role, check};
+use common::{Fleet, Result, Role, check};
 use futures::{TryStreamExt, stream};
 use rand::Rng;
 use rand::seq::{IteratorRandom, SliceRandom};
@@ -36,7 +35,7 @@ use tokio::time::sleep;
 const MAX_ATTEMPTS: u32 = 5;
 
 /// A fleet works off a list of jobs, each once.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, clap::Args)]
 struct Args {
     /// How many jobs
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -56,8 +55,6 @@ struct Args {
     /// All go through the list in the same order, and so are in each other's way
     #[arg(long)]
     in_order: bool,
-    #[command(flatten)]
-    call: Call,
 }
 
 async fn work(role: Role, args: Args) -> Result<()> {
@@ -90,11 +87,7 @@ async fn work(role: Role, args: Args) -> Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    common::exit(match args.call.role() {
-        Some(role) => work(role, args).await,
-        None => fleet(args).await,
-    })
+    common::run(work, fleet).await
 }
 
 /// Until the next kill. Not always the same, or kills would keep step with the ends of the leases that

@@ -21,12 +21,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use common::{Call, Fleet, Result, Role, check};
+use common::{Fleet, Result, Role, check};
 use redis_locking_worker::WorkGuard;
 
 /// A cache that a fleet fills once.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, clap::Args)]
 struct Args {
     /// How many workers ask at the same moment
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
@@ -34,14 +33,17 @@ struct Args {
     /// How many attempts fail, of the 5 that there are
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..5))]
     fail: u32,
-    #[command(flatten)]
-    call: Call,
 }
 
 async fn work(role: Role, args: Args) -> Result<()> {
-    // The retention is how long the value stays in the cache.
-    let builder = role.builder().retention(Duration::from_secs(60));
-    let worker = builder.build().await?;
+    let worker = role
+        .builder()
+        // The computation may take longer than its lease.
+        .renew()
+        // How long the value stays in the cache.
+        .retention(Duration::from_secs(60))
+        .build()
+        .await?;
     let asked = Instant::now();
     let value = worker
         .once(|guard| expensive(&role, args.fail, guard))
@@ -65,11 +67,7 @@ async fn expensive(role: &Role, fail: u32, guard: Arc<WorkGuard>) -> Result<Stri
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    common::exit(match args.call.role() {
-        Some(role) => work(role, args).await,
-        None => fleet(args).await,
-    })
+    common::run(work, fleet).await
 }
 
 async fn fleet(args: Args) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -12,15 +13,16 @@ use nix::unistd::Pid;
 use redis_locking_worker::{Builder, LockingWorker, Memory};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::place::Place;
 use super::{Result, now, stop_signal, with_causes};
 
-/// How an example calls itself.
-#[derive(Clone, Debug, clap::Args)]
+// How an example calls itself. Not a doc comment: that would be in the example's help.
+#[derive(clap::Args)]
 pub struct Call {
     /// The number of this worker, its server and its key
     #[arg(long, hide = true, num_args = 3)]
@@ -63,6 +65,7 @@ enum Kind {
         memory: Memory,
         reports: mpsc::UnboundedSender<Report>,
         stop: CancellationToken,
+        resume: Arc<Notify>,
     },
 }
 
@@ -89,6 +92,20 @@ impl Role {
         Ok(match &self.kind {
             Kind::Process { .. } => stop_signal()?.boxed(),
             Kind::Task { stop, .. } => stop.clone().cancelled_owned().boxed(),
+        })
+    }
+
+    /// Resolves when this worker goes on after a pause: a process by SIGCONT, from now on.
+    pub fn resumed(&self) -> io::Result<BoxFuture<'static, ()>> {
+        Ok(match &self.kind {
+            Kind::Process { .. } => {
+                let mut continued = signal(SignalKind::from_raw(Signal::SIGCONT as i32))?;
+                async move { continued.recv().await.unwrap_or_default() }.boxed()
+            }
+            Kind::Task { resume, .. } => {
+                let resume = resume.clone();
+                async move { resume.notified().await }.boxed()
+            }
         })
     }
 }
@@ -124,6 +141,7 @@ enum Worker {
     Task {
         task: JoinHandle<Result<(), String>>,
         stop: CancellationToken,
+        resume: Arc<Notify>,
     },
 }
 
@@ -153,8 +171,7 @@ impl Fleet {
         self.place.url().is_some()
     }
 
-    /// Starts the next worker, from 1: as a process if there is a server, whose `main` finds its
-    /// [`Role`]; else as this task.
+    /// Starts the next worker, from 1: as a process if there is a server, else as this task.
     pub fn start<F>(&mut self, task: impl FnOnce(Role) -> F) -> Result<()>
     where
         F: Future<Output = Result<()>> + Send + 'static,
@@ -203,6 +220,7 @@ impl Fleet {
         F: Future<Output = Result<()>> + Send + 'static,
     {
         let (reports, stop) = (self.reports.clone(), CancellationToken::new());
+        let resume = Arc::new(Notify::new());
         let task = task(Role {
             number,
             key: self.key.clone(),
@@ -210,6 +228,7 @@ impl Fleet {
                 memory: self.memory.clone(),
                 reports: reports.clone(),
                 stop: stop.clone(),
+                resume: resume.clone(),
             },
         });
         let task = tokio::spawn(async move {
@@ -217,7 +236,7 @@ impl Fleet {
             let _ = reports.send((number, None));
             ended
         });
-        Worker::Task { task, stop }
+        Worker::Task { task, stop, resume }
     }
 
     /// What any of them says next, and which one; `None` when all have ended.
@@ -245,8 +264,22 @@ impl Fleet {
         self.numbers().try_for_each(|number| self.terminate(number))
     }
 
+    /// Stops a worker where it is, if it is a process.
+    pub fn pause(&self, number: u32) -> Result<()> {
+        self.signal(number, Signal::SIGSTOP)
+    }
+
+    /// Lets a worker that was stopped go on.
+    pub fn resume(&self, number: u32) -> Result<()> {
+        match self.workers.get(&number) {
+            Some(Worker::Task { resume, .. }) => resume.notify_one(),
+            _ => self.signal(number, Signal::SIGCONT)?,
+        }
+        Ok(())
+    }
+
     /// Sends a signal to a worker, if it is a process.
-    pub fn signal(&self, number: u32, signal: Signal) -> Result<()> {
+    fn signal(&self, number: u32, signal: Signal) -> Result<()> {
         if let Some(Worker::Process(child)) = self.workers.get(&number) {
             if let Some(pid) = child.id() {
                 kill(Pid::from_raw(pid.try_into()?), signal)?;

@@ -9,15 +9,33 @@ use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use fleet::{Call, Fleet, Role};
+pub use fleet::{Fleet, Role};
 
 pub type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
-/// What `main` ends with: the error with its causes, which say what to do.
-pub fn exit(result: Result<()>) -> ExitCode {
-    let Err(error) = result else {
+#[derive(Parser)]
+struct Called<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    #[command(flatten)]
+    call: fleet::Call,
+}
+
+/// The `main` of each example: a process that a fleet has started works, one that a user has started owns
+/// the fleet. An error is told with its causes, which say what to do.
+pub async fn run<A: clap::Args>(
+    work: impl AsyncFnOnce(Role, A) -> Result<()>,
+    fleet: impl AsyncFnOnce(A) -> Result<()>,
+) -> ExitCode {
+    let Called { args, call } = Called::parse();
+    let ended = match call.role() {
+        Some(role) => work(role, args).await,
+        None => fleet(args).await,
+    };
+    let Err(error) = ended else {
         return ExitCode::SUCCESS;
     };
     eprintln!("Error: {}", with_causes(&*error));
