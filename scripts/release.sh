@@ -11,14 +11,14 @@ tool() {
     command -v "$1" >/dev/null || cargo install --locked "$1"
 }
 
-# Those that need something of the system are left out: native-tls has a library of its own.
-features=json,tracing,metrics,cli,enable-rustls-ring,unix-sockets,sentinel-auth,credential-provider
+# All but native-tls, which needs OpenSSL of the system. enable-rustls needs a C compiler.
+features=json,tracing,metrics,cli,enable-rustls,enable-rustls-ring,unix-sockets,sentinel-auth,credential-provider
 
 # Each by itself, without the examples and tests, which use other crates' features. Not locked: without those the
 # manifest is another.
 features() {
     tool cargo-hack
-    cargo hack check --each-feature --exclude-features enable-native-tls,enable-rustls --no-dev-deps
+    cargo hack check --each-feature --exclude-features enable-native-tls --no-dev-deps
 }
 
 # The compiler that Cargo.toml states.
@@ -29,24 +29,22 @@ msrv() {
     cargo "+$version" check --locked --features "$features" --target-dir target/msrv
 }
 
-# The lowest versions that Cargo.toml allows, of what it names itself.
-minimal() {
-    tool cargo-hack
+# The lowest versions that Cargo.toml allows, of what it names itself. In a copy, so that Cargo.lock stays as it is.
+minimal() (
     rustup toolchain install nightly --profile minimal
-    local copy
-    copy=$(mktemp -d)
-    trap 'rm -rf "$copy"' RETURN
+    copy=target/minimal
+    mkdir -p "$copy"
+    trap "rm -rf '$PWD/$copy'" EXIT
     git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
-    local target=$PWD/target/minimal
-    (
-        cd "$copy"
-        # Without those for tests, whose lowest versions are nobody's business.
-        cargo hack --remove-dev-deps check >/dev/null 2>&1 || true
-        cargo +nightly update -Z direct-minimal-versions
-        cargo check --features "$features" --target-dir "$target"
-    )
-}
+    cd "$copy"
+    # Without those for tests, whose lowest versions are nobody's business.
+    sed -i '/^\[dev-dependencies\]$/,/^$/d' Cargo.toml
+    cargo +nightly update -Z direct-minimal-versions
+    cargo check --locked --features "$features" --target-dir target
+)
 
+# Not the advisories: their database is a git repository that cannot be fetched everywhere. Where it can:
+# `cargo deny check advisories`.
 deny() {
     tool cargo-deny
     cargo deny --features "$features" check bans licenses sources
@@ -66,10 +64,11 @@ package() {
     cargo publish --dry-run --locked
 }
 
-for step in "${@:-}"; do
+# One after the other: in a list with && a function would go on after a command that fails.
+[ $# -gt 0 ] || set -- features msrv minimal deny semver package
+for step; do
     case $step in
-        "") features && msrv && minimal && deny && semver && package ;;
         features | msrv | minimal | deny | semver | package) "$step" ;;
-        *) echo "scripts/release.sh: no such step: $step" >&2 && exit 2 ;;
+        *) echo "scripts/release.sh: no such step: $step" >&2; exit 2 ;;
     esac
 done
