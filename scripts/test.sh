@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Runs the tests, on a real server: installs redis-server first if there is none. Those of TLS, unix sockets,
-# JSON and what can be observed need features, and are run by .ci/run.
+# Runs the tests that need no feature, on a real server: installs redis-server first if there is none.
 #
-#   scripts/test.sh --test faults           # some of them: the arguments go to cargo test
-#   PROPTEST_CASES=10000 scripts/test.sh    # a longer search for differences between the stores
+#   scripts/test.sh --test faults                # some of them: the arguments go to cargo test
+#   scripts/test.sh --features cli --test cli    # those of the command line
+#   PROPTEST_CASES=10000 scripts/test.sh         # a longer search for differences between the stores
+#
+# Those of TLS, unix sockets, JSON and what can be observed need features too: .ci/run, in the repository, names them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
