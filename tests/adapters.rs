@@ -15,7 +15,7 @@ use redis_locking_worker::{
 };
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -240,8 +240,10 @@ async fn a_grant_that_an_adapter_has_not_yielded_is_not_counted() {
         drop(guard);
         // The grant is there, and nobody has looked at it.
         b.clone().close().await;
+        let freed = Instant::now();
         drop(waiting);
         assert_eq!(told(&mut b.acquire()).await, (2, Some(Reason::Dropped)));
+        assert!(freed.elapsed() < LEASE / 100, "given back, not run out");
     }
 }
 
