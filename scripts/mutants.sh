@@ -105,6 +105,11 @@ mutant "hub: without a handle it claims again" src/hub/run/news.rs \
                 };' 'return; };' $hub::the_last_stream
 mutant "hub: who was not answered stays in line" src/hub/run/outage.rs \
     'if !member.claiming {' 'if member.stage == Stage::Waiting && !member.claiming {' $hub::who_waits_for_an_answer
+mutant "hub: the hand-off before is taken for ours" src/hub/run/grants.rs \
+    '&& !lease
+            .previous' '&& !lease.previous.as_ref().filter(|_| false)' $hub::a_hand_off_that
+mutant "hub: our hand-off is taken for the one before" src/hub/run/grants.rs \
+    '&& *holder == *lease.terms.label' '' $hub::a_hand_off_whose
 mutant "hub: what is forgotten late was worked on last" src/hub/run/grants.rs \
     'later.or(Some((fence, token)))' 'Some((fence, token)).or(later)' $hub::nor_what_its_own
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \

@@ -870,6 +870,60 @@ async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lo
     }
 }
 
+/// The attempt before, which was handed over too, has the same number.
+#[tokio::test(start_paused = true)]
+async fn a_hand_off_that_was_too_late_is_not_taken_for_the_one_before() {
+    for label in ["a", "b"] {
+        let memory = Memory::new();
+        let bad = Bad::new(&memory, |op| match op {
+            Op::Renew { .. } => Fate::LostLate(Duration::from_secs(2)),
+            Op::Settle { .. } => Fate::Late(Duration::from_secs(1)),
+            _ => Fate::Good,
+        });
+        let (a, b, c) = (
+            process(&Bad::good(&memory), "a", LONG),
+            process(&bad, label, LONG),
+            process(&Bad::good(&memory), "c", LONG),
+        );
+        let (mut first, mut second, mut third) = (new_stream(&a), new_stream(&b), new_stream(&c));
+        let guard = acquired(&mut first).await;
+        locked(&mut second).await;
+        locked(&mut third).await;
+        settle_down().await;
+        guard.hand_off().await.unwrap();
+        let guard = acquired(&mut second).await;
+        // Confirmed too late: it goes to the third, uncounted.
+        let late = guard.hand_off();
+        let next = async { acquired_past_locked(&mut third).await };
+        let (told, next) = future::join(late, next).await;
+        assert!(matches!(told, Err(SettleError::Lost(_))), "{told:?}");
+        assert_eq!(next.attempt(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
+    let memory = Memory::new();
+    let mut settlements = 0;
+    let bad = Bad::new(&memory, move |op| {
+        settlements += u32::from(matches!(op, Op::Settle { .. }));
+        match op {
+            Op::Settle { .. } if settlements == 1 => Fate::AnswerLost,
+            _ => Fate::Good,
+        }
+    });
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    settle_down().await;
+    guard.hand_off().await.unwrap();
+    acquired(&mut second).await.hand_off().await.unwrap();
+}
+
 /// One that is being settled is over later than its successor that is lost.
 #[tokio::test(start_paused = true)]
 async fn nor_what_its_own_process_has_settled_and_not_heard_of() {

@@ -177,10 +177,17 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
         Outcome::Fail(Failure::Panicked) => Cause::Panicked,
         Outcome::Fail(Failure::Reason(_)) | Outcome::FailPermanently(_) => Cause::Failed,
     };
+    let ours =
+        |attempt: u32, holder: &str| attempt == lease.attempt && *holder == *lease.terms.label;
     let previous = record.previous.as_ref();
     record.last == Some(lease.token)
         && previous.is_some_and(|previous| previous.cause == cause)
-        && previous.is_some_and(|previous| previous.attempt == lease.attempt)
+        && previous.is_some_and(|previous| ours(previous.attempt, &previous.holder))
+        // What it found so was another's doing: an attempt that was handed over is made again under the same number.
+        && !lease
+            .previous
+            .as_ref()
+            .is_some_and(|previous| ours(previous.attempt, &previous.holder))
 }
 
 /// How a participation ends whose grant was settled.
