@@ -181,7 +181,8 @@ impl Builder {
         self
     }
 
-    /// What this participant is called in the events of the others.
+    /// What this participant is called in the events of the others; `HOST:PID` by default, which all streams of a
+    /// process share.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
         self

@@ -18,6 +18,12 @@ pub trait ClaimExt: Stream {
     /// `max_attempts`, and that may be this stream: so jobs are [`Clone`]. A job whose run is over, completed or given
     /// up by anybody, is passed over. The stream ends when that of the jobs has, and all of their runs are over.
     ///
+    /// `key_of` is called once for each job, when there is a place for it, which may be late: let the job itself say
+    /// what it is, and not the clock. The ticks of an [`IntervalStream`] are instants, which no two processes share: map
+    /// them to the number of their time slot, as `examples/cron.rs` does.
+    ///
+    /// [`IntervalStream`]: https://docs.rs/tokio-stream/latest/tokio_stream/wrappers/struct.IntervalStream.html
+    ///
     /// It wins no more jobs at a time than [`ClaimEach::concurrency`] says: one, unless told otherwise. What others
     /// work on is put off in favour of what is free, and looked at again when their leases end. While there is nothing
     /// else, it waits in line. A server that does not serve is waited for.

@@ -144,7 +144,7 @@ pub enum Error {
         key: Key,
     },
     /// The key holds a text that is no lock record, or one of an unknown version.
-    #[error("{key} holds {found}, which this version cannot read; it is left as it is")]
+    #[error("{key} holds a value that this version cannot read ({found}); it is left as it is")]
     UnknownFormat {
         /// The key.
         key: Key,

@@ -67,7 +67,8 @@ pub struct Locked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Completed {
-    /// Who completed it.
+    /// Who completed it, by its [label](crate::Builder::label), which streams of one worker share. Whether it was ours
+    /// is what [`WorkGuard::done`] says.
     pub holder: String,
     /// At which attempt, from 1.
     pub attempt: u32,

@@ -21,8 +21,8 @@ use crate::store::{Failure, GRAIN, Outcome, millis};
 ///
 /// Complete the work with [`done`](Self::done), or report that it failed with
 /// [`fail`](Self::fail). Dropping the guard is a failure too, with the reason "dropped", or
-/// "panicked" while the thread is unwinding: the attempt is counted, and another participant takes
-/// over at once.
+/// "panicked" while the thread is unwinding, or why it was [lost](Self::lost) if it was: the attempt
+/// is counted, and another participant takes over at once.
 ///
 /// Dropping is synchronous, never blocks and never panics, on any thread, inside a runtime or not:
 /// it leaves a message for the worker's task, which tells the server. Once that task's runtime has
@@ -465,9 +465,11 @@ impl WorkGuard {
     /// Ends it without waiting for an answer, if it has not been settled.
     pub(crate) fn abandon(&self) {
         if !self.settled.swap(true, Ordering::Relaxed) {
-            let failure = match std::thread::panicking() {
-                true => Failure::Panicked,
-                false => Failure::Dropped,
+            let failure = match (std::thread::panicking(), self.grant.lease.why_lost()) {
+                (true, _) => Failure::Panicked,
+                // If the server can still be told, it was not the drop.
+                (false, Some(why)) => Failure::Reason(why.to_string()),
+                (false, None) => Failure::Dropped,
             };
             self.grant.settle(Outcome::Fail(failure), None);
         }

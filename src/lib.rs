@@ -114,7 +114,8 @@
 //!
 //! # Features
 //!
-//! None is on by default. `cli` adds the command `locking-worker`. `json` adds `LockingWorker::once_json`. `enable-rustls`, `enable-rustls-ring`,
+//! None is on by default. `cli` adds [the command `locking-worker`][cli]. `json` adds `LockingWorker::once_json`. `tracing` and `metrics`
+//! tell what happens. `enable-rustls`, `enable-rustls-ring`,
 //! `enable-native-tls`, `unix-sockets`, `sentinel-auth` and `credential-provider` are passed through to [`fred`].
 //!
 //! # More
@@ -123,6 +124,7 @@
 //! instead][comparison], [what a fencing token is for][fencing], [what is promised, and how it is tested][reliability],
 //! [what was measured][performance], [the map of the house][architecture].
 //!
+//! [cli]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/cli.md
 //! [architecture]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/architecture.md
 //! [comparison]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/comparison.md
 //! [fencing]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/fencing.md

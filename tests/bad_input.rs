@@ -341,19 +341,19 @@ const FOREIGN: [Foreign; 4] = [
         b"SET",
         b"k",
         b"x",
-        "k holds no record, which this version cannot read; it is left as it is",
+        "k holds a value that this version cannot read (not a lock record); it is left as it is",
     ),
     (
         b"SET",
         b"k",
         b"lw9 held",
-        "k holds lw9, which this version cannot read; it is left as it is",
+        "k holds a value that this version cannot read (lw9); it is left as it is",
     ),
     (
         b"SET",
         b"k",
         b"lw1 held",
-        "k holds lw1, which this version cannot read; it is left as it is",
+        "k holds a value that this version cannot read (lw1); it is left as it is",
     ),
 ];
 

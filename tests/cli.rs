@@ -196,6 +196,8 @@ async fn the_exit_code_says_that_the_lease_was_lost() {
     assert_eq!(desk.end("clear job --yes").await.0, 0);
     assert_eq!(process.code().await, 5);
     assert!(!lives(&desk.left("pid")));
+    let said = desk.left("a.err");
+    assert_eq!(said.matches("record has gone").count(), 1, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -561,7 +563,10 @@ async fn a_command_that_takes_too_long_is_stopped_and_has_failed() {
     assert_eq!(desk.run("a", options, &script).code().await, 4);
     let worker = server.builder("job").build().await.unwrap();
     let reason = worker.inspect().await.unwrap().previous.unwrap().reason;
-    assert_eq!(reason.to_string(), "stopped, as the lease was running out");
+    assert_eq!(
+        reason.to_string(),
+        "stopped, as --max-hold was running out: 3s"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -683,8 +688,8 @@ async fn watch_prints_a_line_for_each_transition() {
         "job: free",
         "job: held by a, attempt 1 of 5",
         "job: open, attempt 1 of 5, by a: exit code 7",
-        "job: held by b, attempt 2 of 5, after 1 by a: exit code 7",
-        "job: completed by b, attempt 2 of 5, after 1 by a: exit code 7",
+        "job: held by b, attempt 2 of 5, after attempt 1 by a: exit code 7",
+        "job: completed by b, attempt 2 of 5, after attempt 1 by a: exit code 7",
     ];
     assert_eq!(of_job(), expected);
     watch.signal(Signal::SIGINT);

@@ -20,10 +20,11 @@ pub enum Place {
 impl Place {
     /// Looks for a server, and at it: one that is not there is told of once, not by every worker.
     pub async fn find() -> Result<Self> {
-        let place = match (std::env::var("REDIS_URL"), find_server()) {
-            (Ok(url), _) => Place::Named(url),
-            (Err(_), Some(program)) => Place::Started(Server::start(&program)?),
-            (Err(_), None) => Place::Memory,
+        let named = std::env::var("REDIS_URL").ok();
+        let place = match (named.filter(|url| !url.is_empty()), find_server()) {
+            (Some(url), _) => Place::Named(url),
+            (None, Some(program)) => Place::Started(Server::start(&program)?),
+            (None, None) => Place::Memory,
         };
         if let Some(url) = place.url() {
             LockingWorker::builder("examples").url(url).build().await?;

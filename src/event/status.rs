@@ -33,7 +33,7 @@ pub enum Status {
         /// Their number.
         attempts: u32,
     },
-    /// We have it. Normal.
+    /// We have it, and it was somebody's before, or is not the first attempt. Normal.
     ThisIsAttempt {
         /// Our attempt.
         attempt: u32,
@@ -45,7 +45,7 @@ pub enum Status {
         /// The attempt that is being made now.
         actual: u32,
     },
-    /// Somebody completed the work. Normal.
+    /// Somebody else completed the work. Normal.
     WorkCompleted {
         /// Its label.
         holder: String,

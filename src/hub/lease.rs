@@ -115,6 +115,10 @@ impl Lease {
         self.lost.get().is_some()
     }
 
+    pub(crate) fn why_lost(&self) -> Option<&LeaseLost> {
+        self.lost.get()
+    }
+
     /// What is left; zero once it has ended or was lost.
     pub(crate) fn remaining(&self) -> Duration {
         match self.lost.get() {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{Handle, Terms};
 use crate::acquire::{Acquire, Entry};
 use crate::error::{Error, FencedError, SettleError};
-use crate::event::{LockEvent, Status, StatusLevel};
+use crate::event::{LockEvent, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
@@ -868,6 +868,25 @@ async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lo
         guard.fail("for the second").await.unwrap();
         is_worked_on_and_lost(second, &bad).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stops_the_work_is_why_the_attempt_failed() {
+    let memory = Memory::new();
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", 1_000),
+        process(&Bad::good(&memory), "b", 1_000),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    let lost = guard.run(future::pending::<()>()).await.unwrap_err();
+    // The server's lease has not ended, so that it can still be told.
+    drop(guard);
+    let guard = acquired(&mut second).await;
+    let reason = &guard.previous().unwrap().reason;
+    assert_eq!(*reason, Reason::Failed(lost.to_string()));
+    assert_eq!(lost.to_string(), "the lease was lost: it ended");
 }
 
 /// The attempt before, which was handed over too, has the same number.

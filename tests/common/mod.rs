@@ -525,3 +525,14 @@ impl Sentinel {
         format!("redis-sentinel://127.0.0.1:{port}?sentinelServiceName=main")
     }
 }
+
+/// The README's least permissions, for keys that begin with `job:`.
+pub fn least_permissions() -> impl Iterator<Item = &'static str> + Clone {
+    let (_, rules) = include_str!("../../README.md")
+        .split_once("ACL SETUSER worker on '>password' ")
+        .unwrap();
+    let words = rules.split("```").next().unwrap().split_whitespace();
+    words
+        .filter(|word| *word != "\\")
+        .map(|word| word.trim_matches('\''))
+}

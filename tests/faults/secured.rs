@@ -2,21 +2,15 @@
 
 use std::time::Duration;
 
-use crate::common::{Cluster, Server, acquired, command, end, locked, race, state_of, text, until};
+use crate::common::{
+    Cluster, Server, acquired, command, end, least_permissions, locked, race, state_of, text, until,
+};
 use crate::{chain, outage, until_acquired};
 use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, Value};
 use redis_locking_worker::{
     BuildError, Builder, Error, LockEvent, LockingWorker, RenewError, SettleError,
 };
-
-/// The README's least permissions, with its example's prefix.
-fn documented() -> impl Iterator<Item = &'static str> + Clone {
-    let (_, rules) = include_str!("../../README.md")
-        .split_once("ACL SETUSER worker on >password ")
-        .unwrap();
-    rules.split("```").next().unwrap().split_whitespace()
-}
 
 /// What a cluster needs besides, as the README has it.
 const CLUSTER: [&str; 2] = ["+cluster|slots", "+cluster|info"];
@@ -73,7 +67,7 @@ async fn denied(server: &Server) -> Vec<String> {
 #[tokio::test]
 async fn the_documented_permissions_are_enough() {
     let server = Server::start();
-    permit(&server, documented()).await;
+    permit(&server, least_permissions()).await;
     whole_run(|| as_user(&server.url())).await;
     assert_eq!(denied(&server).await, [""; 0]);
 }
@@ -83,7 +77,7 @@ async fn in_a_cluster_two_more_are_enough_and_needed() {
     let cluster = Cluster::start().await;
     let permit = async |missing| {
         for node in 0..3 {
-            let rules = documented().chain(CLUSTER);
+            let rules = least_permissions().chain(CLUSTER);
             let rules = rules.filter(|rule| *rule != missing);
             permit(cluster.node(node), rules).await;
         }
@@ -128,12 +122,12 @@ async fn with_replicas_one_more_is_enough_and_without_it_a_grant_is_given_back()
     };
     until(in_step).await;
     let builder = || as_user(&master.url()).replicas(1, Duration::from_secs(1));
-    permit(&master, documented().chain(["+wait"])).await;
+    permit(&master, least_permissions().chain(["+wait"])).await;
     whole_run(builder).await;
     assert_eq!(denied(&master).await, [""; 0]);
 
     command(&client, [b"FLUSHALL"]).await;
-    permit(&master, documented()).await;
+    permit(&master, least_permissions()).await;
     let worker = builder().build().await.unwrap();
     match end(&mut worker.acquire()).await {
         LockEvent::Error(error @ Error::Refused { .. }) => {
@@ -161,15 +155,15 @@ fn named(rule: &str) -> [&str; 2] {
 async fn one_permission_less_is_a_fatal_error_that_names_it_and_nothing_is_granted() {
     let server = Server::start();
     let client = server.client().await;
-    assert!(documented().count() > 15);
-    for missing in documented() {
+    assert!(least_permissions().count() > 15);
+    for missing in least_permissions() {
         // Whoever does not wait needs none of these.
         if ["+ping", "+ssubscribe", "+sunsubscribe"].contains(&missing) {
             continue;
         }
         // So that it is sent as a whole.
         command(&client, [b"SCRIPT", b"FLUSH"]).await;
-        permit(&server, documented().filter(|rule| *rule != missing)).await;
+        permit(&server, least_permissions().filter(|rule| *rule != missing)).await;
         let error = match as_user(&server.url()).build().await {
             Err(BuildError::Server(error @ Error::Refused { .. })) => error,
             other => panic!("{missing}: {other:?}"),
@@ -187,7 +181,11 @@ async fn a_waiter_that_may_not_subscribe_ends_with_a_fatal_error_that_says_so() 
     let server = Server::start();
     let holder = LockingWorker::builder("job:1").url(server.url()).build();
     let guard = acquired(&mut holder.await.unwrap().acquire()).await;
-    permit(&server, documented().filter(|rule| *rule != "+ssubscribe")).await;
+    permit(
+        &server,
+        least_permissions().filter(|rule| *rule != "+ssubscribe"),
+    )
+    .await;
     let worker = as_user(&server.url()).build().await.unwrap();
     match end(&mut worker.acquire()).await {
         LockEvent::Error(error @ Error::Refused { .. }) => {
@@ -205,7 +203,7 @@ async fn a_waiter_that_may_not_subscribe_ends_with_a_fatal_error_that_says_so() 
 async fn a_permission_that_is_revoked_ends_holder_and_waiter_and_the_record_stays() {
     for revoked in ["-evalsha", "-set", "resetkeys"] {
         let server = Server::start();
-        permit(&server, documented()).await;
+        permit(&server, least_permissions()).await;
         let build = || as_user(&server.url()).lock_timeout(Duration::from_millis(500));
         let (a, b) = (
             build().build().await.unwrap(),
@@ -238,7 +236,7 @@ async fn a_permission_that_is_revoked_ends_holder_and_waiter_and_the_record_stay
 #[tokio::test]
 async fn a_password_that_changes_is_one_outage_until_it_is_right_again() {
     let server = Server::start();
-    permit(&server, documented()).await;
+    permit(&server, least_permissions()).await;
     let worker = as_user(&server.url()).build().await.unwrap();
     acl(&server, ["resetpass", ">q"]).await;
     let kill: [&[u8]; 4] = [b"CLIENT", b"KILL", b"USER", b"worker"];

@@ -60,9 +60,9 @@ pub(crate) struct Run {
     /// How long the outcome is remembered; who comes within it does nothing [default: twice the lease]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     retention: Option<Duration>,
-    /// How long the command may run [default: without bound]
+    /// How long the command may run, at least the lease [default: without bound]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    max_hold: Option<Duration>,
+    pub(crate) max_hold: Option<Duration>,
     /// How long the command may take to end after SIGTERM, before SIGKILL
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = grace)]
     pub(crate) grace: Duration,
@@ -109,6 +109,8 @@ pub(crate) struct Clear {
     yes: bool,
 }
 
+const DEFAULT_URL: &str = "redis://localhost:6379";
+
 #[derive(Parser)]
 struct Server {
     /// Where the server is; a password is better kept in the environment
@@ -117,7 +119,7 @@ struct Server {
         long,
         env = "REDIS_URL",
         hide_env_values = true,
-        default_value = "redis://localhost:6379"
+        default_value = DEFAULT_URL
     )]
     url: String,
 }
@@ -171,6 +173,11 @@ impl Clear {
 
 impl Server {
     fn builder(&self, key: &OsString) -> Builder {
-        LockingWorker::builder(key.as_bytes()).url(&self.url)
+        // Crontabs and containers set empty variables.
+        let url = match self.url.is_empty() {
+            true => DEFAULT_URL,
+            false => &self.url,
+        };
+        LockingWorker::builder(key.as_bytes()).url(url)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Acquire, LeaseLost, LockEvent, WorkGuard};
+use redis_locking_worker::{Acquire, LeaseLost, LockEvent, SettleError, WorkGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::args;
@@ -18,6 +18,9 @@ use crate::exit::Exit;
 use crate::server;
 use crate::signals::{Signals, is_end, is_from_terminal};
 use crate::text;
+
+/// By how much a lease may end before the bound that it ends by.
+const SLACK: Duration = Duration::from_millis(100);
 
 /// From one SIGKILL to the next.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
@@ -93,6 +96,8 @@ struct Ended {
 enum Stopped {
     /// Little is left of the lease, and nothing renews it.
     RunningOut,
+    /// The same, since no renewal reaches further.
+    TooLong(Duration),
     Lost(LeaseLost),
 }
 
@@ -184,6 +189,8 @@ impl Part {
         };
         let recorded = match settled {
             Some(Ok(())) => true,
+            // Why it has failed was said.
+            Some(Err(SettleError::Lost(_))) if self.lost => false,
             Some(Err(error)) => {
                 let why = text::chain(&error);
                 self.complain(format_args!(
@@ -229,9 +236,13 @@ impl Part {
                 Verdict::HandOff(signal.to_string(), Exit::Signal(signal))
             }
             (Some(Stopped::Lost(why)), _) => Verdict::Fail(text::chain(&why)),
-            (Some(Stopped::RunningOut), _) => {
-                Verdict::Fail("stopped, as the lease was running out".to_owned())
-            }
+            (Some(Stopped::RunningOut), _) => Verdict::Fail(
+                "stopped, as the lease was running out: no renewal got through".to_owned(),
+            ),
+            (Some(Stopped::TooLong(bound)), _) => Verdict::Fail(format!(
+                "stopped, as --max-hold was running out: {}",
+                humantime::format_duration(bound)
+            )),
             (None, _) if ended.status.success() => Verdict::Done,
             (None, Some(signal)) => Verdict::HandOff(signal.to_string(), Exit::Signal(signal)),
             (None, None) if child::is_not_executable(ended.status) => {
@@ -249,7 +260,7 @@ impl Part {
         let mut running_out = pin!(running_out(guard, self.args.grace));
         let mut lost = pin!(guard.lost());
         let mut kill_at = None;
-        let mut stopped = None;
+        let (mut stopped, began) = (None, Instant::now());
         let status = loop {
             tokio::select! {
                 // What may not be late comes first.
@@ -286,7 +297,9 @@ impl Part {
                 () = &mut running_out, if stopped.is_none() => {
                     child.stop(Signal::SIGTERM);
                     kill_at.get_or_insert(Instant::now() + self.args.grace);
-                    stopped = Some(Stopped::RunningOut);
+                    let left = guard.remaining();
+                    let bound = self.args.max_hold.filter(|bound| began.elapsed() + left + SLACK >= *bound);
+                    stopped = Some(bound.map_or(Stopped::RunningOut, Stopped::TooLong));
                 }
             }
         };

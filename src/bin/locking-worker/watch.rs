@@ -109,7 +109,7 @@ fn sentence(run: &Snapshot) -> String {
         (RunState::Held | RunState::Granted | RunState::Completed, Some(previous)) => {
             let reason = &previous.reason;
             format!(
-                "{state} by {holder}, {attempt}, after {} by {}: {reason}",
+                "{state} by {holder}, {attempt}, after attempt {} by {}: {reason}",
                 previous.attempt, previous.holder
             )
         }

@@ -8,7 +8,7 @@ local HEADER = '^lw1 (%l+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) f
 local key, line, record_text
 
 local function refuse(text)
-  error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'no record') })
+  error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'not a lock record') })
 end
 
 -- Item n's record, or nil if there is none. Fails, before anything was written, on a key of another type and
