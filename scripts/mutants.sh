@@ -482,8 +482,9 @@ mutant "cli: what the command has started goes on" $cli/family.rs \
     $shell all_that_the_command
 mutant "cli: who has left its parent goes on" $cli/child.rs \
     'set_child_subreaper(true)?;' '' $shell all_that_the_command
-mutant "cli: an interrupted command is run again" $cli/run.rs \
-    '(None, Some(signal)) =>' '(None, Some(signal)) if signal == Signal::SIGTERM =>' $shell whoever_interrupts
+mutant "cli: an interrupted command has failed" $cli/run.rs \
+    '(None, Some(signal)) => Verdict::HandOff(signal.to_string(), Exit::Signal(signal)),' \
+    '(None, Some(_)) => Verdict::Fail(child::ended(ended.status)),' $shell whoever_interrupts
 mutant "cli: deaf while the server is waited for" $cli/run.rs \
     'signal = self.signals.end() => {
                     if' 'signal = std::future::pending::<Signal>() => {

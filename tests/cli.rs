@@ -533,7 +533,7 @@ async fn the_command_is_gone_when_the_server_lets_the_next_one_in() {
     let proxy = Proxy::start(server.port).await;
     let desk = Desk::at(format!("redis://127.0.0.1:{}", proxy.port));
     let script = "trap 'echo asked >> log' TERM; ".to_owned() + &known_as("pid", FOR_EVER);
-    let mut cut_off = desk.run("a", "--lease 20s --grace 6s", &script);
+    let mut cut_off = desk.run("a", "--lease 20s", &script);
     desk.until_left("pid").await;
     let successor = server.builder("job").label("b").build().await.unwrap();
     let mut events = successor.acquire();
