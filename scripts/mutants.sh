@@ -467,16 +467,18 @@ mutant "cli: the command survives a lost lease" $cli/run.rs \
 mutant "cli: the command is not asked before it is killed" $cli/run.rs \
     'child.stop(Signal::SIGTERM);' '' $shell the_command_is_gone
 mutant "cli: SIGTERM is a failure" $cli/run.rs \
-    'Some(signal @ Signal::SIGTERM)' 'Some(signal @ Signal::SIGXFSZ)' $shell sigterm_hands_off
+    'Verdict::HandOff(signal.to_string(), Exit::Signal(signal))' 'Verdict::Fail(signal.to_string())' \
+    $shell sigterm_hands_off
 mutant "cli: SIGTERM is for ourselves only" $cli/run.rs \
     'Signal::SIGTERM => {
-                            child.stop(signal);' 'Signal::SIGTERM => {' $shell what_sigterm_interrupts
+                            child.stop(signal);' 'Signal::SIGTERM => {' $shell a_second_sigterm_ends
 mutant "cli: what was interrupted is done" $cli/run.rs \
     '(_, Some(signal @ Signal::SIGTERM))' '(_, Some(signal @ Signal::SIGTERM)) if !ended.status.success()' \
     $shell what_sigterm_interrupts
 mutant "cli: what takes too long is done if it says so" $cli/run.rs \
-    '(Some(Stopped::RunningOut), _) => {' '(Some(Stopped::RunningOut), _) if !ended.status.success() => {' \
-    $shell a_command_that_takes_too_long
+    '(_, Some(signal @ Signal::SIGTERM)) => {' \
+    '(Some(Stopped::TooLong(_)), _) if ended.status.success() => Verdict::Done,
+            (_, Some(signal @ Signal::SIGTERM)) => {' $shell a_command_that_takes_too_long
 mutant "cli: what the command has started goes on" $cli/family.rs \
     'family.extend(children.map(|stat| stat.pid));' 'family.extend(children.map(|stat| stat.pid).take(0));' \
     $shell all_that_the_command

@@ -700,7 +700,8 @@ async fn watch_prints_a_line_for_each_transition() {
 #[cfg(target_os = "linux")]
 fn in_a_terminal(desk: &Desk, command: &str) -> Process {
     let program = env!("CARGO_BIN_EXE_locking-worker");
-    let command = format!("stty cols 80 rows 24; exec {program} {command}");
+    // Not in its place: `script` would stop with it.
+    let command = format!("stty cols 80 rows 24; trap : INT; {program} {command}; exit $?");
     let mut script = Command::new("script");
     script
         .args(["--quiet", "--return", "--flush", "--command", &command])
@@ -747,11 +748,23 @@ async fn in_a_terminal_watch_draws_over_what_it_drew_and_ctrl_c_ends_it() {
 async fn ctrl_c_reaches_the_command_once() {
     let server = Server::start();
     let desk = Desk::on(&server);
-    let script = "trap 'echo heard >> log; exit 20' INT; ".to_owned() + &known_as("pid", FOR_EVER);
-    std::fs::write(desk.path("work.sh"), script).unwrap();
-    let mut terminal = in_a_terminal(&desk, "run job --attempts 1 -- sh work.sh");
-    desk.until_left("pid").await;
+    let script = "
+        sub leave { open my $file, '>>', shift; print $file shift, qq(\\n); close $file }
+        $SIG{INT} = sub { leave('log', 'heard') };
+        $SIG{USR1} = sub { exit 20 };
+        leave('us', getppid());
+        sleep 1 while 1;";
+    std::fs::write(desk.path("work.pl"), script).unwrap();
+    let mut terminal = in_a_terminal(&desk, "run job --attempts 1 -- perl work.pl");
+    desk.until_left("us").await;
+    let us = Pid::from_raw(desk.left("us").trim().parse().unwrap());
+    // Two that come together would be one.
+    kill(us, Signal::SIGSTOP).unwrap();
     press_ctrl_c(&mut terminal);
+    desk.until_left("log").await;
+    kill(us, Signal::SIGCONT).unwrap();
+    // Passed on after whatever else is.
+    kill(us, Signal::SIGUSR1).unwrap();
     assert_eq!(terminal.code().await, 130);
     assert_eq!(desk.left("log"), "heard\n");
     assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
