@@ -763,10 +763,21 @@ async fn ctrl_c_reaches_the_command_once() {
     press_ctrl_c(&mut terminal);
     desk.until_left("log").await;
     kill(us, Signal::SIGCONT).unwrap();
-    // Passed on after whatever else is.
+    // What is on its way to us has been heard, and passed on if it is to be.
+    until(async || {
+        let status = read_to_string(format!("/proc/{us}/status")).unwrap();
+        let pending = |line: &str| line.contains("Pnd:") && !line.ends_with("0000000000000000");
+        status.contains("State:\tS") && !status.lines().any(pending)
+    })
+    .await;
     kill(us, Signal::SIGUSR1).unwrap();
     assert_eq!(terminal.code().await, 130);
     assert_eq!(desk.left("log"), "heard\n");
+    let screen = desk.left("screen");
+    assert!(
+        screen.contains("SIGINT: attempt 1 is handed off"),
+        "{screen}"
+    );
     assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
 }
 
