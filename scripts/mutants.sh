@@ -392,6 +392,8 @@ mutant "observers: what is not there is asked for over and over" src/hub/run/obs
     'looked.map_or(view.heard, |looked| looked.max(view.heard))' 'view.heard' $hub::observers::what_was_not_heard
 mutant "observers: seen before it is heard" src/hub/run/observers.rs \
     'if !self.is_about_to_hear()' 'if true' $hub::observers::all_that_follows
+mutant "observers: looks with each try to subscribe" src/hub/run/subscription.rs \
+    'if self.observers.have_seen_nothing() {' 'if true {' $hub::observers::who_cannot_subscribe
 mutant "observers: nothing is seen after an outage" src/hub/run/observers.rs \
     'observer.shown = None;' '' $hub::observers::an_outage
 mutant "observers: an outcome is shown for ever" src/hub/run/observers.rs \

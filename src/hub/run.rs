@@ -289,7 +289,7 @@ impl Run {
         // Before the news spreads, so that no holder takes its own end for a loss.
         match purpose {
             Purpose::Claim { id, token, terms } => {
-                if self.is_wanted(id, token) {
+                if self.comes_back(id, token) {
                     self.claimed(id, token, &reply, now);
                 } else if (reply.ok || reply.position.is_some())
                     && reply

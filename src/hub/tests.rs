@@ -189,6 +189,11 @@ impl Store for Bad {
         if self.refuses_to_watch {
             return Err(forbidden(key));
         }
+        if self.cut.load(Ordering::SeqCst) {
+            let source = FredError::new(ErrorKind::IO, "cut");
+            let key = key.clone();
+            return Err(Error::Unavailable { key, source });
+        }
         self.store.watch(key).await
     }
 

@@ -53,7 +53,7 @@ pub(crate) struct Run {
     no_rejoin: bool,
     /// How long after our death another takes over; renewed while the command runs
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
-    lease: Duration,
+    pub(crate) lease: Duration,
     /// How many attempts are made before the run is given up; the first to come decides
     #[arg(long, value_name = "N", default_value_t = 5)]
     attempts: u32,

@@ -19,9 +19,6 @@ use crate::server;
 use crate::signals::{Signals, is_end, is_from_terminal};
 use crate::text;
 
-/// By how much a lease may end before the bound that it ends by.
-const SLACK: Duration = Duration::from_millis(100);
-
 /// From one SIGKILL to the next.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
@@ -231,11 +228,12 @@ impl Part {
         };
         self.lost = matches!(ended.stopped, Some(Stopped::Lost(_)));
         match (ended.stopped, self.told) {
+            // There is nothing left to hand off.
+            (Some(Stopped::Lost(why)), _) => Verdict::Fail(text::chain(&why)),
             // What was interrupted is not done, whatever it says: many programs end of SIGTERM with 0.
             (_, Some(signal @ Signal::SIGTERM)) => {
                 Verdict::HandOff(signal.to_string(), Exit::Signal(signal))
             }
-            (Some(Stopped::Lost(why)), _) => Verdict::Fail(text::chain(&why)),
             (Some(Stopped::RunningOut), _) => Verdict::Fail(
                 "stopped, as the lease was running out: no renewal got through".to_owned(),
             ),
@@ -297,8 +295,8 @@ impl Part {
                 () = &mut running_out, if stopped.is_none() => {
                     child.stop(Signal::SIGTERM);
                     kill_at.get_or_insert(Instant::now() + self.args.grace);
-                    let left = guard.remaining();
-                    let bound = self.args.max_hold.filter(|bound| began.elapsed() + left + SLACK >= *bound);
+                    let ends = began.elapsed() + guard.remaining();
+                    let bound = self.args.max_hold.filter(|bound| is_by(*bound, ends, self.args.lease));
                     stopped = Some(bound.map_or(Stopped::RunningOut, Stopped::TooLong));
                 }
             }
@@ -340,6 +338,11 @@ impl Part {
         // In one write: others of the fleet may say something to the same terminal.
         let _ = io::stderr().write_all(line.as_bytes());
     }
+}
+
+/// Whether a lease ends then because of the bound: for its holder, by the margin of 1 %, it ends before that.
+fn is_by(bound: Duration, ends: Duration, lease: Duration) -> bool {
+    ends + lease / 100 + Duration::from_millis(100) >= bound
 }
 
 /// Resolves when a third is left of the lease, or the grace if that is less: enough to end in, and less than what is left
@@ -388,4 +391,19 @@ fn environment(guard: &WorkGuard) -> Vec<Variable> {
             previous.map(|previous| text(previous.holder.as_bytes())),
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_told_from_renewals_that_do_not_get_through() {
+        let seconds = Duration::from_secs;
+        // Renewed for the last time after 40 minutes, for the 20 that were left.
+        assert!(is_by(seconds(3_600), seconds(3_588), seconds(3_600)));
+        assert!(is_by(seconds(3), Duration::from_millis(2_960), seconds(3)));
+        assert!(!is_by(seconds(3_600), seconds(2_400), seconds(3_600)));
+        assert!(!is_by(seconds(60), seconds(55), seconds(10)));
+    }
 }

@@ -35,8 +35,8 @@ impl Run {
         self.ask(op, purpose);
     }
 
-    /// The claim has come back. Whether anybody wants what it got: who has had its grant does not.
-    pub(super) fn is_wanted(&mut self, id: Id, token: Token) -> bool {
+    /// A claim comes back: whether anybody wants what it got. Who has had its grant does not.
+    pub(super) fn comes_back(&mut self, id: Id, token: Token) -> bool {
         let member = self.members.get_mut(&id);
         let Some(member) = member.filter(|member| member.token == token) else {
             return false;

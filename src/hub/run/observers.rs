@@ -62,6 +62,11 @@ impl Observers {
         self.all.clear();
     }
 
+    /// Whether any of them still waits for something to see.
+    pub(super) fn have_seen_nothing(&self) -> bool {
+        self.all.values().any(|observer| observer.shown.is_none())
+    }
+
     pub(super) fn are_looking(&self) -> bool {
         self.looking
     }

@@ -65,7 +65,7 @@ impl Run {
                 if self.refreshing == Some(id) {
                     self.refreshing = None;
                 }
-                let wanted = self.is_wanted(id, token);
+                let wanted = self.comes_back(id, token);
                 // It may have been a grant that nobody wants, or one that does not count.
                 if wanted && !unproven {
                     None

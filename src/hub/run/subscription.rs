@@ -115,7 +115,9 @@ impl Run {
                     self.end_all(&error, now);
                     self.observers.end(&error);
                 }
-                self.look();
+                if self.observers.have_seen_nothing() {
+                    self.look();
+                }
             }
         }
         self.unwatch_if_idle();

@@ -104,6 +104,22 @@ async fn all_that_follows_what_is_seen_first_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_cannot_subscribe_looks_once_and_not_with_each_try() {
+    let memory = Memory::new();
+    let cut = Bad::good(&memory);
+    cut.cut.store(true, Ordering::SeqCst);
+    let b = process(&cut, "b", LONG);
+    let mut lookout = b.hub.observe(&b.key);
+    assert_eq!(seen(&mut lookout).await, None);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(
+        cut.calls(),
+        2,
+        "and once more when its ping was not answered"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_is_one_error_and_then_the_run_as_it_is() {
     let memory = Memory::new();
     let down = Instant::now() + Duration::from_secs(1);
