@@ -172,12 +172,33 @@ impl Clear {
 }
 
 impl Server {
-    fn builder(&self, key: &OsString) -> Builder {
-        // Crontabs and containers set empty variables.
-        let url = match self.url.is_empty() {
+    /// Crontabs and containers set empty variables.
+    fn url(&self) -> &str {
+        match self.url.is_empty() {
             true => DEFAULT_URL,
             false => &self.url,
+        }
+    }
+
+    fn builder(&self, key: &OsString) -> Builder {
+        LockingWorker::builder(key.as_bytes()).url(self.url())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_url_is_none() {
+        let url = |url: &str| {
+            Server {
+                url: url.to_owned(),
+            }
+            .url()
+            .to_owned()
         };
-        LockingWorker::builder(key.as_bytes()).url(url)
+        assert_eq!(url(""), DEFAULT_URL);
+        assert_eq!(url("redis://10.0.0.1"), "redis://10.0.0.1");
     }
 }

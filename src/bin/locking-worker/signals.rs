@@ -52,17 +52,21 @@ impl Signals {
                 next.map_or(Poll::Pending, Poll::Ready)
             })
             .await;
-            let now = Instant::now();
-            let again = self.told.is_some_and(|told| now - told < ONE);
-            match signal {
-                Signal::SIGTERM if again => {}
-                Signal::SIGTERM => {
-                    self.told = Some(now);
-                    return signal;
-                }
-                signal => return signal,
+            if self.is_another(signal, Instant::now()) {
+                return signal;
             }
         }
+    }
+
+    fn is_another(&mut self, signal: Signal, now: Instant) -> bool {
+        if signal != Signal::SIGTERM {
+            return true;
+        }
+        let again = self.told.is_some_and(|told| now - told < ONE);
+        if !again {
+            self.told = Some(now);
+        }
+        !again
     }
 
     /// The next one that asks us to end, for when there is no command to pass the others on to.
@@ -85,4 +89,22 @@ pub(crate) fn is_end(signal: Signal) -> bool {
 pub(crate) fn is_from_terminal(signal: Signal) -> bool {
     let keys = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
     keys && File::open("/dev/tty").is_ok_and(|tty| tcgetpgrp(tty) == Ok(getpgrp()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_of_sigterm_that_come_together_are_one() {
+        let (heard, told) = (Vec::new(), None);
+        let mut signals = Signals { heard, told };
+        let began = Instant::now();
+        let mut at = |signal, ms| signals.is_another(signal, began + Duration::from_millis(ms));
+        assert!(at(Signal::SIGTERM, 0));
+        assert!(!at(Signal::SIGTERM, 499));
+        assert!(at(Signal::SIGINT, 499) && at(Signal::SIGINT, 499));
+        assert!(at(Signal::SIGTERM, 500), "from the first");
+        assert!(!at(Signal::SIGTERM, 501));
+    }
 }
