@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
@@ -247,7 +248,12 @@ async fn a_job_that_was_put_off_is_looked_at_once_a_place_is_free_and_is_free_it
         let b = builder.build().await.unwrap();
         let mut theirs = stream::iter([0]).claim_each(&a, key);
         let (_, first) = won(&mut theirs).await.unwrap();
-        let mut claimed = stream::iter(0..2).claim_each(&b, key);
+        let named = Cell::new(0);
+        let name = |job: &u32| {
+            named.set(named.get() + 1);
+            key(job)
+        };
+        let mut claimed = stream::iter(0..2).claim_each(&b, name);
         let (job, second) = won(&mut claimed).await.unwrap();
         assert_eq!(job, 1, "the first is put off");
         first.done().await.unwrap();
@@ -256,6 +262,7 @@ async fn a_job_that_was_put_off_is_looked_at_once_a_place_is_free_and_is_free_it
         let next = claimed.next().await.map(|next| next.unwrap());
         let next = next.map(|(job, guard)| (job, guard.attempt()));
         assert_eq!(next, again.then_some((0, 1)), "{retention:?}");
+        assert_eq!(named.get(), 2, "each once, however often it is looked at");
     }
 }
 
