@@ -201,6 +201,26 @@ async fn the_exit_code_says_that_the_lease_was_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_meanwhile_is_not_said_to_be_handed_off() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let script = "trap 'echo asked >> log' TERM; ".to_owned() + &known_as("pid", FOR_EVER);
+    let mut process = desk.run("a", "--lease 3s --grace 1h", &script);
+    desk.until_left("pid").await;
+    process.signal(Signal::SIGTERM);
+    desk.until_left("log").await;
+    assert_eq!(desk.end("clear job --yes").await.0, 0);
+    // It hears of it by its next renewal.
+    assert_eq!(process.code().await, 143);
+    let said = desk.left("a.err");
+    assert!(
+        said.contains("attempt 1 failed: the lease was lost: its record has gone"),
+        "{said}"
+    );
+    assert!(!said.contains("handed off"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_exit_code_says_that_there_is_no_server_or_that_it_refuses() {
     let nobody = Desk::at(format!("redis://user:secret@127.0.0.1:{}", free_port()));
     for args in [

@@ -851,26 +851,7 @@ async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lo
     // Carried out late, or told late of what was before the grant: a place in the line.
     for fate in [Fate::Late, Fate::LostLate, Fate::Slow] {
         let memory = Memory::new();
-        let mut claims = 0;
-        // The claim after the subscription is answered when the guard has been lost, since its confirmation
-        // was not answered in time.
-        let bad = Bad::new(&memory, move |op| {
-            claims += u32::from(matches!(op, Op::Claim { .. }));
-            match op {
-                Op::Claim { .. } if claims == 2 => fate(Duration::from_secs(1)),
-                Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
-                _ => Fate::Good,
-            }
-        });
-        let (a, b) = (
-            process(&Bad::good(&memory), "a", LONG),
-            process(&bad, "b", LONG),
-        );
-        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
-        let guard = acquired(&mut first).await;
-        locked(&mut second).await;
-        settle_down().await;
-        guard.fail("for the second").await.unwrap();
+        let (second, bad) = granted_before_its_claim(&memory, fate(Duration::from_secs(1))).await;
         is_worked_on_and_lost(second, &bad).await;
     }
 }
@@ -980,24 +961,8 @@ async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
         let (lost, reads) = (nth / 2 == 1, nth % 2 == 1);
         let fate = if lost { Fate::LostLate } else { Fate::Late };
         let memory = Memory::new();
-        let mut claims = 0;
-        let bad = Bad::new(&memory, move |op| {
-            claims += u32::from(matches!(op, Op::Claim { .. }));
-            match op {
-                Op::Claim { .. } if claims == 2 => fate(Duration::from_secs(4)),
-                Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
-                _ => Fate::Good,
-            }
-        });
-        let (a, b) = (
-            process(&Bad::good(&memory), "a", LONG),
-            process(&bad, "b", LONG),
-        );
-        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
-        let guard = acquired(&mut first).await;
-        locked(&mut second).await;
-        settle_down().await;
-        guard.fail("for the second").await.unwrap();
+        let fate = fate(Duration::from_secs(4));
+        let (mut second, bad) = granted_before_its_claim(&memory, fate).await;
         let guard = acquired(&mut second).await;
         guard.lost().await;
         std::mem::forget(guard);
@@ -1010,6 +975,30 @@ async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
         let left = left.record().unwrap();
         assert_eq!((left.state, left.attempt), (State::Open, 0));
     }
+}
+
+/// A stream that is granted the work by push. The claim after its subscription has this fate, and its guard is lost, since
+/// its confirmation is not answered in time.
+async fn granted_before_its_claim(memory: &Memory, fate: Fate) -> (Acquire, Bad) {
+    let (mut claims, mut fate) = (0, Some(fate));
+    let bad = Bad::new(memory, move |op| {
+        claims += u32::from(matches!(op, Op::Claim { .. }));
+        match op {
+            Op::Claim { .. } if claims == 2 => fate.take().unwrap_or(Fate::Good),
+            Op::Renew { .. } => Fate::Slow(Duration::from_secs(2)),
+            _ => Fate::Good,
+        }
+    });
+    let (a, b) = (
+        process(&Bad::good(memory), "a", LONG),
+        process(&bad, "b", LONG),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    settle_down().await;
+    guard.fail("for the second").await.unwrap();
+    (second, bad)
 }
 
 /// It gets its grant, and loses it; what it did is an attempt that only the lease ends.
