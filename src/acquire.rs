@@ -13,9 +13,10 @@ use pin_project::pin_project;
 use crate::error::Error;
 use crate::event::{Failed, LockEvent, Locked, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
-use crate::hub::{Ended, Grant, Handle, Seat, Terms, Update};
+use crate::hub::{Ended, Grant, Handle, OutageId, Seat, Update};
 use crate::observe::Participation;
 use crate::store::key::Key;
+use crate::terms::Terms;
 
 /// What a stream needs to take part.
 #[derive(Clone, Debug)]
@@ -55,6 +56,8 @@ pub struct Acquire {
     events: VecDeque<LockEvent>,
     /// The attempt that somebody else was last known to be at.
     seen: Option<u32>,
+    /// The last outage that was yielded.
+    outage: Option<OutageId>,
     observed: Participation,
 }
 
@@ -94,6 +97,7 @@ impl Acquire {
             state: State::Idle,
             events: VecDeque::new(),
             seen: None,
+            outage: None,
             observed: Participation::default(),
         }
     }
@@ -123,10 +127,16 @@ impl Acquire {
             },
             (State::Working { .. }, Update::Settled(ended)) => self.settled(ended),
             (State::Watching, Update::Ended(ended)) => self.ended(ended),
-            (state, Update::Error(error)) => {
-                let fatal = error.is_fatal();
+            (state, Update::Unavailable(error, outage)) => {
+                // A stream that rejoins is told again of an outage that goes on.
+                if self.outage.replace(outage) != Some(outage) {
+                    self.events.push_back(LockEvent::Error(error));
+                }
+                state
+            }
+            (_, Update::Refused(error)) => {
                 self.events.push_back(LockEvent::Error(error));
-                if fatal { State::Finished } else { state }
+                State::Finished
             }
             // What belongs to a grant that has gone.
             (state, _) => state,

@@ -11,12 +11,12 @@ use fred::clients::Client;
 use crate::acquire::Entry;
 use crate::error::BuildError;
 use crate::event::StatusLevel;
-use crate::hub::Terms;
 use crate::observe;
 use crate::store::key::Key;
 use crate::store::memory::Memory;
 use crate::store::redis::Replicas;
 use crate::store::{GRAIN, millis};
+use crate::terms::Terms;
 use crate::worker::LockingWorker;
 use server::Server;
 pub use warning::Warning;
@@ -32,7 +32,9 @@ pub use warning::Warning;
 /// | [`status_level`](Self::status_level) | `Normal` | |
 /// | [`label`](Self::label) | `host:pid` | 1 to 255 bytes |
 /// | [`rejoin`](Self::rejoin) | `false` | |
-/// | [`renew`](Self::renew), [`renew_every`](Self::renew_every) | not renewed | 1 ms to half the lock timeout |
+/// | [`margin`](Self::margin) | a tenth of the lock timeout, at most 2 s | 0 to half the lock timeout |
+/// | [`renew`](Self::renew), [`renew_every`](Self::renew_every) | not renewed | 1 ms to half of what the margin leaves of the lock timeout |
+/// | [`stall_limit`](Self::stall_limit) | the greater of 60 s and ten lock timeouts | the lock timeout to 100 years |
 /// | [`max_hold`](Self::max_hold) | 1 hour, or the lock timeout if that is longer | the lock timeout to 100 years |
 /// | [`replicas`](Self::replicas) | none | at least 1, within 1 ms to the lock timeout |
 #[derive(Clone, Debug)]
@@ -46,8 +48,10 @@ pub struct Builder {
     status_level: StatusLevel,
     label: Option<String>,
     rejoin: bool,
+    margin: Option<Duration>,
     renewal: Renewal,
     max_hold: Option<Duration>,
+    stall_limit: Option<Duration>,
     replicas: Option<(u32, Duration)>,
 }
 
@@ -73,6 +77,12 @@ impl Builder {
     /// lock timeout is longer: 1 hour.
     pub const DEFAULT_MAX_HOLD: Duration = Duration::from_secs(3_600);
 
+    /// The longest margin by default: 2 s.
+    pub const MAX_DEFAULT_MARGIN: Duration = Duration::from_secs(2);
+
+    /// The least stall limit by default: 60 s.
+    pub const DEFAULT_STALL_LIMIT: Duration = Duration::from_secs(60);
+
     pub(crate) fn new(key: &[u8]) -> Self {
         Self {
             key: key.to_vec(),
@@ -83,8 +93,10 @@ impl Builder {
             status_level: StatusLevel::default(),
             label: None,
             rejoin: false,
+            margin: None,
             renewal: Renewal::None,
             max_hold: None,
+            stall_limit: None,
             replicas: None,
         }
     }
@@ -150,10 +162,21 @@ impl Builder {
     /// The lease: how long the holder has to settle its guard before others may take over.
     /// Rounded up to whole milliseconds.
     ///
-    /// On the holder's side it ends 1 % and 3 ms earlier: one of less than 4 ms is over before it
+    /// On the holder's side it ends earlier, by the [`margin`](Self::margin): one of less than 4 ms is over before it
     /// begins.
     pub fn lock_timeout(mut self, lock_timeout: Duration) -> Self {
         self.lock_timeout = lock_timeout;
+        self
+    }
+
+    /// How long before the lease ends on the server it ends for its holder: the time that the holder has to notice, on
+    /// a machine that is loaded, and to stop. A tenth of the lock timeout by default, and at most 2 s; never less than
+    /// 1 % of the lock timeout and 3 ms, by which clocks and timers may differ.
+    ///
+    /// Of a shorter term, such as that of a grant that was handed over and is not confirmed yet, the margin is as large
+    /// a share as it is of the lock timeout.
+    pub fn margin(mut self, margin: Duration) -> Self {
+        self.margin = Some(margin);
         self
     }
 
@@ -254,8 +277,8 @@ impl Builder {
         self
     }
 
-    /// Like [`renew`](Self::renew), with a period of one's own: at most half the lock timeout, so that
-    /// a renewal that fails can be tried again.
+    /// Like [`renew`](Self::renew), with a period of one's own: at most half of what the [`margin`](Self::margin) leaves
+    /// of the lock timeout, so that a renewal that fails can be tried again.
     pub fn renew_every(mut self, period: Duration) -> Self {
         self.renewal = Renewal::Every(period);
         self
@@ -265,6 +288,18 @@ impl Builder {
     /// hangs, ends then as if it had not been renewed.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = Some(max_hold);
+        self
+    }
+
+    /// How long the runtime that a guard was acquired on may not run before the guard is renewed no longer; the greater
+    /// of 60 s and ten lock timeouts by default.
+    ///
+    /// Renewal does not need that runtime: a thread that is blocked, or all of them, cost no guard its lease. This is
+    /// the bound on it, so that a process that hangs for ever does not hold the work for ever. The runtime is asked to
+    /// run a small task each time that a guard is renewed; when none has run for so long, the guard is lost at the end
+    /// of its lease with [`LeaseLost::Stalled`](crate::LeaseLost::Stalled).
+    pub fn stall_limit(mut self, stall_limit: Duration) -> Self {
+        self.stall_limit = Some(stall_limit);
         self
     }
 
@@ -320,13 +355,28 @@ impl Builder {
                 max: Self::MAX_LABEL,
             });
         }
+        let margin = match self.margin {
+            Some(margin) => {
+                within("margin", margin, Duration::ZERO, self.lock_timeout / 2)?;
+                margin
+            }
+            None => (self.lock_timeout / 10).min(Self::MAX_DEFAULT_MARGIN),
+        };
+        let longest = (self.lock_timeout - margin) / 2;
         let renew_every = match self.renewal {
             Renewal::None => None,
-            Renewal::Automatic => Some(self.lock_timeout / 3),
+            Renewal::Automatic => Some(longest.min(self.lock_timeout / 3)),
             Renewal::Every(period) => {
-                within("renew_every", period, min, self.lock_timeout / 2)?;
+                within("renew_every", period, min, longest)?;
                 Some(period)
             }
+        };
+        let stall_limit = match self.stall_limit {
+            Some(limit) => {
+                within("stall_limit", limit, self.lock_timeout, max)?;
+                limit
+            }
+            None => (10 * self.lock_timeout).max(Self::DEFAULT_STALL_LIMIT),
         };
         let max_hold = match self.max_hold {
             Some(max_hold) => {
@@ -345,7 +395,10 @@ impl Builder {
             }
         };
         observe::describe();
-        let (hub, warnings) = self.server.connect(&key, replicas).await?;
+        let (hub, warnings) = self
+            .server
+            .connect(&key, replicas, renew_every.is_some())
+            .await?;
         warnings.iter().for_each(observe::warned);
         let entry = Entry {
             hub,
@@ -355,8 +408,10 @@ impl Builder {
                 max_attempts: self.max_attempts,
                 retention,
                 label: label.into(),
+                margin,
                 renew_every,
                 max_hold,
+                stall_limit,
                 replicated: replicas.is_some(),
             }),
             status_level: self.status_level,

@@ -250,6 +250,17 @@ pub enum LeaseLost {
         #[source]
         source: Option<Error>,
     },
+    /// The lease ended because the process, or the runtime that the guard was acquired on, did not run for so long: it
+    /// was stopped, or its machine slept, or the runtime hung for longer than
+    /// [`Builder::stall_limit`](crate::Builder::stall_limit).
+    #[error("the lease was lost: the process or its runtime did not run for {time:?}")]
+    Stalled {
+        /// For how long nothing ran.
+        time: Duration,
+    },
+    /// The guard is a copy, in a process that was forked from the one which holds the work.
+    #[error("the lease belongs to the process that this one was forked from")]
+    Forked,
     /// The work was held for as long as it may be.
     #[error("the lease was lost: the work was held for {max_hold:?}, the longest allowed")]
     MaxHold {

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
 use crate::event::PreviousAttempt;
-use crate::hub::{Grant, Lease};
+use crate::hub::Grant;
+use crate::lease::Lease;
 use crate::observe::Within;
 use crate::store::key::Key;
 use crate::store::{Failure, GRAIN, Outcome, millis};
@@ -127,9 +128,41 @@ impl WorkGuard {
         self.lease().remaining()
     }
 
-    /// Whether nobody else can have been granted the work yet.
+    /// Whether no other worker can have been granted the work yet. Once this is false it stays so.
+    ///
+    /// It counts the time for which the machine slept, on Linux, Android and macOS; elsewhere only as far as the
+    /// system's monotonic clock does. A virtual machine that was paused is told by its wall clock: by how much that has
+    /// gone ahead of the other clock, if by more than the margin, is time that has passed.
     pub fn is_valid(&self) -> bool {
         !self.remaining().is_zero()
+    }
+
+    /// Whether the work may go on: for before each effect, where an error is easier to pass on than a flag.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseLost`], which says why it may not. That is for good.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use redis_locking_worker::{LeaseLost, WorkGuard};
+    ///
+    /// async fn send(guard: &WorkGuard, invoices: Vec<String>) -> Result<(), LeaseLost> {
+    ///     for invoice in invoices {
+    ///         guard.check()?;
+    ///         println!("{invoice}");
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn check(&self) -> Result<(), LeaseLost> {
+        let lease = self.lease();
+        if lease.remaining().is_zero() {
+            // Of a guard that has nothing left the reason is known.
+            return Err(lease.why_lost().cloned().unwrap_or(LeaseLost::Expired));
+        }
+        Ok(())
     }
 
     /// Resolves when the guard is lost, settled or dropped, and says why.

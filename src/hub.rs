@@ -4,7 +4,6 @@
 //! dropping either of them is enough: whatever is in flight is finished, or given back, here.
 
 mod lanes;
-mod lease;
 mod message;
 mod run;
 mod task;
@@ -24,41 +23,17 @@ use futures::Stream;
 use futures::channel::mpsc as mailbox;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock::Clock;
 use crate::error::{Error, FencedError, LeaseLost, RenewError, SettleError};
+use crate::keeper::{Keeper, News, WeakKeeper};
+use crate::lease::{Id, Lease};
 use crate::observe::Outages;
 use crate::store::key::Key;
 use crate::store::{Guarded, Op, Outcome, Reply, Store};
-pub(crate) use lease::Lease;
-pub(crate) use message::{Ended, Update};
-use message::{Id, Message, Renewal, Settlement};
+use crate::terms::Terms;
+pub(crate) use message::{Ended, OutageId, Update};
+use message::{Message, Renewal, Settlement};
 use run::Sight;
-
-/// How long a waiter has to confirm a grant that was handed to it, if its lease is not shorter.
-const CONFIRM_WINDOW: Duration = Duration::from_millis(500);
-
-/// What a participant asks for.
-#[derive(Debug)]
-pub(crate) struct Terms {
-    /// The lease, in whole ms.
-    pub(crate) lease: u64,
-    pub(crate) max_attempts: u32,
-    /// In whole ms.
-    pub(crate) retention: u64,
-    pub(crate) label: Arc<str>,
-    /// How often the lease of a guard that is in use is restarted, if at all.
-    pub(crate) renew_every: Option<Duration>,
-    /// How long renewals keep a grant at most.
-    pub(crate) max_hold: Duration,
-    /// Whether a grant counts only once replicas have acknowledged it.
-    pub(crate) replicated: bool,
-}
-
-impl Terms {
-    /// How long a successor has to confirm, in ms.
-    pub(crate) fn window(&self) -> u64 {
-        self.lease.min(CONFIRM_WINDOW.as_millis() as u64)
-    }
-}
 
 /// The way to the hub. The hub ends, and its connections with it, once the last handle is gone and
 /// everything asked of it is answered.
@@ -66,21 +41,57 @@ impl Terms {
 pub(crate) struct Handle {
     messages: mpsc::UnboundedSender<Message>,
     ids: Arc<AtomicU64>,
+    keeper: Keeper,
+}
+
+/// A hub that does not run yet: its way in, so that a keeper can be made that tells it what it does.
+pub(crate) struct Inbox {
+    messages: mpsc::UnboundedSender<Message>,
+    inbox: mpsc::UnboundedReceiver<Message>,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        Self { messages, inbox }
+    }
+
+    /// How a keeper tells the hub what it does. It does not keep the hub alive.
+    pub(crate) fn teller(&self) -> impl Fn(News) + Send + use<> {
+        let messages = self.messages.downgrade();
+        move |news| {
+            if let Some(messages) = messages.upgrade() {
+                let _ = messages.send(Message::Kept(news));
+            }
+        }
+    }
 }
 
 impl Handle {
-    /// Starts a hub on the current runtime.
+    /// Starts a hub for runs in memory on the current runtime, with its keeper beside it.
     ///
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(crate) fn spawn<S: Store>(store: S) -> Self {
-        let (messages, inbox) = mpsc::unbounded_channel();
+    pub(crate) fn in_memory<S: Store>(store: S) -> Self {
+        let (inbox, clock) = (Inbox::new(), Clock::tokio());
+        let keeper = Keeper::beside(store.clone(), clock, inbox.teller());
+        Self::spawn(store, inbox, clock, keeper)
+    }
+
+    /// Starts a hub on the current runtime, whose leases are judged by this clock and kept by this keeper.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn spawn<S: Store>(store: S, inbox: Inbox, clock: Clock, keeper: Keeper) -> Self {
+        let Inbox { messages, inbox } = inbox;
         let hub = Self {
             messages,
             ids: Arc::default(),
+            keeper,
         };
-        tokio::spawn(task::run(store, inbox, hub.downgrade()));
+        tokio::spawn(task::run(store, inbox, hub.downgrade(clock)));
         hub
     }
 
@@ -155,18 +166,24 @@ impl Handle {
         }
     }
 
-    fn downgrade(&self) -> WeakHandle {
+    fn downgrade(&self, clock: Clock) -> WeakHandle {
         WeakHandle {
             messages: self.messages.downgrade(),
             ids: self.ids.clone(),
+            keeper: self.keeper.downgrade(),
+            clock,
             outages: Outages::default(),
         }
     }
 
-    /// Fails only when the hub's runtime has shut down. Whatever is left on the server then ends
-    /// with its lease.
+    /// Fails only when the hub's runtime has shut down. The keeper then ends a grant that is dropped, if it works on;
+    /// everything else that is left on the server ends with its lease.
     fn send(&self, message: Message) {
-        let _ = self.messages.send(message);
+        if let Err(mpsc::error::SendError(Message::Settle(settlement))) =
+            self.messages.send(message)
+        {
+            self.keeper.settle(&settlement.lease, settlement.outcome);
+        }
     }
 }
 
@@ -181,6 +198,8 @@ impl fmt::Debug for Handle {
 struct WeakHandle {
     messages: mpsc::WeakUnboundedSender<Message>,
     ids: Arc<AtomicU64>,
+    keeper: WeakKeeper,
+    clock: Clock,
     outages: Outages,
 }
 
@@ -188,7 +207,17 @@ impl WeakHandle {
     fn upgrade(&self) -> Option<Handle> {
         let messages = self.messages.upgrade()?;
         let ids = self.ids.clone();
-        Some(Handle { messages, ids })
+        let keeper = self.keeper.upgrade()?;
+        Some(Handle {
+            messages,
+            ids,
+            keeper,
+        })
+    }
+
+    /// A number for an outage, which tells it apart from the others.
+    fn outage_id(&self) -> OutageId {
+        self.ids.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -292,11 +321,12 @@ impl Grant {
         }
     }
 
-    /// Begins to renew it, if it shall be.
+    /// Begins to renew it, if it shall be. The keeper is told itself: a hub that is woken by a thread which then blocks
+    /// does not run before that thread goes on.
     pub(crate) fn in_use(&self) {
         // Relaxed: it matters only that one of the callers is the first.
         if self.lease.terms.renew_every.is_some() && !self.used.swap(true, Ordering::Relaxed) {
-            self.hub.send(Message::KeepAlive(self.lease.clone()));
+            self.hub.keeper.keep(&self.lease);
         }
     }
 
@@ -349,6 +379,17 @@ impl Grant {
         outcome: Outcome,
         reply: Option<oneshot::Sender<Result<(), SettleError>>>,
     ) {
+        if self.lease.is_foreign() {
+            // Its channels are copies of the parent's, where the guard lives on.
+            self.lease.lose(LeaseLost::Forked);
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(LeaseLost::Forked.into()));
+            }
+            return;
+        }
+        if matches!(outcome, Outcome::Done(_)) {
+            self.lease.complete();
+        }
         // What still works in its name stops before the server hears that others may begin.
         self.lease.lose(LeaseLost::Settled);
         self.hub.send(Message::Settle(Settlement {
@@ -361,7 +402,7 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        if !self.lease.is_given() {
+        if !self.lease.is_given() && !self.lease.is_foreign() {
             self.hub.send(Message::Return(self.lease.clone()));
         }
     }

@@ -138,19 +138,24 @@
 mod acquire;
 mod builder;
 mod claim_ext;
+mod clock;
 mod error;
 mod event;
 mod guard;
 mod hub;
+mod keeper;
+mod lease;
 #[cfg(any(feature = "tracing", feature = "metrics"))]
 mod observe;
 #[cfg(not(any(feature = "tracing", feature = "metrics")))]
 #[path = "observe/off.rs"]
 mod observe;
 mod once;
+mod retry;
 mod snapshot;
 mod store;
 mod stream_ext;
+mod terms;
 mod watch;
 mod worker;
 

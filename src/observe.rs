@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use crate::builder::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
 use crate::event::{Failed, LockEvent, MaxAttempts, Reason};
-use crate::hub::{Ended, Lease, Update};
+use crate::hub::{Ended, Update};
+use crate::lease::Lease;
 use crate::store::key::Key;
 use crate::store::record::{Record, State};
 pub(crate) use figures::describe;
@@ -79,6 +80,37 @@ struct Span;
 impl Span {
     fn in_scope<T>(&self, act: impl FnOnce() -> T) -> T {
         act()
+    }
+}
+
+/// Where this thread tells what happens, for what is to be told by another in its place: its subscriber, and its
+/// recorder, as far as the end of a lease needs it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Observers {
+    #[cfg(feature = "tracing")]
+    dispatch: tracing::Dispatch,
+    #[cfg(feature = "metrics")]
+    recorder: figures::Carried,
+}
+
+impl Observers {
+    /// Those of this thread.
+    pub(crate) fn here() -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            dispatch: tracing::dispatcher::get_default(Clone::clone),
+            #[cfg(feature = "metrics")]
+            recorder: figures::Carried::here(),
+        }
+    }
+
+    /// The same future, which tells them, whatever thread polls it.
+    pub(crate) fn follow<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        #[cfg(feature = "metrics")]
+        let future = self.recorder.follow(future);
+        #[cfg(feature = "tracing")]
+        let future = tracing::instrument::WithSubscriber::with_subscriber(future, self.dispatch);
+        future
     }
 }
 
@@ -279,6 +311,8 @@ pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
         LeaseLost::RecordGone => "record_gone",
         LeaseLost::Unreachable { .. } => "unreachable",
         LeaseLost::MaxHold { .. } => "max_hold",
+        LeaseLost::Stalled { .. } => "stalled",
+        LeaseLost::Forked => "forked",
         LeaseLost::Stopped => "stopped",
     };
     count!(LOSSES, "reason" => label);

@@ -9,14 +9,15 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::run::Sight;
-use super::{Grant, Lease, Terms};
+use super::{Grant, Id, Lease, Terms};
 use crate::error::{Error, FencedError, RenewError, SettleError};
 use crate::event::{Completed, Failed, Locked, MaxAttempts};
+use crate::keeper::News;
 use crate::store::key::Key;
 use crate::store::{Guarded, Op, Outcome, Reply};
 
-/// Tells participations in one process apart, in the order in which they joined.
-pub(super) type Id = u64;
+/// Tells outages apart.
+pub(crate) type OutageId = u64;
 
 pub(super) enum Message {
     Join {
@@ -51,8 +52,8 @@ pub(super) enum Message {
     Confirm(Arc<Lease>),
     /// A guard was made of it when its time was over.
     Expired(Arc<Lease>),
-    /// The guard is in use: restart its lease again and again.
-    KeepAlive(Arc<Lease>),
+    /// What the keeper does.
+    Kept(News),
     Renew(Renewal),
     Fenced {
         key: Key,
@@ -98,7 +99,10 @@ pub(crate) enum Update {
     Settled(Ended),
     /// Somebody else ended the run.
     Ended(Ended),
-    Error(Error),
+    /// The server refuses.
+    Refused(Error),
+    /// The server does not serve, in this outage.
+    Unavailable(Error, OutageId),
 }
 
 /// How a participation ended.

@@ -20,8 +20,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::message::{Id, Renewal, Settlement, Update};
-use super::{Lease, Terms, WeakHandle};
+use super::message::{OutageId, Renewal, Settlement, Update};
+use super::{Id, Lease, Terms, WeakHandle};
+use crate::clock::Stamp;
 use crate::error::Error;
 use crate::store::key::Key;
 use crate::store::record::{Frame, Token};
@@ -97,7 +98,7 @@ pub(super) struct Run {
     worked: Option<(u64, Token)>,
     view: Option<View>,
     /// The last answer: when it was asked for, and the server's time in it.
-    clock: Option<(Instant, u64)>,
+    clock: Option<(Stamp, u64)>,
     subscription: Subscription,
     /// Who claims on behalf of all that wait.
     refreshing: Option<Id>,
@@ -106,6 +107,8 @@ pub(super) struct Run {
     /// Those who wait have not been told the newest.
     behind: bool,
     outage: Option<Outage>,
+    /// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
+    renewals_fail: Option<(OutageId, Error)>,
     /// Calls that have not come back.
     calls: usize,
     /// Claims among them.
@@ -152,6 +155,7 @@ impl Run {
             refresh_again: false,
             behind: false,
             outage: None,
+            renewals_fail: None,
             calls: 0,
             claims: 0,
             effects: Vec::new(),
@@ -192,8 +196,8 @@ impl Run {
             place: 0,
             told: 0,
         });
-        if let Some(outage) = &self.outage {
-            member.tell(Update::Error(outage.error.clone()));
+        if let Some((outage, error)) = self.present_outage() {
+            member.tell(Update::Unavailable(error.clone(), outage));
         }
         self.members.insert(id, member);
         if self.outage.as_ref().is_none_or(|outage| !outage.claims) {
@@ -216,18 +220,18 @@ impl Run {
         self.unwatch_if_idle();
     }
 
-    pub(super) fn confirm(&mut self, lease: Arc<Lease>, now: Instant) {
-        self.renew(lease, None, None, Asker::Stream, now);
+    pub(super) fn confirm(&mut self, lease: Arc<Lease>) {
+        self.renew(lease, None, None, Asker::Stream);
     }
 
-    pub(super) fn renewal(&mut self, renewal: Renewal, now: Instant) {
+    pub(super) fn renewal(&mut self, renewal: Renewal) {
         let Renewal {
             lease,
             length,
             checkpoint,
             reply,
         } = renewal;
-        self.renew(lease, length, checkpoint, Asker::Guard(reply), now);
+        self.renew(lease, length, checkpoint, Asker::Guard(reply));
     }
 
     /// A grant that nobody began to work on.
@@ -255,7 +259,7 @@ impl Run {
         };
         let settling = Settling {
             began: now,
-            give_up: lease.deadline().max(now + PATIENCE),
+            give_up: now + lease.left().max(PATIENCE),
             lease,
             reply,
         };
@@ -269,7 +273,7 @@ impl Run {
         &mut self,
         call: Call,
         result: Result<Reply, Error>,
-        sent: Instant,
+        sent: Stamp,
         now: Instant,
     ) {
         self.calls -= 1;
@@ -280,7 +284,7 @@ impl Run {
             Err(error) => return self.turned_away(call, error, now),
         };
         self.clock = Some((sent, reply.frame.at));
-        let newer = self.merge(&reply.frame, Some(sent), now);
+        let newer = self.merge(&reply.frame, Some(sent.instant), now);
         let Call {
             ticket,
             op,
@@ -301,7 +305,7 @@ impl Run {
                 }
                 self.refreshed(id);
             }
-            Purpose::Renew { lease, asker, .. } => self.renewed(&lease, asker, &reply, sent),
+            Purpose::Renew { lease, asker, .. } => self.renewed(&lease, asker, &reply, sent, now),
             Purpose::Settle(settling) => self.settled(settling, &op, &reply),
             Purpose::Withdraw { .. } => {}
             Purpose::Look => self.looked(now),
@@ -311,7 +315,7 @@ impl Run {
         if newer {
             self.spread(now);
         }
-        self.show(&reply.frame, Some(sent), now);
+        self.show(&reply.frame, Some(sent.instant), now);
         self.recover(is_claim, now);
         self.unwatch_if_idle();
     }
@@ -338,7 +342,7 @@ impl Run {
             .grants
             .iter()
             .filter(|live| !live.settling)
-            .map(Live::due);
+            .map(Live::ends);
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
         lapses
             .chain(retry)
@@ -350,7 +354,6 @@ impl Run {
 
     pub(super) fn fire(&mut self, now: Instant) {
         self.lapse(now);
-        self.renew_due(now);
         self.retry(now);
         self.watch_again(now);
         if self.claim_at().is_some_and(|at| at <= now) {

@@ -18,7 +18,9 @@ use super::WeakHandle;
 use super::lanes::{Lanes, Queue};
 use super::message::Message;
 use super::run::{Call, Effect, Run};
+use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
+use crate::keeper::News;
 use crate::observe;
 use crate::store::key::Key;
 use crate::store::{Heard, Lane, Op, Reply, Store};
@@ -138,12 +140,7 @@ struct Entry {
 /// What comes back from the store.
 enum Done {
     /// What travelled together in a lane, so many at first, since when, and the answers.
-    Calls(
-        Lane,
-        usize,
-        Instant,
-        Vec<((Key, Call), Result<Reply, Error>)>,
-    ),
+    Calls(Lane, usize, Stamp, Vec<((Key, Call), Result<Reply, Error>)>),
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
@@ -185,17 +182,23 @@ impl<S: Store> Hub<S> {
             }
             Message::Confirm(lease) => {
                 let key = lease.key.clone();
-                self.with_known(&key, now, |run| run.confirm(lease, now));
+                self.with_known(&key, now, |run| run.confirm(lease));
             }
             Message::Expired(lease) => {
                 self.with_known(&lease.key, now, |run| run.lose(&lease, LeaseLost::Expired));
             }
-            Message::KeepAlive(lease) => {
-                self.with_known(&lease.key, now, |run| run.keep_alive(&lease));
+            Message::Kept(News::Lost(lease)) => {
+                self.with_known(&lease.key, now, |run| run.lost(&lease));
+            }
+            Message::Kept(News::Failing(key, error)) => {
+                self.with_known(&key, now, |run| run.renewals_fail(error));
+            }
+            Message::Kept(News::Working(key)) => {
+                self.with_known(&key, now, Run::renewals_work);
             }
             Message::Renew(renewal) => {
                 let key = renewal.lease.key.clone();
-                self.with_known(&key, now, |run| run.renewal(renewal, now));
+                self.with_known(&key, now, |run| run.renewal(renewal));
             }
             Message::Fenced { key, script, reply } => {
                 let (store, ticket) = (self.store.clone(), self.tracker.token());
@@ -382,7 +385,7 @@ impl<S: Store> Hub<S> {
             calls.retain_mut(|(key, call)| {
                 let mut wanted = true;
                 if call.is_renewal() {
-                    self.with_known(key, now, |run| wanted = run.still_wants(call, now));
+                    self.with_known(key, now, |run| wanted = run.still_wants(call));
                 }
                 wanted
             });
@@ -390,9 +393,9 @@ impl<S: Store> Hub<S> {
                 self.calls.answered(lane, items);
                 continue;
             }
-            let store = self.store.clone();
+            let (store, clock) = (self.store.clone(), self.handle.clock);
             let sending = async move {
-                let sent = Instant::now();
+                let sent = clock.stamp();
                 let asked: Vec<(&Key, &Op)> =
                     calls.iter().map(|(key, call)| (key, &call.op)).collect();
                 let results = store.apply_all(&asked).await;

@@ -62,6 +62,96 @@ figures! {
         "Times that messages may have been missed, by reason.";
 }
 
+/// Every way in which a lease is lost, as [`LOSSES`] labels it.
+#[cfg(feature = "metrics")]
+const WAYS_TO_LOSE: [&str; 8] = [
+    "expired",
+    "taken_over",
+    "record_gone",
+    "unreachable",
+    "max_hold",
+    "stalled",
+    "forked",
+    "stopped",
+];
+
+/// The figures of one thread's recorder that another thread keeps in its place: those of the end of a lease.
+#[cfg(feature = "metrics")]
+#[derive(Clone, Debug, Default)]
+pub(super) struct Carried {
+    counters: std::sync::Arc<std::collections::HashMap<metrics::Key, metrics::Counter>>,
+    hold: Option<metrics::Histogram>,
+}
+
+#[cfg(feature = "metrics")]
+impl Carried {
+    pub(super) fn here() -> Self {
+        let metadata = metrics::Metadata::new(module_path!(), metrics::Level::INFO, None);
+        metrics::with_recorder(|recorder| {
+            let losses = WAYS_TO_LOSE.iter().map(|reason| {
+                let labels = vec![metrics::Label::from_static_parts("reason", reason)];
+                let key = metrics::Key::from_parts(LOSSES, labels);
+                let counter = recorder.register_counter(&key, &metadata);
+                (key, counter)
+            });
+            Self {
+                counters: std::sync::Arc::new(losses.collect()),
+                hold: Some(recorder.register_histogram(&metrics::Key::from_name(HOLD), &metadata)),
+            }
+        })
+    }
+
+    pub(super) fn follow<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        let mut future = Box::pin(future);
+        std::future::poll_fn(move |cx| {
+            metrics::with_local_recorder(&self, || future.as_mut().poll(cx))
+        })
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl metrics::Recorder for Carried {
+    fn describe_counter(
+        &self,
+        _: metrics::KeyName,
+        _: Option<metrics::Unit>,
+        _: metrics::SharedString,
+    ) {
+    }
+    fn describe_gauge(
+        &self,
+        _: metrics::KeyName,
+        _: Option<metrics::Unit>,
+        _: metrics::SharedString,
+    ) {
+    }
+    fn describe_histogram(
+        &self,
+        _: metrics::KeyName,
+        _: Option<metrics::Unit>,
+        _: metrics::SharedString,
+    ) {
+    }
+
+    fn register_counter(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Counter {
+        let known = self.counters.get(key).cloned();
+        known.unwrap_or_else(metrics::Counter::noop)
+    }
+
+    fn register_gauge(&self, _: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Gauge {
+        metrics::Gauge::noop()
+    }
+
+    fn register_histogram(
+        &self,
+        key: &metrics::Key,
+        _: &metrics::Metadata<'_>,
+    ) -> metrics::Histogram {
+        let known = self.hold.clone().filter(|_| key.name() == HOLD);
+        known.unwrap_or_else(metrics::Histogram::noop)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::ALL;

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use crate::builder::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
 use crate::event::LockEvent;
-use crate::hub::{Lease, Update};
+use crate::hub::Update;
+use crate::lease::Lease;
 use crate::store::key::Key;
 use crate::store::record::Record;
 
@@ -18,6 +19,19 @@ impl Participation {
     pub(crate) fn begin(&mut self, _: &Key, _: &str) {}
     pub(crate) fn acquires(&mut self, _: &Lease) {}
     pub(crate) fn yields(&mut self, _: &Key, _: &LockEvent) {}
+}
+
+#[derive(Debug)]
+pub(crate) struct Observers(());
+
+impl Observers {
+    pub(crate) fn here() -> Self {
+        Self(())
+    }
+
+    pub(crate) fn follow<F: Future>(self, future: F) -> F {
+        future
+    }
 }
 
 #[derive(Debug, Default)]

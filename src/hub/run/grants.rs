@@ -6,29 +6,25 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::renewal::Upkeep;
 use super::{Run, Update};
 use crate::error::{LeaseLost, SettleError};
 use crate::event::{Completed, Failed, MaxAttempts, Reason};
-use crate::hub::Lease;
 use crate::hub::message::Ended;
+use crate::lease::Lease;
 use crate::observe;
 use crate::store::record::{Cause, Record, State, Token, loss};
 use crate::store::{Failure, Op, Outcome, Reply};
 
 pub(super) struct Live {
     pub(super) lease: Arc<Lease>,
+    /// When it ends, as far as our timer knows: the keeper may have restarted it since.
+    ends: Instant,
     /// Its end is on its way.
     pub(super) settling: bool,
     /// Its time is over, and nobody has looked at it yet.
     pub(super) lapsed: bool,
-    /// Whether a renewal that confirms it is on its way.
-    pub(super) confirming: bool,
-    /// The last renewal that was answered, as the record counts them.
-    pub(super) restarts: u64,
     /// How many checkpoints were asked for.
     pub(super) checkpoints: u64,
-    pub(super) upkeep: Upkeep,
 }
 
 pub(super) struct Settling {
@@ -39,33 +35,40 @@ pub(super) struct Settling {
 }
 
 impl Live {
-    pub(super) fn new(lease: Arc<Lease>) -> Self {
+    pub(super) fn new(lease: Arc<Lease>, now: Instant) -> Self {
         Self {
+            ends: now + lease.left(),
             settling: false,
             lapsed: false,
-            confirming: false,
-            restarts: 0,
             checkpoints: 0,
-            upkeep: Upkeep::None,
             lease,
         }
     }
 
-    /// When something is to be done about it: it ends, or is to be renewed.
-    pub(super) fn due(&self) -> Instant {
-        match self.upkeep {
-            Upkeep::Due(at) => self.ends().min(at),
-            _ => self.ends(),
+    /// When it is over; for a grant that no stream has looked at, when nothing is left of its run.
+    pub(super) fn ends(&self) -> Instant {
+        match self.lapsed {
+            false => self.ends,
+            true => self.ends + Duration::from_millis(self.lease.terms.retention),
         }
     }
 
-    /// When it is over; for a grant that nobody has looked at, when nothing is left of its run.
-    fn ends(&self) -> Instant {
-        let lease = self.lease.deadline();
-        match self.lapsed {
-            false => lease,
-            true => lease + Duration::from_millis(self.lease.terms.retention),
+    /// Sets the timer by the lease.
+    pub(super) fn look(&mut self, now: Instant) {
+        let left = self.lease.left();
+        if !left.is_zero() {
+            self.ends = now + left;
+            self.lapsed = false;
+        } else if !self.lapsed {
+            self.ends = self.ends.min(now);
         }
+    }
+}
+
+impl Live {
+    /// Whether it is this grant, and its end is not on its way.
+    fn is_mine(&self, lease: &Lease) -> bool {
+        self.lease.fence == lease.fence && !self.settling
     }
 }
 
@@ -94,23 +97,43 @@ impl Run {
     }
 
     pub(super) fn lapse(&mut self, now: Instant) {
+        for live in self.grants.iter_mut().filter(|live| live.ends() <= now) {
+            // The keeper restarts it without telling.
+            live.look(now);
+        }
         let over = |live: &&mut Live| !live.settling && live.ends() <= now;
         while let Some(live) = self.grants.iter_mut().find(over) {
-            let (lease, reason) = (live.lease.clone(), live.reason());
+            let lease = live.lease.clone();
             // Until a guard was made of it, it may still be confirmed.
             if live.lapsed || lease.is_given() {
-                self.lose(&lease, reason);
+                lease.expire();
+                self.lost(&lease);
             } else {
                 live.lapsed = true;
             }
         }
     }
 
+    /// The clock of leases has outrun that of timers, as when the machine slept.
+    pub(in crate::hub) fn woke(&mut self, now: Instant) {
+        for live in &mut self.grants {
+            live.look(now);
+        }
+        self.lapse(now);
+        self.unwatch_if_idle();
+    }
+
     /// Its holder has it no longer, unless it is being settled: then that answer tells.
     pub(in crate::hub) fn lose(&mut self, lease: &Lease, reason: LeaseLost) {
-        let mine = |live: &Live| live.lease.fence == lease.fence && !live.settling;
-        if self.grants.iter().any(mine) {
+        if self.grants.iter().any(|live| live.is_mine(lease)) {
             lease.lose(reason);
+        }
+        self.lost(lease);
+    }
+
+    /// It was lost: its stream is told.
+    pub(in crate::hub) fn lost(&mut self, lease: &Lease) {
+        if self.grants.iter().any(|live| live.is_mine(lease)) {
             self.forget(lease.fence);
             if let Some(member) = self.members.get(&lease.id) {
                 member.tell(Update::Lost);

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use super::grants::{completed, given_up};
 use super::{Id, Live, Run, Stage, Update};
 use crate::event::Locked;
+use crate::hub::Grant;
 use crate::hub::message::Ended;
-use crate::hub::{Grant, Lease};
+use crate::lease::{Lease, Term};
 use crate::observe;
 use crate::store::Reply;
 use crate::store::record::{Frame, Record, State, loss};
@@ -116,12 +117,20 @@ impl Run {
                 let Some(hub) = self.hub.upgrade() else {
                     return self.leave(id, now);
                 };
-                // A message may have been late: what it says is left was left when it was sent.
-                let end = self.clock.map_or(now, |clock| local_end(record, clock));
                 let (token, terms) = (member.token, member.terms.clone());
-                let lease = Lease::new(&self.key, record, id, token, terms, end.min(view.ends));
+                // Counted from before the answer that told us the server's time was asked for. A message may have been
+                // late: what it says is left was left when it was sent.
+                let here = self.hub.clock.stamp();
+                let latest = here.moment + view.ends.saturating_duration_since(here.instant);
+                let term = match self.clock {
+                    Some((asked, at)) => Term::new(asked, record.remaining(at), latest, &terms),
+                    None => Term::new(here, Duration::ZERO, latest, &terms),
+                };
+                let clock = self.hub.clock;
+                let lease = Lease::new(&self.key, record, id, token, terms, clock, term);
                 let lease = Arc::new(lease);
-                observe::granted(&lease, record, view.remaining, self.clock);
+                let asked = self.clock.map(|(asked, at)| (asked.instant, at));
+                observe::granted(&lease, record, view.remaining, asked);
                 // Heard of, it is not known to be on replicas; answered, it is.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {
@@ -138,7 +147,7 @@ impl Run {
                     return self.leave(id, now);
                 }
                 member.stage = Stage::Holding;
-                self.grants.push(Live::new(lease));
+                self.grants.push(Live::new(lease, now));
             }
             State::Held | State::Granted => {
                 if member.told != record.fence {
@@ -165,18 +174,4 @@ impl Run {
             }
         }
     }
-}
-
-/// When the record's lease is over for its holder, by our clock: counted from before the answer
-/// that told us the server's time was asked for, less what two clocks may drift apart until then.
-///
-/// The margin is 1 % and 3 ms: the drift that [Redlock] allows for; the grain of the server's expiry,
-/// 1 ms; and that of the timer that tells the holder, 2 ms, since the queue of timers and Tokio's own
-/// each round up to the next.
-///
-/// [Redlock]: https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
-pub(super) fn local_end(record: &Record, (sent, at): (Instant, u64)) -> Instant {
-    let left = record.remaining(at);
-    let margin = left / 100 + Duration::from_millis(3);
-    sent + left.saturating_sub(margin)
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::outage::RETRY_FIRST;
 use super::{Id, Purpose, Run};
 use crate::error::Error;
+use crate::retry::RETRY_FIRST;
 use crate::store::Op;
 use crate::store::record::{Frame, State};
 

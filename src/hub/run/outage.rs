@@ -3,23 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rand::Rng;
 use tokio::time::Instant;
 
 use super::grants::{Settling, failed};
-use super::{Call, Purpose, Run, Stage, Update};
+use super::{Call, OutageId, Purpose, Run, Stage, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
 use crate::observe;
+use crate::retry::{RETRY_FIRST, jittered, next_delay};
 use crate::store::record::Token;
 use crate::store::{GRAIN, Op, Outcome};
 
-/// Waits between tries while the server does not serve: doubling, jittered.
-pub(super) const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(1);
-
 /// An outage, as far as this key is concerned.
 pub(super) struct Outage {
+    id: OutageId,
     pub(super) error: Error,
     pub(super) delay: Duration,
     /// `None` while a retry is on its way.
@@ -77,7 +74,7 @@ impl Run {
                 }
             }
             Purpose::Settle(settling) if fatal && !is_waited_for(&op, &settling) => {
-                let update = Update::Error(error.clone());
+                let update = Update::Refused(error.clone());
                 self.end(settling, Err(SettleError::Refused(error.clone())), update);
                 None
             }
@@ -91,7 +88,7 @@ impl Run {
                 None
             }
             Purpose::Renew { lease, asker, nth } => {
-                let asker = self.not_renewed(&lease, asker, &error, now);
+                let asker = self.not_renewed(&lease, asker, &error);
                 asker.map(|asker| Call {
                     ticket,
                     op,
@@ -138,12 +135,9 @@ impl Run {
                 }
             }
             None => {
-                // One event an outage.
-                for member in self.members.values() {
-                    member.tell(Update::Error(error.clone()));
-                }
-                self.observers.tell(&error);
+                let id = self.tell_outage(&error);
                 self.outage = Some(Outage {
+                    id,
                     observed: self.hub.outages.begin(&self.key, &error),
                     error,
                     delay: RETRY_FIRST,
@@ -155,6 +149,37 @@ impl Run {
         }
     }
 
+    /// Tells all of an outage, once, and returns its number.
+    fn tell_outage(&mut self, error: &Error) -> OutageId {
+        if let Some((id, _)) = self.present_outage() {
+            return id;
+        }
+        let id = self.hub.outage_id();
+        for member in self.members.values() {
+            member.tell(Update::Unavailable(error.clone(), id));
+        }
+        self.observers.tell(error);
+        id
+    }
+
+    /// The outage that goes on, of our calls or of the keeper's, if there is one.
+    pub(super) fn present_outage(&self) -> Option<(OutageId, &Error)> {
+        let outage = self.outage.as_ref();
+        let outage = outage.map(|outage| (outage.id, &outage.error));
+        outage.or(self.renewals_fail.as_ref().map(|(id, error)| (*id, error)))
+    }
+
+    /// The keeper's renewals of a lease fail.
+    pub(in crate::hub) fn renewals_fail(&mut self, error: Error) {
+        let id = self.tell_outage(&error);
+        self.renewals_fail = Some((id, error));
+    }
+
+    /// They succeed again, or there is none any more.
+    pub(in crate::hub) fn renewals_work(&mut self) {
+        self.renewals_fail = None;
+    }
+
     /// The server refuses this key to everybody who wants it.
     pub(super) fn end_all(&mut self, error: &Error, now: Instant) {
         let (stay, end) = std::mem::take(&mut self.members)
@@ -162,7 +187,7 @@ impl Run {
             .partition(|(_, member)| member.stage == Stage::Holding);
         self.members = stay;
         for member in BTreeMap::into_values(end) {
-            member.tell(Update::Error(error.clone()));
+            member.tell(Update::Refused(error.clone()));
             // A claim on its way is given back when its answer comes. One that is to be made again was perhaps carried out.
             if !member.claiming {
                 let call = self.withdrawal(member.token, &member.terms, None, now);
@@ -177,7 +202,7 @@ impl Run {
             Some(outage) if outage.retry_at.is_some_and(|at| at <= now) => outage.retry_at = None,
             _ => return,
         }
-        self.send_parked(now);
+        self.send_parked();
         let joining = self.members.iter().find(|(_, member)| !member.is_served());
         if let Some(id) = joining.map(|(id, _)| *id) {
             self.claim(id);
@@ -202,7 +227,7 @@ impl Run {
         {
             return;
         }
-        self.send_parked(now);
+        self.send_parked();
         if let Some(outage) = self.outage.take() {
             outage.observed.over();
         }
@@ -217,14 +242,14 @@ impl Run {
         self.refresh();
     }
 
-    pub(super) fn send_parked(&mut self, now: Instant) {
+    pub(super) fn send_parked(&mut self) {
         let parked = self
             .outage
             .as_mut()
             .map(|outage| std::mem::take(&mut outage.parked));
         for mut call in parked.into_iter().flatten() {
             if let Purpose::Renew { nth, .. } = call.purpose {
-                match self.renew_again(call.op, nth, now) {
+                match self.renew_again(call.op, nth) {
                     Some(op) => call.op = op,
                     None => continue,
                 }
@@ -238,13 +263,4 @@ impl Run {
 fn is_waited_for(op: &Op, settling: &Settling) -> bool {
     let is_done = matches!(op, Op::Settle { outcome, .. } if matches!(outcome, Outcome::Done(_)));
     is_done && settling.lease.terms.replicated
-}
-
-pub(super) fn next_delay(delay: Duration) -> Duration {
-    (2 * delay).min(RETRY_LAST)
-}
-
-/// From half the delay to all of it, so that a fleet does not come back in step.
-pub(super) fn jittered(delay: Duration) -> Duration {
-    delay.mul_f64(rand::thread_rng().gen_range(0.5..=1.0))
 }

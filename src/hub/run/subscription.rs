@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::outage::{RETRY_FIRST, jittered, next_delay};
 use super::{Effect, Run, Stage};
 use crate::error::Error;
+use crate::retry::{RETRY_FIRST, jittered, next_delay};
 
 pub(super) struct Subscription {
     phase: Phase,

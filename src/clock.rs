@@ -1,0 +1,151 @@
+//! The clock by which a lease is judged on this machine.
+//!
+//! Tokio's timers and [`std::time::Instant`] stand still while a Linux machine sleeps; the server's clock does not.
+//! So a lease that a server granted is judged by `CLOCK_BOOTTIME`, which counts that time. On other systems it is
+//! the monotonic clock: on macOS that one counts sleep too, elsewhere it may not.
+//!
+//! A virtual machine that was paused moves none of these. Its wall clock is set right when it resumes, so a wall
+//! clock that has outrun the clock of the lease tells of such a pause; see [`Clock::wall_lead`].
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Where the time of leases comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Clock {
+    /// This machine's, for runs on a server.
+    Machine,
+    /// Tokio's, since this instant; for runs in memory, where tests pause it.
+    Tokio(Instant),
+}
+
+/// An instant of a [`Clock`], counted from that clock's beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(Duration);
+
+/// One instant, by each of the clocks that a lease needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    /// For Tokio's timers, which go by it.
+    pub(crate) instant: Instant,
+    pub(crate) moment: Moment,
+    /// See [`Clock::wall_lead`].
+    pub(crate) wall_lead: i64,
+}
+
+impl Clock {
+    /// Tokio's clock, from now on.
+    pub(crate) fn tokio() -> Self {
+        Self::Tokio(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Moment {
+        Moment(match self {
+            Self::Machine => machine(),
+            Self::Tokio(began) => began.elapsed(),
+        })
+    }
+
+    /// By how many µs the wall clock is ahead of this clock, which is the same number for as long as both run.
+    /// It grows when a paused virtual machine resumes, and when the wall clock is set forward.
+    pub(crate) fn wall_lead(self) -> i64 {
+        match self {
+            Self::Machine => {
+                // A wall clock before 1970 is no clock to compare with.
+                let wall = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+                micros(wall).saturating_sub(micros(machine()))
+            }
+            Self::Tokio(_) => 0,
+        }
+    }
+
+    pub(crate) fn stamp(self) -> Stamp {
+        Stamp {
+            instant: Instant::now(),
+            moment: self.now(),
+            wall_lead: self.wall_lead(),
+        }
+    }
+
+    /// Whether it can run on while Tokio's timers stand still.
+    pub(crate) fn outlives_timers(self) -> bool {
+        matches!(self, Self::Machine)
+    }
+}
+
+impl Moment {
+    pub(crate) fn saturating_since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    pub(crate) fn saturating_sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(duration))
+    }
+}
+
+impl std::ops::Add<Duration> for Moment {
+    type Output = Self;
+
+    /// Up to the end of all time, which no bound of ours exceeds.
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(unix)]
+fn machine() -> Duration {
+    use nix::time::{ClockId, clock_gettime};
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const CLOCK: ClockId = ClockId::CLOCK_BOOTTIME;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const CLOCK: ClockId = ClockId::CLOCK_MONOTONIC;
+
+    clock_gettime(CLOCK)
+        .expect("a clock that every supported system has")
+        .into()
+}
+
+#[cfg(not(unix))]
+fn machine() -> Duration {
+    use std::sync::OnceLock;
+
+    static BEGAN: OnceLock<std::time::Instant> = OnceLock::new();
+    BEGAN.get_or_init(std::time::Instant::now).elapsed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_clock_moves_with_tokios() {
+        let (before, began) = (Clock::Machine.now(), Instant::now());
+        while began.elapsed() < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+        assert!(Clock::Machine.now().saturating_since(before) >= Duration::from_millis(2));
+    }
+
+    #[test]
+    fn the_wall_clock_keeps_its_lead() {
+        let lead = Clock::Machine.wall_lead();
+        let later = Clock::Machine.wall_lead();
+        // Read one after the other; and a clock may be slewed meanwhile.
+        assert!((later - lead).abs() < 1_000_000, "{lead} {later}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokios_clock_stands_still_with_it() {
+        let clock = Clock::tokio();
+        let before = clock.now();
+        assert_eq!(clock.now(), before);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(clock.now().saturating_since(before), Duration::from_secs(3));
+    }
+}

@@ -1,0 +1,605 @@
+//! Keeps leases: renews those of guards that are in use, and ends those that cannot be kept.
+//!
+//! For runs on a server it works in a thread of its own, over a connection of its own, so that no lease ends because a
+//! thread of the user's runtime is blocked, or all of them. Renewing over the connections of that runtime would not
+//! help: the tasks that drive them stand still with it. In memory it is a task beside the hub's, on the same clock.
+//!
+//! That a lease is kept without the user's runtime has a bound: a process that hangs for ever must not hold the work
+//! for ever. So the keeper asks that runtime to run a task now and then, and stops renewing when it has not for
+//! [`Terms::stall_limit`](crate::terms::Terms::stall_limit).
+
+mod thread;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::clock::{Clock, Moment, Stamp};
+use crate::error::{Error, LeaseLost};
+use crate::lease::Lease;
+use crate::observe::{self, Observers};
+use crate::retry::{RETRY_FIRST, jittered, next_delay};
+use crate::store::key::Key;
+use crate::store::record::loss;
+use crate::store::{GRAIN, Op, Outcome, Reply, Store};
+pub(crate) use thread::runtime;
+
+/// Timers stand still while the machine sleeps. So the clock is looked at this often while a lease is kept.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What one call renews at most. More of them hold up the server for others.
+const MOST: usize = 128;
+
+/// How long a settlement is tried, if the lease does not end later.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The way to the keeper of one hub. It ends with the last of them.
+#[derive(Clone)]
+pub(crate) struct Keeper(Arc<Inner>);
+
+struct Inner {
+    tasks: mpsc::UnboundedSender<Task>,
+    /// Where it works.
+    runtime: Handle,
+    /// Begins with the first lease.
+    begin: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// Whether it works on when the hub's runtime has shut down.
+    outlives_hub: bool,
+}
+
+/// The way to a keeper, which does not keep it alive.
+#[derive(Clone, Default)]
+pub(crate) struct WeakKeeper(Weak<Inner>);
+
+enum Task {
+    Keep(Arc<Lease>),
+    /// Ends a grant whose hub has gone.
+    Settle(Arc<Lease>, Outcome),
+}
+
+/// What the keeper tells the hub.
+pub(crate) enum News {
+    /// The lease is lost.
+    Lost(Arc<Lease>),
+    /// The server does not carry out renewals of the key.
+    Failing(Key, Error),
+    /// It does again.
+    Working(Key),
+}
+
+impl Keeper {
+    /// A keeper beside the hub, on its runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn beside<S: Store>(
+        store: S,
+        clock: Clock,
+        tell: impl Fn(News) + Send + 'static,
+    ) -> Self {
+        let (tasks, asked) = mpsc::unbounded_channel();
+        let connect = move || std::future::ready(Ok(store.clone()));
+        let run = run(connect, asked, clock, None, tell);
+        Self(Arc::new(Inner {
+            tasks,
+            runtime: Handle::current(),
+            begin: Mutex::new(Some(run.boxed())),
+            outlives_hub: false,
+        }))
+    }
+
+    /// A keeper in the process's thread, with a store of its own, which is connected when there is a lease to keep.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn apart<S, C, F>(
+        runtime: Handle,
+        connect: C,
+        clock: Clock,
+        tell: impl Fn(News) + Send + 'static,
+    ) -> Self
+    where
+        S: Store,
+        C: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<S, Error>> + Send + 'static,
+    {
+        let (tasks, asked) = mpsc::unbounded_channel();
+        let probe = Probe::new(Handle::current(), clock);
+        let run = run(connect, asked, clock, Some(probe), tell);
+        // What it tells goes where the builder's thread would have told it.
+        let run = Observers::here().follow(run);
+        Self(Arc::new(Inner {
+            tasks,
+            runtime,
+            begin: Mutex::new(Some(run.boxed())),
+            outlives_hub: true,
+        }))
+    }
+
+    /// Renews it from now on.
+    pub(crate) fn keep(&self, lease: &Arc<Lease>) {
+        lease.keep();
+        self.ask(Task::Keep(lease.clone()));
+    }
+
+    /// Ends a grant for a hub that has gone, if the keeper works on without it.
+    pub(crate) fn settle(&self, lease: &Arc<Lease>, outcome: Outcome) {
+        if self.0.outlives_hub {
+            self.ask(Task::Settle(lease.clone(), outcome));
+        }
+    }
+
+    fn ask(&self, task: Task) {
+        let begin = self
+            .0
+            .begin
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take();
+        if let Some(run) = begin {
+            self.0.runtime.spawn(run);
+        }
+        // Fails only when its runtime has shut down, and its leases are lost then.
+        let _ = self.0.tasks.send(task);
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakKeeper {
+        WeakKeeper(Arc::downgrade(&self.0))
+    }
+}
+
+impl WeakKeeper {
+    pub(crate) fn upgrade(&self) -> Option<Keeper> {
+        self.0.upgrade().map(Keeper)
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
+/// Asks the user's runtime for a sign of life: a task of its own, which any of its threads may run.
+struct Probe {
+    runtime: Handle,
+    clock: Clock,
+    seen: Arc<Mutex<Moment>>,
+    asked: Option<JoinHandle<()>>,
+}
+
+impl Probe {
+    fn new(runtime: Handle, clock: Clock) -> Self {
+        Self {
+            runtime,
+            clock,
+            seen: Arc::new(Mutex::new(clock.now())),
+            asked: None,
+        }
+    }
+
+    fn see(seen: &Mutex<Moment>, clock: Clock) {
+        let mut seen = seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *seen = clock.now();
+    }
+
+    /// For how long the runtime has given no sign of life.
+    fn silence(&self) -> Duration {
+        let seen = *self
+            .seen
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.clock.now().saturating_since(seen)
+    }
+
+    /// Asks once more, unless the last question is still open.
+    fn ask(&mut self) {
+        if self.asked.as_ref().is_none_or(JoinHandle::is_finished) {
+            let (seen, clock) = (self.seen.clone(), self.clock);
+            let sign = async move { Self::see(&seen, clock) };
+            self.asked = Some(self.runtime.spawn(sign));
+        }
+    }
+}
+
+/// One lease that is kept.
+struct Kept {
+    /// Its guard and its hub hold it; the keeper has no reason to.
+    lease: Weak<Lease>,
+    /// When something is to be done about it.
+    at: Moment,
+    /// Whether a renewal is on its way.
+    asked: bool,
+    /// Whether the server refuses to renew it, so that it ends when it ends.
+    refused: bool,
+    /// Whether the last renewal failed.
+    failing: bool,
+    /// How long to wait after the next failure.
+    delay: Duration,
+}
+
+/// Names a lease among those that are kept.
+type Id = u64;
+
+/// What has become of renewals that travelled together, which were asked for then.
+enum Done {
+    Renewed(Stamp, Vec<(Id, Arc<Lease>, Result<Reply, Error>)>),
+    Settled,
+}
+
+struct Work<S, T> {
+    clock: Clock,
+    store: Option<S>,
+    probe: Option<Probe>,
+    tell: T,
+    kept: HashMap<Id, Kept>,
+    due: BTreeSet<(Moment, Id)>,
+    next: Id,
+    /// Ends of grants that wait for the connection.
+    settling: Vec<(Arc<Lease>, Outcome)>,
+    in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    wall_lead: i64,
+}
+
+/// Keeps leases until no way to it is left.
+async fn run<S, C, F, T>(
+    connect: C,
+    mut tasks: mpsc::UnboundedReceiver<Task>,
+    clock: Clock,
+    probe: Option<Probe>,
+    tell: T,
+) where
+    S: Store,
+    C: Fn() -> F,
+    F: Future<Output = Result<S, Error>>,
+    T: Fn(News),
+{
+    let mut work = Work {
+        clock,
+        store: None,
+        probe,
+        tell,
+        kept: HashMap::new(),
+        due: BTreeSet::new(),
+        next: 0,
+        settling: Vec::new(),
+        in_flight: FuturesUnordered::new(),
+        wall_lead: clock.wall_lead(),
+    };
+    let mut connecting = pin!(connected(connect).fuse());
+    let mut open = true;
+    while open || !work.in_flight.is_empty() || !work.settling.is_empty() {
+        let wake = work.wakes_in();
+        tokio::select! {
+            task = tasks.recv(), if open => match task {
+                Some(task) => work.begin(task),
+                None => open = false,
+            },
+            store = &mut connecting, if work.store.is_none() => work.store = Some(store),
+            Some(done) = work.in_flight.next(), if !work.in_flight.is_empty() => work.done(done),
+            () = sleep(wake.unwrap_or_default()), if wake.is_some() => {}
+        }
+        work.act();
+    }
+    if let Some(store) = &work.store {
+        store.close().await;
+    }
+}
+
+/// A store, as soon as one can be had.
+async fn connected<S, F: Future<Output = Result<S, Error>>>(connect: impl Fn() -> F) -> S {
+    let mut delay = RETRY_FIRST;
+    loop {
+        // What it says is not news: a server out of reach fails what is asked over the other connections too.
+        if let Ok(store) = connect().await {
+            return store;
+        }
+        sleep(jittered(delay)).await;
+        delay = next_delay(delay);
+    }
+}
+
+impl<S: Store, T: Fn(News)> Work<S, T> {
+    fn begin(&mut self, task: Task) {
+        match task {
+            Task::Keep(lease) => {
+                if let Some(probe) = &self.probe {
+                    // The guard is in use: its process does something.
+                    Probe::see(&probe.seen, self.clock);
+                }
+                let id = self.next;
+                self.next += 1;
+                let at = due_of(&lease);
+                let kept = Kept {
+                    lease: Arc::downgrade(&lease),
+                    at,
+                    asked: false,
+                    refused: false,
+                    failing: false,
+                    delay: RETRY_FIRST,
+                };
+                self.kept.insert(id, kept);
+                self.due.insert((at, id));
+            }
+            Task::Settle(lease, outcome) => self.settling.push((lease, outcome)),
+        }
+    }
+
+    /// When there is something to do.
+    fn wakes_in(&self) -> Option<Duration> {
+        let (at, _) = self.due.first()?;
+        let left = at.saturating_since(self.clock.now());
+        Some(match self.clock.outlives_timers() {
+            true => left.min(LOOK),
+            false => left,
+        })
+    }
+
+    fn requeue(&mut self, id: Id, at: Moment) {
+        if let Some(kept) = self.kept.get_mut(&id) {
+            self.due.remove(&(kept.at, id));
+            kept.at = at;
+            self.due.insert((at, id));
+        }
+    }
+
+    fn forget(&mut self, id: Id) {
+        if let Some(kept) = self.kept.remove(&id) {
+            self.due.remove(&(kept.at, id));
+        }
+    }
+
+    fn act(&mut self) {
+        if let Some(probe) = self.probe.as_mut().filter(|_| !self.kept.is_empty()) {
+            probe.ask();
+        }
+        self.notice_pause();
+        let now = self.clock.now();
+        let mut due = Vec::new();
+        while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, id));
+            if let Some(lease) = self.attend(id, now) {
+                due.push((id, lease));
+            }
+        }
+        self.renew(due);
+        self.settle();
+    }
+
+    /// A virtual machine that was paused is told by its wall clock: what is kept may be over.
+    fn notice_pause(&mut self) {
+        let wall_lead = self.clock.wall_lead();
+        let before = std::mem::replace(&mut self.wall_lead, wall_lead);
+        // Less than the least margin is no matter.
+        if wall_lead.saturating_sub(before) < 1_000 {
+            return;
+        }
+        let paused = |kept: &Kept| {
+            kept.lease
+                .upgrade()
+                .is_some_and(|lease| lease.may_have_paused())
+        };
+        let ids = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| !kept.asked && paused(kept));
+        let ids: Vec<Id> = ids.map(|(id, _)| *id).collect();
+        let leases = ids.into_iter().filter_map(|id| {
+            let kept = self.kept.get_mut(&id)?;
+            kept.asked = true;
+            Some((id, kept.lease.upgrade()?))
+        });
+        let leases = leases.collect();
+        self.renew(leases);
+    }
+
+    /// Looks after a lease whose time has come. It is returned if it is to be renewed now.
+    fn attend(&mut self, id: Id, now: Moment) -> Option<Arc<Lease>> {
+        let kept = self.kept.get_mut(&id)?;
+        let Some(lease) = kept.lease.upgrade().filter(|lease| lease.is_wanted()) else {
+            self.kept.remove(&id);
+            return None;
+        };
+        let ends = lease.ends();
+        if ends <= now {
+            self.kept.remove(&id);
+            lease.expire();
+            (self.tell)(News::Lost(lease));
+            return None;
+        }
+        let due = lease.renewal_due();
+        let at = match due {
+            _ if kept.asked || kept.refused => ends,
+            None => ends,
+            // It was restarted meanwhile: extended, or confirmed.
+            Some(due) if due > now && !kept.failing => due.min(ends),
+            Some(_) => match stall(self.probe.as_ref(), &lease) {
+                Some(silence) => {
+                    lease.stalled(silence);
+                    // It may wake up in time.
+                    let again = lease.terms.renew_every.unwrap_or(LOOK).min(LOOK / 4);
+                    ends.min(now + again)
+                }
+                // Without a connection there is nobody to ask yet.
+                None if self.store.is_none() => {
+                    lease.asked(None);
+                    ends.min(now + RETRY_FIRST)
+                }
+                None => {
+                    kept.asked = true;
+                    lease.asked(None);
+                    kept.at = ends;
+                    self.due.insert((ends, id));
+                    return Some(lease);
+                }
+            },
+        };
+        kept.at = at;
+        self.due.insert((at, id));
+        None
+    }
+
+    fn renew(&mut self, leases: Vec<(Id, Arc<Lease>)>) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        let mut lanes: HashMap<_, Vec<_>> = HashMap::new();
+        for (id, lease) in leases {
+            let op = Op::Renew {
+                fence: lease.fence,
+                lease: lease.restartable_for(lease.terms.lease),
+                checkpoint: None,
+            };
+            let lane = store.lane(&lease.key, &op);
+            lanes.entry(lane).or_default().push((id, lease, op));
+        }
+        for mut renewals in lanes.into_values() {
+            while !renewals.is_empty() {
+                let rest = renewals.split_off(renewals.len().min(MOST));
+                let together = std::mem::replace(&mut renewals, rest);
+                let (store, clock) = (store.clone(), self.clock);
+                let asking = async move {
+                    let stamp = clock.stamp();
+                    let asked: Vec<_> = together
+                        .iter()
+                        .map(|(_, lease, op)| (&lease.key, op))
+                        .collect();
+                    let answers = store.apply_all(&asked).await;
+                    let answered = together.into_iter().zip(answers);
+                    let answered = answered.map(|((id, lease, _), answer)| (id, lease, answer));
+                    Done::Renewed(stamp, answered.collect())
+                };
+                self.in_flight.push(asking.boxed());
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done::Renewed(stamp, answers) = done else {
+            return;
+        };
+        for (id, lease, answer) in answers {
+            self.renewed(id, lease, answer, stamp);
+        }
+    }
+
+    fn renewed(&mut self, id: Id, lease: Arc<Lease>, answer: Result<Reply, Error>, asked: Stamp) {
+        let now = self.clock.now();
+        let kept = self.kept.get_mut(&id);
+        let error = match &answer {
+            Ok(reply) => match reply.record().filter(|_| reply.ok) {
+                Some(record) => {
+                    let left = record.remaining(reply.frame.at);
+                    if lease.restart(record.renewal, asked, left) {
+                        observe::renewed(&lease);
+                    }
+                    None
+                }
+                // While it is being settled this is no news.
+                None => {
+                    if lease.lose(loss(reply.record(), lease.attempt)) {
+                        (self.tell)(News::Lost(lease));
+                    }
+                    return self.forget(id);
+                }
+            },
+            Err(error) => Some(error),
+        };
+        // One that ended meanwhile.
+        let Some(kept) = kept else {
+            return;
+        };
+        kept.asked = false;
+        let Some(error) = error else {
+            kept.delay = RETRY_FIRST;
+            if std::mem::take(&mut kept.failing) {
+                (self.tell)(News::Working(lease.key.clone()));
+            }
+            return self.requeue(id, due_of(&lease));
+        };
+        lease.asked(Some(error.clone()));
+        if error.is_fatal() {
+            kept.refused = true;
+            return self.requeue(id, lease.ends());
+        }
+        if !std::mem::replace(&mut kept.failing, true) {
+            (self.tell)(News::Failing(lease.key.clone(), error.clone()));
+        }
+        let delay = jittered(kept.delay);
+        kept.delay = next_delay(kept.delay);
+        // Whatever the delay has grown to, it is tried once more before the lease ends.
+        let half = lease.ends().saturating_since(now) / 2;
+        self.requeue(
+            id,
+            match half > GRAIN {
+                true => now + delay.min(half),
+                false => lease.ends(),
+            },
+        );
+    }
+
+    /// Ends the grants whose hubs have gone.
+    fn settle(&mut self) {
+        let Some(store) = &self.store else {
+            let now = self.clock.now();
+            self.settling
+                .retain(|(lease, _)| now < lease.ends() + PATIENCE);
+            return;
+        };
+        for (lease, outcome) in self.settling.drain(..) {
+            let (store, clock) = (store.clone(), self.clock);
+            let settling = async move {
+                let op = Op::Settle {
+                    fence: lease.fence,
+                    outcome,
+                    window: lease.terms.window(),
+                };
+                let until = lease.ends().max(clock.now() + PATIENCE);
+                let mut delay = RETRY_FIRST;
+                while let Err(error) = store.apply(&lease.key, &op).await {
+                    if error.is_fatal() || clock.now() >= until {
+                        break;
+                    }
+                    sleep(jittered(delay)).await;
+                    delay = next_delay(delay);
+                }
+                Done::Settled
+            };
+            self.in_flight.push(settling.boxed());
+        }
+    }
+}
+
+impl<S, T> Drop for Work<S, T> {
+    /// The keeper's runtime has gone, or it has panicked: nothing keeps these leases any more.
+    fn drop(&mut self) {
+        for lease in self.kept.values().filter_map(|kept| kept.lease.upgrade()) {
+            lease.lose(LeaseLost::Stopped);
+        }
+    }
+}
+
+/// When something is next to be done about a lease.
+fn due_of(lease: &Lease) -> Moment {
+    let ends = lease.ends();
+    lease.renewal_due().map_or(ends, |due| due.min(ends))
+}
+
+/// For how long the runtime of a guard has not run, if that is too long.
+fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
+    let silence = probe?.silence();
+    (silence > lease.terms.stall_limit).then_some(silence)
+}

@@ -1,0 +1,348 @@
+//! How long a grant is good for on this process's clock; its hub, its keeper and its guard share it.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Moment, Stamp};
+use crate::error::{Error, LeaseLost};
+use crate::event::PreviousAttempt;
+use crate::observe::{self, Work};
+use crate::store::GRAIN;
+use crate::store::key::Key;
+use crate::store::record::{Record, Token};
+use crate::terms::Terms;
+
+/// Tells participations in one process apart, in the order in which they joined.
+pub(crate) type Id = u64;
+
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) key: Key,
+    pub(crate) attempt: u32,
+    pub(crate) max_attempts: u32,
+    pub(crate) fence: u64,
+    pub(crate) previous: Option<PreviousAttempt>,
+    pub(crate) work: Work,
+    pub(crate) token: Token,
+    pub(crate) terms: Arc<Terms>,
+    /// The participation it was granted to.
+    pub(crate) id: Id,
+    clock: Clock,
+    /// The process that was granted it: a forked child has a copy of the guard, and no right to the work.
+    process: u32,
+    began: Moment,
+    term: Mutex<Term>,
+    /// Set once, and for ever; then the guard is not valid, whatever the term says.
+    lost: OnceLock<LeaseLost>,
+    cancelled: CancellationToken,
+}
+
+/// The present term of a lease: from one restart to the next.
+#[derive(Debug)]
+pub(crate) struct Term {
+    /// The instant before the restart was asked for.
+    began: Moment,
+    /// When the lease ends for its holder.
+    ends: Moment,
+    /// When it ends on the server.
+    server_ends: Moment,
+    /// The wall clock's lead when the term began.
+    wall_lead: i64,
+    /// The restart that it began with, as the record counts them.
+    restart: u64,
+    renewal: Renewal,
+    /// Whether a guard was made of it.
+    given: bool,
+    /// Whether the holder has completed the work, and the server may not know yet.
+    completing: bool,
+}
+
+/// Who sees to it that the lease does not end.
+#[derive(Clone, Debug)]
+enum Renewal {
+    /// Only its holder.
+    Manual,
+    /// The keeper, when it is due.
+    Kept,
+    /// The keeper has asked, with this answer so far, if any.
+    Asked(Option<Error>),
+    /// The keeper does not: the runtime that the guard was acquired on has not run for so long.
+    Stalled(Duration),
+}
+
+impl Term {
+    /// The server was asked then, and so much was left when it answered; but it ends for its holder no later than that.
+    pub(crate) fn new(asked: Stamp, left: Duration, latest: Moment, terms: &Terms) -> Self {
+        let ends = asked.moment + left.saturating_sub(terms.margin_of(left));
+        Self {
+            began: asked.moment,
+            ends: ends.min(latest),
+            server_ends: asked.moment + left,
+            wall_lead: asked.wall_lead,
+            restart: 0,
+            renewal: Renewal::Manual,
+            given: false,
+            completing: false,
+        }
+    }
+}
+
+impl Lease {
+    pub(crate) fn new(
+        key: &Key,
+        record: &Record,
+        id: Id,
+        token: Token,
+        terms: Arc<Terms>,
+        clock: Clock,
+        mut term: Term,
+    ) -> Self {
+        let began = clock.now();
+        term.ends = term.ends.min(began + terms.max_hold);
+        Self {
+            key: key.clone(),
+            attempt: record.attempt,
+            max_attempts: record.max_attempts,
+            fence: record.fence,
+            previous: PreviousAttempt::of(record),
+            work: Work::default(),
+            token,
+            terms,
+            id,
+            clock,
+            process: std::process::id(),
+            began,
+            term: Mutex::new(term),
+            lost: OnceLock::new(),
+            cancelled: CancellationToken::new(),
+        }
+    }
+
+    fn term(&self) -> MutexGuard<'_, Term> {
+        // No code that can panic runs under the lock.
+        self.term
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The server has restarted it. Answers may overtake each other: the last restart, as the record counts them,
+    /// is what the server goes by. Whether it was that.
+    pub(crate) fn restart(&self, restart: u64, asked: Stamp, left: Duration) -> bool {
+        let mut term = self.term();
+        if restart <= term.restart {
+            return false;
+        }
+        // Once a guard has said that it is not valid, it stays so. The server's end counts all the same, for as
+        // long as a completion is on its way. And a server whose clock was set back keeps a lease for longer than was
+        // asked.
+        let next = Term::new(asked, left, self.hold_ends(), &self.terms);
+        let kept = std::mem::replace(&mut *term, next);
+        (term.restart, term.given, term.completing) = (restart, kept.given, kept.completing);
+        term.renewal = kept.renewal;
+        if !matches!(term.renewal, Renewal::Manual) {
+            term.renewal = Renewal::Kept;
+        }
+        true
+    }
+
+    /// Ends it for its holder; only the first reason counts. Whether this was it.
+    pub(crate) fn lose(&self, reason: LeaseLost) -> bool {
+        // The reason before the signal: who is woken by it looks for the reason.
+        let first = self.lost.set(reason).is_ok();
+        if first {
+            self.cancelled.cancel();
+            if let Some(reason) = self.lost.get() {
+                observe::ended(self, reason);
+            }
+        }
+        first
+    }
+
+    /// Ends it because its time is over, for the reason why nothing has restarted it.
+    pub(crate) fn expire(&self) {
+        let reason = self.why_over();
+        self.lose(reason);
+    }
+
+    fn why_over(&self) -> LeaseLost {
+        let now = self.clock.now();
+        let due = self.renewal_due();
+        let term = self.term();
+        let over = term.server_ends + GRAIN >= self.hold_ends();
+        match &term.renewal {
+            Renewal::Manual => LeaseLost::Expired,
+            Renewal::Asked(source) => LeaseLost::Unreachable {
+                source: source.clone(),
+            },
+            _ if over => LeaseLost::MaxHold {
+                max_hold: self.terms.max_hold,
+            },
+            Renewal::Stalled(time) => LeaseLost::Stalled { time: *time },
+            // It was due, and the keeper's thread itself did not run: the process was stopped, or the machine slept.
+            Renewal::Kept => match due.filter(|due| *due < now) {
+                Some(due) => LeaseLost::Stalled {
+                    time: now.saturating_since(due),
+                },
+                None => LeaseLost::Expired,
+            },
+        }
+    }
+
+    /// A guard is made of it, which is lost from the start if the time is over. Whether it is good.
+    pub(crate) fn give(&self) -> bool {
+        // Under the lock, as the hub looks: one of the two sees that a guard outlives its lease.
+        self.term().given = true;
+        !self.remaining().is_zero()
+    }
+
+    pub(crate) fn is_given(&self) -> bool {
+        self.term().given
+    }
+
+    /// From now on the keeper renews it.
+    pub(crate) fn keep(&self) {
+        let mut term = self.term();
+        if matches!(term.renewal, Renewal::Manual) {
+            term.renewal = Renewal::Kept;
+        }
+    }
+
+    /// The keeper has asked for a renewal; and this was the answer, if it was none that restarts it.
+    pub(crate) fn asked(&self, answer: Option<Error>) {
+        let mut term = self.term();
+        // An answer that says nothing new leaves the last that did.
+        match (&mut term.renewal, answer) {
+            (Renewal::Asked(last), Some(answer)) => *last = Some(answer),
+            (Renewal::Asked(_), None) => {}
+            (renewal, answer) => *renewal = Renewal::Asked(answer),
+        }
+    }
+
+    /// The keeper does not renew it, since its guard's runtime has not run for so long.
+    pub(crate) fn stalled(&self, time: Duration) {
+        self.term().renewal = Renewal::Stalled(time);
+    }
+
+    /// When the keeper is to renew it; `None` if no renewal reaches further.
+    ///
+    /// So long before the end as a whole lease is longer than the period; for a term that is no whole lease, as that
+    /// of a grant that was handed over and is not confirmed, after a third of it.
+    pub(crate) fn renewal_due(&self) -> Option<Moment> {
+        let every = self.terms.renew_every?;
+        let term = self.term();
+        if term.server_ends + GRAIN >= self.hold_ends() {
+            return None;
+        }
+        let lease = Duration::from_millis(self.terms.lease);
+        let due = term.server_ends.saturating_sub(lease.saturating_sub(every));
+        Some(match due > term.began {
+            true => due,
+            false => term.began + term.ends.saturating_since(term.began) / 3,
+        })
+    }
+
+    /// For how long a renewal that is sent now may restart it, in ms.
+    pub(crate) fn restartable_for(&self, length: u64) -> u64 {
+        let left = self.hold_remaining().as_millis();
+        length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(1)
+    }
+
+    /// The holder has completed the work. Until the server knows, the lease is kept for it: a hub that cannot run,
+    /// as on a thread that is blocked, has not sent it yet.
+    pub(crate) fn complete(&self) {
+        self.term().completing = true;
+    }
+
+    /// Whether a renewal still serves a purpose.
+    pub(crate) fn is_wanted(&self) -> bool {
+        match self.lost.get() {
+            None => true,
+            Some(LeaseLost::Settled) => self.term().completing,
+            Some(_) => false,
+        }
+    }
+
+    /// When it ends for its holder, by the lease's clock.
+    pub(crate) fn ends(&self) -> Moment {
+        self.term().ends
+    }
+
+    /// No renewal reaches further.
+    fn hold_ends(&self) -> Moment {
+        self.began + self.terms.max_hold
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    pub(crate) fn why_lost(&self) -> Option<&LeaseLost> {
+        self.lost.get()
+    }
+
+    /// What is left, as its timers go: zero once it has ended.
+    pub(crate) fn left(&self) -> Duration {
+        self.ends().saturating_since(self.clock.now())
+    }
+
+    /// What is left; zero once it has ended or was lost. Of a guard that says so, it is the end.
+    pub(crate) fn remaining(&self) -> Duration {
+        if self.is_lost() {
+            return Duration::ZERO;
+        }
+        if self.is_foreign() {
+            self.lose(LeaseLost::Forked);
+            return Duration::ZERO;
+        }
+        let (left, given) = {
+            let term = self.term();
+            let left = term.ends.saturating_since(self.clock.now());
+            (left.saturating_sub(self.paused(&term)), term.given)
+        };
+        if left.is_zero() && given {
+            self.expire();
+        }
+        left
+    }
+
+    /// Time that passed in this term without being counted by the lease's clock, as far as the wall clock tells: more
+    /// than the margin only, since clocks are slewed.
+    fn paused(&self, term: &Term) -> Duration {
+        let outrun = self.clock.wall_lead().saturating_sub(term.wall_lead);
+        let outrun = Duration::from_micros(u64::try_from(outrun).unwrap_or(0));
+        let left = term.server_ends.saturating_since(term.began);
+        match outrun > self.terms.margin_of(left) {
+            true => outrun,
+            false => Duration::ZERO,
+        }
+    }
+
+    /// Whether the wall clock tells of a pause that the lease's clock has not counted.
+    pub(crate) fn may_have_paused(&self) -> bool {
+        !self.paused(&self.term()).is_zero()
+    }
+
+    /// Whether this is a copy of it, in a process that was forked from its holder's.
+    pub(crate) fn is_foreign(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// What is left until no renewal reaches further.
+    pub(crate) fn hold_remaining(&self) -> Duration {
+        self.hold_ends().saturating_since(self.clock.now())
+    }
+
+    /// Cancelled when it is lost. Cancelling it does not lose it.
+    pub(crate) fn cancellation(&self) -> CancellationToken {
+        self.cancelled.child_token()
+    }
+
+    /// Resolves when it is lost.
+    pub(crate) async fn lost(&self) -> LeaseLost {
+        self.cancelled.cancelled().await;
+        let reason = self.lost.get();
+        reason.expect("set before the signal").clone()
+    }
+}
