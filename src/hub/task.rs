@@ -23,9 +23,6 @@ use crate::observe;
 use crate::store::key::Key;
 use crate::store::{Heard, Lane, Op, Reply, Store};
 
-/// How often the subscriber connection is asked whether it still hears.
-const PING: Duration = Duration::from_millis(500);
-
 /// No timer is set further ahead: the queue has a bound, and looking again is free.
 const FAR: Duration = Duration::from_secs(3_600);
 
@@ -57,15 +54,20 @@ pub(super) async fn run<S: Store>(
         behind: Vec::new(),
         connected: true,
         pinging: false,
+        ping_is_due: false,
         tracker: TaskTracker::new(),
     };
-    let mut pings = tokio::time::interval(PING);
+    let mut pings = tokio::time::interval(hub.store.ping_period());
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(BATCH);
     let mut open = true;
     let mut hears = true;
 
     while open || !hub.is_idle() {
+        if hub.ping_is_due && hub.wants_ping() {
+            pings.reset();
+            hub.ping();
+        }
         tokio::select! {
             taken = inbox.recv_many(&mut batch, BATCH), if open => {
                 open = taken > 0;
@@ -125,6 +127,8 @@ struct Hub<S> {
     /// Whether the subscriber is connected, and answered its last ping.
     connected: bool,
     pinging: bool,
+    /// A connection is new: whether the two still hear of each other is asked at once.
+    ping_is_due: bool,
     /// Every call holds a token of it until it is answered; what follows from it takes that over.
     tracker: TaskTracker,
 }
@@ -275,8 +279,10 @@ impl<S: Store> Hub<S> {
             Heard::Reconnected => {
                 observe::resync("reconnected");
                 self.connected = true;
+                self.ping_is_due = true;
                 self.with_all(Run::resubscribe);
             }
+            Heard::CommandsReconnected => self.ping_is_due = true,
         }
     }
 
@@ -299,6 +305,7 @@ impl<S: Store> Hub<S> {
 
     fn ping(&mut self) {
         self.pinging = true;
+        self.ping_is_due = false;
         let store = self.store.clone();
         self.in_flight
             .push(async move { Done::Ping(store.ping().await) }.boxed());
