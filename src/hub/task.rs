@@ -282,7 +282,11 @@ impl<S: Store> Hub<S> {
                 self.ping_is_due = true;
                 self.with_all(Run::resubscribe);
             }
-            Heard::CommandsReconnected => self.ping_is_due = true,
+            Heard::CommandsReconnected => {
+                self.ping_is_due = true;
+                // Perhaps to a server that has never heard of us.
+                self.missed(self.connected);
+            }
         }
     }
 

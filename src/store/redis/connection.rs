@@ -12,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, pending};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{COMMAND_TIMEOUT, is_answer};
+use super::{COMMAND_TIMEOUT, GONE, is_answer};
 
 /// How long both connections have to stand, handshakes included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,6 +132,8 @@ struct Shared {
     renew: Notify,
     /// The keeper has torn the connection down.
     torn: broadcast::Sender<()>,
+    /// It is not made anew any more.
+    closed: AtomicBool,
 }
 
 /// The requests whose answers are due, by slot. In a cluster the slots of one node share a
@@ -254,6 +257,7 @@ impl Connection {
             begun: Notify::new(),
             renew: Notify::new(),
             torn: broadcast::Sender::new(4),
+            closed: AtomicBool::new(false),
         });
         let server = client.active_connections().pop();
         let keeper = Keeper {
@@ -333,7 +337,19 @@ impl Connection {
         // Whatever else goes wrong, the connection that it went over is not there any more.
         let gave_up = |error: &FredError| *error.kind() == ErrorKind::Timeout;
         owed.settled = !answer.as_ref().is_err_and(gave_up);
-        answer
+        // Between two tasks of `fred` there is none that takes the request.
+        let shared = &self.0.shared;
+        let between = |error: &FredError| {
+            let reopens = self.0.owned && !shared.closed.load(Ordering::Relaxed);
+            reopens && GONE.contains(&error.details())
+        };
+        match answer {
+            Err(error) if between(&error) => {
+                let text = "the connection is being made anew";
+                Err(FredError::new(ErrorKind::Canceled, text))
+            }
+            answer => answer,
+        }
     }
 
     /// Tears the connection down and makes it anew.
@@ -350,6 +366,7 @@ impl Connection {
     /// there is nothing that `QUIT` would wait for. A client that is just connecting does not hear
     /// `QUIT`, and one that has just ended logs a warning.
     pub(super) fn close(&self) {
+        self.0.shared.closed.store(true, Ordering::Relaxed);
         self.0.keeper.abort();
     }
 }

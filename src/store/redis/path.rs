@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use fred::bytes_utils::Str;
 use fred::error::Error as FredError;
@@ -18,12 +19,15 @@ use fred::types::{ClusterHash, CustomCommand, Message, Value};
 use futures::future::join_all;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::Connection;
 use super::once;
 use crate::store::Pace;
 use crate::store::key::Key;
+
+/// How long a beat is waited for, at least, before the subscriber is asked for all that came before.
+const SOON: Duration = Duration::from_millis(10);
 
 /// The keys whose transitions are awaited, and how the last beats went.
 pub(super) struct Path {
@@ -162,6 +166,7 @@ impl Path {
         node: Option<Server>,
         channel: &str,
     ) -> Result<bool, FredError> {
+        let began = Instant::now();
         let mut messages = subscriber.client().message_rx();
         let lane = subscriber.lane(slot);
         let subscribing = subscriber.client().with_options(&once());
@@ -179,7 +184,8 @@ impl Path {
         let is_it = |message: &Message| {
             *message.channel == *channel && message.value.as_bytes() == Some(nonce.as_bytes())
         };
-        if let Ok(heard) = timeout(self.pace.answer, until_heard(&mut messages, &is_it)).await {
+        let soon = began.elapsed().max(SOON);
+        if let Ok(heard) = timeout(soon, until_heard(&mut messages, &is_it)).await {
             return Ok(heard);
         }
         // Whether it is late or lost does not depend on time: what was published before this
