@@ -15,7 +15,7 @@ use crate::observe;
 use crate::store::key::Key;
 use crate::store::memory::Memory;
 use crate::store::redis::Replicas;
-use crate::store::{GRAIN, millis};
+use crate::store::{GRAIN, Pace, millis};
 use crate::terms::Terms;
 use crate::worker::LockingWorker;
 use server::Server;
@@ -36,6 +36,7 @@ pub use warning::Warning;
 /// | [`renew`](Self::renew), [`renew_every`](Self::renew_every) | not renewed | 1 ms to half of what the margin leaves of the lock timeout |
 /// | [`stall_limit`](Self::stall_limit) | the greater of 60 s and ten lock timeouts | the lock timeout to 100 years |
 /// | [`max_hold`](Self::max_hold) | 1 hour, or the lock timeout if that is longer | the lock timeout to 100 years |
+/// | [`answer_timeout`](Self::answer_timeout) | a quarter of the lock timeout, from 50 ms to 1.5 s | 10 ms to 1 minute |
 /// | [`replicas`](Self::replicas) | none | at least 1, within 1 ms to the lock timeout |
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
@@ -53,6 +54,7 @@ pub struct Builder {
     max_hold: Option<Duration>,
     stall_limit: Option<Duration>,
     replicas: Option<(u32, Duration)>,
+    answer_timeout: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,12 @@ impl Builder {
     /// The least stall limit by default: 60 s.
     pub const DEFAULT_STALL_LIMIT: Duration = Duration::from_secs(60);
 
+    /// The shortest [`answer_timeout`](Self::answer_timeout): 10 ms.
+    pub const MIN_ANSWER_TIMEOUT: Duration = Duration::from_millis(10);
+
+    /// The longest [`answer_timeout`](Self::answer_timeout): 1 minute.
+    pub const MAX_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
     pub(crate) fn new(key: &[u8]) -> Self {
         Self {
             key: key.to_vec(),
@@ -98,6 +106,7 @@ impl Builder {
             max_hold: None,
             stall_limit: None,
             replicas: None,
+            answer_timeout: None,
         }
     }
 
@@ -323,6 +332,16 @@ impl Builder {
         self
     }
 
+    /// How long a connection may owe an answer before it is examined. The same server is then asked
+    /// on a new connection. If the new one is answered and the old one is not, the old one has died
+    /// in silence, and is made anew; a server that is merely stalled keeps its connections.
+    ///
+    /// Let it be longer than the largest result or checkpoint takes to travel.
+    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
+        self.answer_timeout = Some(timeout);
+        self
+    }
+
     /// Checks every option, connects, and makes sure that the server can be used.
     ///
     /// # Errors
@@ -394,11 +413,17 @@ impl Builder {
                 Some(Replicas { count, timeout })
             }
         };
+        let mut pace = Pace::of(self.lock_timeout);
+        if let Some(timeout) = self.answer_timeout {
+            let (min, max) = (Self::MIN_ANSWER_TIMEOUT, Self::MAX_ANSWER_TIMEOUT);
+            within("answer_timeout", timeout, min, max)?;
+            pace.answer = timeout;
+        }
         observe::describe();
-        let (hub, warnings) = self
+        let connecting = self
             .server
-            .connect(&key, replicas, renew_every.is_some())
-            .await?;
+            .connect(&key, replicas, pace, renew_every.is_some());
+        let (hub, warnings) = connecting.await?;
         warnings.iter().for_each(observe::warned);
         let entry = Entry {
             hub,

@@ -1,5 +1,6 @@
 //! What can go wrong, by the step that failed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::MaxAttempts;
@@ -35,6 +36,9 @@ pub enum KeyError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
+    /// The thread that renews leases cannot be started: the process or its user may have no more.
+    #[error("the thread that renews leases cannot be started")]
+    Thread(#[source] Arc<std::io::Error>),
     /// The key is none.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -87,6 +91,18 @@ pub enum BuildError {
     /// The client has no reconnect policy: after its first disconnect it would hang for ever.
     #[error("the client given has no reconnect policy; set one with `Builder::set_policy`")]
     NoReconnectPolicy,
+    /// The client given is in another database than its configuration says: after its next
+    /// reconnect it would be in that one.
+    #[error(
+        "the client given has selected database {selected}, and its configuration says \
+         {configured}; set `Config::database` instead of SELECT"
+    )]
+    Database {
+        /// The database that the configuration says, 0 unless it says any.
+        configured: u64,
+        /// The database that the server says it is in.
+        selected: u64,
+    },
     /// No connection was made.
     #[error("cannot connect to {server}")]
     Connect {

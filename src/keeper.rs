@@ -90,7 +90,7 @@ impl Keeper {
         tell: impl Fn(News) + Send + 'static,
     ) -> Self {
         let (tasks, asked) = mpsc::unbounded_channel();
-        let connect = move || std::future::ready(Ok(store.clone()));
+        let connect = move || std::future::ready(Ok::<_, Error>(store.clone()));
         let run = run(connect, asked, clock, None, tell);
         Self(Arc::new(Inner {
             tasks,
@@ -105,27 +105,44 @@ impl Keeper {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(crate) fn apart<S, C, F>(
+    pub(crate) fn apart<S, C, F, E>(
         runtime: Handle,
         connect: C,
         clock: Clock,
+        observers: Observers,
         tell: impl Fn(News) + Send + 'static,
     ) -> Self
     where
         S: Store,
         C: Fn() -> F + Send + Sync + 'static,
-        F: Future<Output = Result<S, Error>> + Send + 'static,
+        F: Future<Output = Result<S, E>> + Send + 'static,
+        E: Send + 'static,
     {
         let (tasks, asked) = mpsc::unbounded_channel();
         let probe = Probe::new(Handle::current(), clock);
         let run = run(connect, asked, clock, Some(probe), tell);
         // What it tells goes where the builder's thread would have told it.
-        let run = Observers::here().follow(run);
+        let run = observers.follow(run);
         Self(Arc::new(Inner {
             tasks,
             runtime,
             begin: Mutex::new(Some(run.boxed())),
             outlives_hub: true,
+        }))
+    }
+
+    /// A keeper of a hub that renews no lease.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub(crate) fn idle() -> Self {
+        let (tasks, _) = mpsc::unbounded_channel();
+        Self(Arc::new(Inner {
+            tasks,
+            runtime: Handle::current(),
+            begin: Mutex::new(None),
+            outlives_hub: false,
         }))
     }
 
@@ -255,7 +272,7 @@ struct Work<S, T> {
 }
 
 /// Keeps leases until no way to it is left.
-async fn run<S, C, F, T>(
+async fn run<S, C, F, E, T>(
     connect: C,
     mut tasks: mpsc::UnboundedReceiver<Task>,
     clock: Clock,
@@ -264,7 +281,7 @@ async fn run<S, C, F, T>(
 ) where
     S: Store,
     C: Fn() -> F,
-    F: Future<Output = Result<S, Error>>,
+    F: Future<Output = Result<S, E>>,
     T: Fn(News),
 {
     let mut work = Work {
@@ -300,7 +317,10 @@ async fn run<S, C, F, T>(
 }
 
 /// A store, as soon as one can be had.
-async fn connected<S, F: Future<Output = Result<S, Error>>>(connect: impl Fn() -> F) -> S {
+async fn connected<S, F, E>(connect: impl Fn() -> F) -> S
+where
+    F: Future<Output = Result<S, E>>,
+{
     let mut delay = RETRY_FIRST;
     loop {
         // What it says is not news: a server out of reach fails what is asked over the other connections too.

@@ -205,5 +205,5 @@ pub mod internals {
     pub use crate::store::memory::MemoryStore;
     pub use crate::store::record::{Cause, Frame, Malformed, Previous, Record, State, Token};
     pub use crate::store::redis::{RedisStore, Replicas};
-    pub use crate::store::{Failure, Guarded, Heard, Lane, Op, Outcome, Reply, Store};
+    pub use crate::store::{Failure, Guarded, Heard, Lane, Op, Outcome, Pace, Reply, Store};
 }

@@ -155,6 +155,39 @@ pub enum Heard {
     Disconnected,
     /// The connection is back, or a slot has moved: subscribe again.
     Reconnected,
+    /// The commands go over another connection, which may be to another server: see whether what
+    /// they publish is still heard.
+    CommandsReconnected,
+}
+
+/// How soon a store notices that it is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How long an answer may be owed before its connection is looked into.
+    pub answer: Duration,
+    /// How often the path from our commands to our subscriber is tried.
+    pub beat: Duration,
+}
+
+impl Pace {
+    const ANSWER: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(1_500)];
+    const BEAT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+    /// Served again within half a lease, and within 3 s.
+    pub fn of(lease: Duration) -> Self {
+        let within = |part: Duration, [least, most]: [Duration; 2]| part.clamp(least, most);
+        Self {
+            answer: within(lease / 4, Self::ANSWER),
+            beat: within(lease / 8, Self::BEAT),
+        }
+    }
+}
+
+/// Without a lease in view: the slowest.
+impl Default for Pace {
+    fn default() -> Self {
+        Self::of(Duration::MAX)
+    }
 }
 
 /// A number for what travels together; see [`Store::lane`].
@@ -206,6 +239,11 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     ///
     /// When that cannot be known: the subscriber may be cut off.
     fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// How often to do so while any key is watched.
+    fn ping_period(&self) -> Duration {
+        Pace::default().beat
+    }
 
     /// What is heard on all watched keys. There is one hearer a store.
     fn hear(&mut self) -> impl futures::Stream<Item = Heard> + Send + Unpin + 'static;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use common::bench::{claim, claim_with, settle, token, withdraw};
 use common::{Cluster, Server, acquired, command, end};
 use futures::future::join_all;
-use redis_locking_worker::internals::{Op, Outcome, RedisStore, Reply, State, Store};
+use redis_locking_worker::internals::{Op, Outcome, Pace, RedisStore, Reply, State, Store};
 use redis_locking_worker::{Error, Key, LockEvent, LockingWorker};
 
 const RETENTION: u64 = 60_000;
@@ -19,7 +19,9 @@ fn key(name: &str) -> Key {
 
 async fn store(server: &Server) -> RedisStore {
     let client = server.client().await;
-    RedisStore::with_client(client, None).await.unwrap()
+    RedisStore::with_client(client, None, Pace::default())
+        .await
+        .unwrap()
 }
 
 async fn all(store: &RedisStore, asked: &[(Key, Op)]) -> Vec<Result<Reply, Error>> {

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use redis_locking_worker::internals::{
-    Cause, Failure, Op, Outcome, Previous, Record, RedisStore, State, Store, Token,
+    Cause, Failure, Op, Outcome, Pace, Previous, Record, RedisStore, State, Store, Token,
 };
 use redis_locking_worker::{Error, Key};
 
@@ -256,7 +256,9 @@ fn the_scripts_leave_alone_what_is_no_record() {
         let client = server.client().await;
         (
             client.clone(),
-            RedisStore::with_client(client, None).await.unwrap(),
+            RedisStore::with_client(client, None, Pace::default())
+                .await
+                .unwrap(),
         )
     });
     let key = Key::new("k").unwrap();

@@ -9,12 +9,16 @@ mod clock;
 mod cluster;
 #[path = "faults/connections.rs"]
 mod connections;
+#[path = "faults/databases.rs"]
+mod databases;
 #[path = "faults/failover.rs"]
 mod failover;
 #[path = "faults/secured.rs"]
 mod secured;
 #[path = "faults/server.rs"]
 mod server;
+#[path = "faults/silence.rs"]
+mod silence;
 #[cfg(any(feature = "enable-rustls", feature = "enable-rustls-ring"))]
 #[path = "faults/tls.rs"]
 mod tls;

@@ -1,7 +1,9 @@
 //! Where the runs take place: what was asked for, checked and connected.
 
 use std::fmt;
+use std::io;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
@@ -10,12 +12,15 @@ use fred::types::config::{Config, ServerConfig};
 use tokio::join;
 
 use super::Warning;
+use crate::clock::Clock;
 use crate::error::{BuildError, Error};
-use crate::hub::Handle;
+use crate::hub::{Handle, Inbox};
+use crate::keeper::{self, Keeper, News};
+use crate::observe::Observers;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::redis::{RedisStore, Replicas};
-use crate::store::{Op, Store};
+use crate::store::{Op, Pace, Store};
 
 const DEFAULT_HOST: &str = "localhost";
 const DEFAULT_PORT: u16 = 6379;
@@ -52,8 +57,13 @@ impl Server {
         self,
         key: &Key,
         replicas: Option<Replicas>,
+        pace: Pace,
+        renews: bool,
     ) -> Result<(Handle, Vec<Warning>), BuildError> {
-        let connecting = tokio::spawn(self.reach(key.clone(), replicas));
+        // Here, on the thread whose subscriber and recorder are told.
+        let observers = Observers::here();
+        let connecting = self.reach(key.clone(), replicas, pace, renews, observers);
+        let connecting = tokio::spawn(connecting);
         connecting
             .await
             .unwrap_or_else(|error| match error.try_into_panic() {
@@ -66,31 +76,83 @@ impl Server {
         self,
         key: Key,
         replicas: Option<Replicas>,
+        pace: Pace,
+        renews: bool,
+        observers: Observers,
     ) -> Result<(Handle, Vec<Warning>), BuildError> {
         let store = match self {
             Server::Memory(_) if replicas.is_some() => return Err(BuildError::ReplicasInMemory),
             Server::Memory(memory) => {
-                return Ok((Handle::spawn(MemoryStore::new(&memory)), Vec::new()));
+                return Ok((Handle::in_memory(MemoryStore::new(&memory)), Vec::new()));
             }
-            Server::Address { host, port } => with_address(host, port, replicas).await?,
-            Server::Url(url) => with_url(&url, replicas).await?,
-            Server::Client(client) => with_client(client, replicas).await?,
+            Server::Address { host, port } => with_address(host, port, replicas, pace).await?,
+            Server::Url(url) => with_url(&url, replicas, pace).await?,
+            Server::Client(client) => with_client(client, replicas, pace).await?,
         };
         // Finds out now what would end every stream: an old server, a missing permission, a key in
-        // other use.
+        // other use, and what only the second worker would run into.
         let inspect = Op::Inspect;
-        let (inspected, info) = join!(store.apply(&key, &inspect), store.info());
+        let (inspected, path, selected, info) = join!(
+            store.apply(&key, &inspect),
+            store.try_path(&key),
+            store.selected_by_hand(),
+            store.info()
+        );
+        if let Some((configured, selected)) = selected {
+            store.close().await;
+            return Err(BuildError::Database {
+                configured,
+                selected,
+            });
+        }
         let warnings = info.iter();
         let warnings = warnings.flat_map(|(server, info)| Warning::all(server, info));
         let warnings: Vec<Warning> = warnings.collect();
-        match inspected {
-            Ok(_) => Ok((Handle::spawn(store), warnings)),
+        match inspected.and(path) {
+            Ok(()) => {
+                let inbox = Inbox::new();
+                match keeper(&store, renews, observers, inbox.teller()) {
+                    Ok(keeper) => {
+                        let hub = Handle::spawn(store, inbox, Clock::Machine, keeper);
+                        Ok((hub, warnings))
+                    }
+                    Err(source) => {
+                        store.close().await;
+                        Err(BuildError::Thread(Arc::new(source)))
+                    }
+                }
+            }
             Err(error) => {
                 store.close().await;
                 Err(because(error, warnings))
             }
         }
     }
+}
+
+/// What keeps the leases of a store's grants, if any is renewed: a thread of its own, and a connection there as soon as
+/// there is a lease to keep.
+fn keeper(
+    store: &RedisStore,
+    renews: bool,
+    observers: Observers,
+    tell: impl Fn(News) + Send + 'static,
+) -> io::Result<Keeper> {
+    if !renews {
+        return Ok(Keeper::idle());
+    }
+    let apart = store.apart();
+    let connect = move || {
+        let apart = apart.clone();
+        async move { apart.connect().await }
+    };
+    Ok(Keeper::apart(
+        keeper::runtime()?,
+        connect,
+        Clock::Machine,
+        observers,
+        tell,
+    ))
 }
 
 /// What a server that will not serve the key is told by: its age, if it is too old for the scripts.
@@ -109,10 +171,14 @@ fn because(error: Error, warnings: Vec<Warning>) -> BuildError {
     }
 }
 
-async fn with_url(url: &str, replicas: Option<Replicas>) -> Result<RedisStore, BuildError> {
+async fn with_url(
+    url: &str,
+    replicas: Option<Replicas>,
+    pace: Pace,
+) -> Result<RedisStore, BuildError> {
     let server = redact(url);
     let config = parse(url, &server)?;
-    let connected = RedisStore::connect(config, replicas).await;
+    let connected = RedisStore::connect(config, replicas, pace).await;
     connected.map_err(|source| BuildError::Connect { server, source })
 }
 
@@ -120,20 +186,25 @@ async fn with_address(
     host: String,
     port: u16,
     replicas: Option<Replicas>,
+    pace: Pace,
 ) -> Result<RedisStore, BuildError> {
     let server = ServerConfig::new_centralized(host.clone(), port);
     let config = Config {
         server,
         ..Config::default()
     };
-    let connected = RedisStore::connect(config, replicas).await;
+    let connected = RedisStore::connect(config, replicas, pace).await;
     connected.map_err(|source| BuildError::Connect {
         server: format!("{host}:{port}"),
         source,
     })
 }
 
-async fn with_client(client: Client, replicas: Option<Replicas>) -> Result<RedisStore, BuildError> {
+async fn with_client(
+    client: Client,
+    replicas: Option<Replicas>,
+    pace: Pace,
+) -> Result<RedisStore, BuildError> {
     if client.client_reconnect_policy().is_none() {
         return Err(BuildError::NoReconnectPolicy);
     }
@@ -143,7 +214,7 @@ async fn with_client(client: Client, replicas: Option<Replicas>) -> Result<Redis
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ");
-    let connected = RedisStore::with_client(client, replicas).await;
+    let connected = RedisStore::with_client(client, replicas, pace).await;
     connected.map_err(|source| BuildError::Connect { server, source })
 }
 
@@ -164,7 +235,7 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
         url: shown.to_owned(),
         features,
     };
-    let (scheme, _) = url.split_once("://").unwrap_or_default();
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let end = scheme.find(['-', '+']).unwrap_or(scheme.len());
     let (base, suffix) = scheme.split_at(end);
     let tls = matches!(base, "rediss" | "valkeys");
@@ -183,20 +254,47 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
     if suffix == "+unix" && !cfg!(feature = "unix-sockets") {
         return Err(missing("unix-sockets"));
     }
-    Config::from_url(url).map_err(invalid)
+    let config = Config::from_url(url);
+    // A parser of URLs ends the address at the first of these, and connects to what is before it.
+    let secret = rest.rsplit_once('@').map(|(secret, _)| secret);
+    let ends = secret.and_then(|secret| {
+        let end = secret.find(['/', '?', '#'])?;
+        let (at, after) = secret.split_at(end);
+        let is_query = after.starts_with('?') && after.contains('=');
+        let is_host = !at.contains('@') && after.starts_with('/');
+        (config.is_err() || !(is_query || is_host)).then_some(&after[..1])
+    });
+    match ends {
+        Some(ends) => {
+            let percent = format!("%{:02X}", ends.as_bytes()[0]);
+            let text = format!("a {ends:?} in a user name or password is written {percent}");
+            Err(invalid(FredError::new(ErrorKind::Url, text)))
+        }
+        None => config.map_err(invalid),
+    }
 }
 
-/// The URL less what may be secret: its user, password and query.
+/// The URL less what may be secret: what is between `://` and the last `@`, and the query.
+///
+/// It takes the text as it is, since what it is for are the texts that are no URLs: one parser's
+/// query is what another takes for the end of a password.
 fn redact(url: &str) -> String {
-    let (plain, query) = url
-        .split_once('?')
-        .map_or((url, ""), |(plain, _)| (plain, "?…"));
-    let (scheme, rest) = plain.split_once("://").unwrap_or(("", plain));
-    let separator = if plain.contains("://") { "://" } else { "" };
-    let (user, rest) = rest
-        .rsplit_once('@')
-        .map_or(("", rest), |(_, rest)| ("…@", rest));
-    [scheme, separator, user, rest, query].concat()
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => ([scheme, "://"].concat(), rest),
+        None => (String::new(), url),
+    };
+    let (secret, shown) = match rest.rsplit_once('@') {
+        // What is behind the last `@` may be the end of a query, or a host.
+        Some((secret, _)) if secret.contains(['?', '#']) => return scheme + "…",
+        Some((_, shown)) => ("…@", shown),
+        None => ("", rest),
+    };
+    let end = shown.find(['?', '#']).unwrap_or(shown.len());
+    let query = match &shown[end..] {
+        "" => "",
+        _ => "?…",
+    };
+    [&scheme, secret, &shown[..end], query].concat()
 }
 
 impl fmt::Debug for Server {
@@ -225,8 +323,51 @@ mod tests {
                 "redis-sentinel://h?…",
             ),
             ("u:pw@h", "…@h"),
+            ("redis://svc:S3cret?rest@db:6379", "redis://…"),
+            ("redis://:p@ss#w/or?d@db", "redis://…"),
+            ("redis://:pw/x@db:1/2", "redis://…@db:1/2"),
+            (
+                "redis-sentinel://h?sentinelPassword=p@w",
+                "redis-sentinel://…",
+            ),
+            ("redis://h#pw", "redis://h?…"),
+            ("S3cret?rest@db", "…"),
         ] {
             assert_eq!(redact(url), shown);
+            let server = Server::Url(url.to_owned());
+            assert_eq!(format!("{server:?}"), shown);
+        }
+    }
+
+    #[test]
+    fn a_password_that_ends_the_address_is_told_apart_from_a_query() {
+        for (url, ends) in [
+            ("redis://svc:S3cret?rest@db:6379", "%3F"),
+            ("redis://:p@ss#w/or?d@db", "%23"),
+            ("redis://:p@ss/w@db", "%2F"),
+            ("redis://svc:12/34@db", "%2F"),
+            ("redis://svc:12?34@db", "%3F"),
+        ] {
+            match parse(url, &redact(url)) {
+                Err(BuildError::Url { url, source }) => {
+                    assert!(source.details().ends_with(ends), "{source:?}");
+                    let said = format!("{url}{source:?}");
+                    assert!(
+                        !["S3", "rest", "ss", "34"]
+                            .iter()
+                            .any(|part| { said.replace("password", "").contains(part) }),
+                        "{said}"
+                    );
+                }
+                other => panic!("{url}: {other:?}"),
+            }
+        }
+        for url in [
+            "redis://u:a%3Fb@db:1/3",
+            "redis-sentinel://h?sentinelServiceName=m&sentinelPassword=p@w",
+            "redis://h",
+        ] {
+            assert!(parse(url, "").is_ok(), "{url}");
         }
     }
 }

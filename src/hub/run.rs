@@ -316,7 +316,7 @@ impl Run {
             self.spread(now);
         }
         self.show(&reply.frame, Some(sent.instant), now);
-        self.recover(is_claim, now);
+        self.recover(is_claim);
         self.unwatch_if_idle();
     }
 

@@ -25,11 +25,14 @@ use crate::observe;
 use crate::store::key::Key;
 use crate::store::{Heard, Lane, Op, Reply, Store};
 
-/// How often the subscriber connection is asked whether it still hears.
-const PING: Duration = Duration::from_millis(500);
-
 /// No timer is set further ahead: the queue has a bound, and looking again is free.
 const FAR: Duration = Duration::from_secs(3_600);
+
+/// How often the clock of leases is compared with that of timers, while a lease is held.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// By how much the two differ when one has stood still: more than they are ever read apart.
+const STOOD_STILL: Duration = Duration::from_millis(50);
 
 /// Messages taken from the inbox at once.
 const BATCH: usize = 128;
@@ -45,6 +48,7 @@ pub(super) async fn run<S: Store>(
     handle: WeakHandle,
 ) {
     let mut heard = store.hear();
+    let clock = handle.clock;
     let mut hub = Hub {
         store,
         handle,
@@ -55,19 +59,28 @@ pub(super) async fn run<S: Store>(
         subscriptions: Queue::default(),
         effects: Vec::new(),
         watched: 0,
+        holding: 0,
+        looked: clock.stamp(),
         woken: 0,
         behind: Vec::new(),
         connected: true,
         pinging: false,
+        ping_is_due: false,
         tracker: TaskTracker::new(),
     };
-    let mut pings = tokio::time::interval(PING);
+    let mut pings = tokio::time::interval(hub.store.ping_period());
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(BATCH);
     let mut open = true;
     let mut hears = true;
 
     while open || !hub.is_idle() {
+        if hub.ping_is_due && hub.wants_ping() {
+            pings.reset();
+            hub.ping();
+        }
         tokio::select! {
             taken = inbox.recv_many(&mut batch, BATCH), if open => {
                 open = taken > 0;
@@ -84,6 +97,7 @@ pub(super) async fn run<S: Store>(
             Some(due) = hub.timers.next(), if !hub.timers.is_empty() => {
                 hub.fire(&due.into_inner());
             }
+            _ = looks.tick(), if hub.wants_look() => hub.look(),
             _ = pings.tick(), if hub.wants_ping() => hub.ping(),
         }
         let behind = std::mem::take(&mut hub.behind);
@@ -120,6 +134,10 @@ struct Hub<S> {
     effects: Vec<Effect>,
     /// How many keys are subscribed to.
     watched: usize,
+    /// How many keys have grants of this process.
+    holding: usize,
+    /// When the clock of leases was last compared with that of timers.
+    looked: Stamp,
     /// How many were answered in this turn.
     woken: usize,
     /// Keys where somebody waits who has not been told the newest.
@@ -127,6 +145,8 @@ struct Hub<S> {
     /// Whether the subscriber is connected, and answered its last ping.
     connected: bool,
     pinging: bool,
+    /// A connection is new: whether the two still hear of each other is asked at once.
+    ping_is_due: bool,
     /// Every call holds a token of it until it is answered; what follows from it takes that over.
     tracker: TaskTracker,
 }
@@ -278,7 +298,13 @@ impl<S: Store> Hub<S> {
             Heard::Reconnected => {
                 observe::resync("reconnected");
                 self.connected = true;
+                self.ping_is_due = true;
                 self.with_all(Run::resubscribe);
+            }
+            Heard::CommandsReconnected => {
+                self.ping_is_due = true;
+                // Perhaps to a server that has never heard of us.
+                self.missed(self.connected);
             }
         }
     }
@@ -296,12 +322,31 @@ impl<S: Store> Hub<S> {
         }
     }
 
+    /// Timers stand still while the machine sleeps, and leases do not.
+    fn look(&mut self) {
+        let clock = self.handle.clock;
+        let before = std::mem::replace(&mut self.looked, clock.stamp());
+        let timers = self
+            .looked
+            .instant
+            .saturating_duration_since(before.instant);
+        let leases = self.looked.moment.saturating_since(before.moment);
+        if leases > timers + STOOD_STILL {
+            self.with_all(|run| run.woke(Instant::now()));
+        }
+    }
+
+    fn wants_look(&self) -> bool {
+        self.holding > 0 && self.handle.clock.outlives_timers()
+    }
+
     fn wants_ping(&self) -> bool {
         !self.pinging && self.watched > 0
     }
 
     fn ping(&mut self) {
         self.pinging = true;
+        self.ping_is_due = false;
         let store = self.store.clone();
         self.in_flight
             .push(async move { Done::Ping(store.ping().await) }.boxed());
@@ -334,10 +379,12 @@ impl<S: Store> Hub<S> {
             return;
         };
         self.watched -= usize::from(entry.run.is_watched());
+        self.holding -= usize::from(entry.run.is_holding());
         let was_behind = entry.run.is_behind();
         // One list serves all runs: each has something for it only now.
         let mut effects = entry.run.act(std::mem::take(&mut self.effects), act);
         self.watched += usize::from(entry.run.is_watched());
+        self.holding += usize::from(entry.run.is_holding());
 
         let deadline = entry.run.deadline();
         if deadline != entry.timer.as_ref().map(|(at, _)| *at) {

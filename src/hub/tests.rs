@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Handle, Terms};
+use super::Handle;
 use crate::acquire::{Acquire, Entry};
 use crate::error::{Error, FencedError, SettleError};
 use crate::event::{LockEvent, Reason, Status, StatusLevel};
@@ -25,6 +25,7 @@ use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::record::{Frame, Record, State, Token};
 use crate::store::{Guarded, Heard, Lane, Op, Reply, Store};
+use crate::terms::Terms;
 
 /// A lease that no test waits for.
 const LONG: u64 = 3_600_000;
@@ -244,12 +245,14 @@ fn process_with(store: &Bad, label: &str, lease: u64, edit: impl Fn(Terms) -> Te
         max_attempts: 5,
         retention: 2 * lease,
         label: label.into(),
+        margin: Duration::ZERO,
         renew_every: None,
         max_hold: Duration::from_millis(LONG),
+        stall_limit: Duration::from_millis(LONG),
         replicated: false,
     };
     Entry {
-        hub: Handle::spawn(store.clone()),
+        hub: Handle::in_memory(store.clone()),
         key: key(),
         terms: Arc::new(edit(terms)),
         status_level: StatusLevel::Normal,
@@ -1167,8 +1170,10 @@ async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
         max_attempts: 5,
         retention: LONG,
         label: "stalled".into(),
+        margin: Duration::ZERO,
         renew_every: None,
         max_hold: Duration::from_millis(LONG),
+        stall_limit: Duration::from_millis(LONG),
         replicated: false,
     });
     let mut streams = [on_key(&stalling, "a"), on_key(&stalling, "b")];

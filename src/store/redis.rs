@@ -7,6 +7,7 @@
 
 mod batch;
 mod connection;
+mod path;
 mod replication;
 mod scripts;
 mod sentinels;
@@ -16,24 +17,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
 use fred::types::config::{Config, Options, Server};
 use fred::types::{ClusterHash, CustomCommand, Value};
 use fred::util::redis_keyslot;
-use futures::future::{join_all, ready, try_join_all};
+use futures::future::{join_all, ready};
 use futures::stream::{self, select_all};
 use futures::{Stream, StreamExt};
 use tokio::time::timeout;
 use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::key::{Key, show};
 use super::record::{Frame, loss};
-use super::{Guarded, Heard, Lane, Op, Outcome, Reply, Store};
+use super::{Guarded, Heard, Lane, Op, Outcome, Pace, Reply, Store};
 use crate::error::{Error, FencedError};
 use batch::{Batch, batches, decode, names};
-use connection::{Connection, client};
+use connection::Connection;
+use path::Path;
 pub use replication::Replicas;
 use replication::Replication;
 use scripts::{Script, Scripts};
@@ -45,13 +49,19 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// One hub's connections to a server, a cluster, or the master behind sentinels.
 #[derive(Clone)]
 pub struct RedisStore {
-    commands: Client,
-    /// The same, unless the caller brought it: then closing leaves it alone.
-    owned: Option<Connection>,
+    /// What its connections are made of.
+    config: Config,
+    commands: Connection,
     subscriber: Connection,
     replication: Option<Replication>,
     sentinels: Option<Sentinels>,
     scripts: Arc<Scripts>,
+    path: Arc<Path>,
+    pace: Pace,
+    /// Ends the names of the channels of our database, unless it is 0.
+    database: Arc<str>,
+    /// Follows the sentinels where no hub does.
+    following: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl RedisStore {
@@ -60,18 +70,14 @@ impl RedisStore {
     /// # Errors
     ///
     /// Whatever `fred` says of the first attempt; it is not repeated.
-    pub async fn connect(config: Config, replicas: Option<Replicas>) -> Result<Self, FredError> {
-        let own = Connection::establish(&client(config, Duration::ZERO)?).await?;
-        match Self::with_client(own.client.clone(), replicas).await {
-            Ok(store) => Ok(Self {
-                owned: Some(own),
-                ..store
-            }),
-            Err(error) => {
-                own.close().await;
-                Err(error)
-            }
-        }
+    pub async fn connect(
+        mut config: Config,
+        replicas: Option<Replicas>,
+        pace: Pace,
+    ) -> Result<Self, FredError> {
+        connection::name_all_nodes(&mut config).await;
+        let own = Connection::establish(&config, Duration::ZERO, pace.answer).await?;
+        Self::assemble(own, config, replicas, pace).await
     }
 
     /// Sends commands over a connected client of the caller's, and connects what else it needs to the
@@ -83,42 +89,120 @@ impl RedisStore {
     pub async fn with_client(
         commands: Client,
         replicas: Option<Replicas>,
+        pace: Pace,
     ) -> Result<Self, FredError> {
-        let sentinels = Sentinels::of(&commands.client_config())?;
-        let subscriber = client(commands.client_config(), Duration::ZERO)?;
-        let subscriber = Connection::establish(&subscriber).await?;
+        let mut config = commands.client_config();
+        connection::name_all_nodes(&mut config).await;
+        let commands = Connection::adopt(&commands, pace.answer);
+        Self::assemble(commands, config, replicas, pace).await
+    }
+
+    /// Connects the rest. What has been connected ends when this fails.
+    async fn assemble(
+        commands: Connection,
+        config: Config,
+        replicas: Option<Replicas>,
+        pace: Pace,
+    ) -> Result<Self, FredError> {
+        let subscriber = Connection::establish(&config, Duration::ZERO, pace.answer).await?;
         let replication = match replicas {
             None => None,
-            Some(replicas) => {
-                match Replication::connect(commands.client_config(), replicas).await {
-                    Ok(replication) => Some(replication),
-                    Err(error) => {
-                        subscriber.close().await;
-                        return Err(error);
-                    }
-                }
-            }
+            Some(replicas) => Some(Replication::connect(&config, replicas, pace.answer).await?),
+        };
+        // A cluster has one database.
+        let database = match config.database {
+            Some(database @ 1..) if !config.server.is_clustered() => format!(":{database}"),
+            _ => String::new(),
         };
         Ok(Self {
+            sentinels: Sentinels::of(&config, pace.answer),
+            config,
             commands,
-            owned: None,
             subscriber,
             replication,
-            sentinels,
-            scripts: Scripts::new(|source| source),
+            scripts: Scripts::new(&database, |source| source),
+            path: Arc::new(Path::new(pace)),
+            pace,
+            database: database.into(),
+            following: None,
         })
+    }
+
+    /// What it takes to connect to the same runs once more.
+    pub(crate) fn apart(&self) -> Apart {
+        Apart {
+            config: self.config.clone(),
+            replicas: self.replication.as_ref().map(|own| own.replicas),
+            pace: self.pace,
+            scripts: self.scripts.clone(),
+            database: self.database.clone(),
+        }
     }
 
     /// The same connections with edited scripts: another clock, or a mistake to be found.
     #[doc(hidden)]
     pub fn edit_scripts(mut self, edit: impl Fn(String) -> String) -> Self {
-        self.scripts = Scripts::new(edit);
+        self.scripts = Scripts::new(&self.database, edit);
         self
+    }
+
+    /// The channel of a key's transitions. Redis channels are the same in all databases, so those
+    /// of other databases than 0 have its number behind them.
+    fn channel(&self, key: &Key) -> Str {
+        match &*self.database {
+            "" => key.line().clone(),
+            database => [key.line(), database].concat().into(),
+        }
+    }
+
+    /// Whether what the first waiter will need is there: the subscriber may subscribe, the commands
+    /// may publish, and both speak to one server.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the server or the connection says; or that the two do not hear of each other.
+    pub(crate) async fn try_path(&self, key: &Key) -> Result<(), Error> {
+        let channel = self.channel(key);
+        let path = &self.path;
+        let heard = path.is_whole_for(key, &channel, &self.commands, &self.subscriber);
+        match heard.await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let text = "what one connection publishes is not heard on another: the address \
+                            leads to more than one server";
+                let source = FredError::new(ErrorKind::Routing, text);
+                Err(explain(key, source))
+            }
+            Err(error) => Err(explain(key, error)),
+        }
+    }
+
+    /// The database that the server has selected for a client of the caller's, if it is not the
+    /// configured one, with that: `SELECT` by hand is forgotten at the next reconnect.
+    pub(crate) async fn selected_by_hand(&self) -> Option<(u64, u64)> {
+        let client = self.commands.client();
+        if self.commands.is_owned() || client.is_clustered() {
+            return None;
+        }
+        let info = CustomCommand::new_static("CLIENT", None, false);
+        let client = client.with_options(&once());
+        let info = self.commands.owing(0, client.custom(info, vec!["INFO"]));
+        let info: String = info.await.ok()?;
+        let field = info.split(' ').find_map(|field| field.strip_prefix("db="));
+        let selected = field?.trim().parse().ok()?;
+        let configured = self
+            .commands
+            .client()
+            .client_config()
+            .database
+            .unwrap_or_default()
+            .into();
+        (selected != configured).then_some((configured, selected))
     }
 
     /// What each server says of itself, by its address; nothing of one that does not permit it.
     pub(crate) async fn info(&self) -> Vec<(String, String)> {
-        let servers: Vec<(String, Option<Server>)> = match masters(&self.commands) {
+        let servers: Vec<(String, Option<Server>)> = match masters(self.commands.client()) {
             Some(nodes) => nodes.map(|node| (node.to_string(), Some(node))).collect(),
             None => vec![(self.address(), None)],
         };
@@ -128,7 +212,7 @@ impl RedisStore {
                 ..once()
             };
             let info = CustomCommand::new_static("INFO", None, false);
-            let client = self.commands.with_options(&options);
+            let client = self.commands.client().with_options(&options);
             let info = client.custom::<String, String>(info, Vec::new()).await;
             Some((address, info.ok()?))
         });
@@ -137,8 +221,8 @@ impl RedisStore {
 
     /// Of the one server; behind sentinels, the master's.
     fn address(&self) -> String {
-        let hosts = self.commands.client_config().server.hosts();
-        let server = self.subscriber.first.as_ref().or(hosts.first());
+        let hosts = self.commands.client().client_config().server.hosts();
+        let server = self.subscriber.first().or(hosts.first());
         server.map(ToString::to_string).unwrap_or_default()
     }
 
@@ -168,24 +252,23 @@ impl RedisStore {
     /// Answers at least the first item; not all, if their records are long.
     async fn run(&self, batch: &Batch<'_>) -> Result<Vec<Result<Reply, Error>>, FredError> {
         let replication = self.replicating(batch.first());
-        let (client, options) = match replication {
+        let (connection, options) = match replication {
             None => (&self.commands, once()),
             // Somebody else's wait may be before it.
             Some(Replication {
                 connection,
                 replicas,
             }) => (
-                &connection.client,
+                connection,
                 Options {
                     timeout: Some(replicas.timeout + COMMAND_TIMEOUT),
                     ..once()
                 },
             ),
         };
-        let client = client.with_options(&options);
         let script = batch.script(&self.scripts);
         let said = || (names(batch.keys()).collect(), batch.args());
-        let answer = eval(&client, batch.slot(), script, said).await?;
+        let answer = eval(connection, &options, batch.slot(), script, said).await?;
         let mut results: Vec<Result<Reply, Error>> = batch
             .keys()
             .zip(decode(answer)?)
@@ -210,11 +293,64 @@ impl RedisStore {
     }
 }
 
+/// What it takes to connect to the runs of a [`RedisStore`] once more, on another runtime.
+#[derive(Clone)]
+pub(crate) struct Apart {
+    config: Config,
+    replicas: Option<Replicas>,
+    pace: Pace,
+    scripts: Arc<Scripts>,
+    database: Arc<str>,
+}
+
+impl Apart {
+    /// Connects a store that carries out transitions, and hears of none: it has one connection, which also waits for
+    /// replicas, and follows the sentinels by itself.
+    ///
+    /// # Errors
+    ///
+    /// Whatever `fred` says of the first attempt.
+    pub(crate) async fn connect(self) -> Result<RedisStore, FredError> {
+        let Self {
+            config,
+            replicas,
+            pace,
+            scripts,
+            database,
+        } = self;
+        let waits = replicas.map_or(Duration::ZERO, |replicas| replicas.timeout);
+        let commands = Connection::establish(&config, waits, pace.answer).await?;
+        let mut store = RedisStore {
+            sentinels: Sentinels::of(&config, pace.answer),
+            config,
+            // It subscribes to nothing.
+            subscriber: commands.clone(),
+            replication: replicas.map(|replicas| Replication {
+                connection: commands.clone(),
+                replicas,
+            }),
+            path: Arc::new(Path::new(pace)),
+            commands,
+            scripts,
+            pace,
+            database,
+            following: None,
+        };
+        if let Some(sentinels) = &mut store.sentinels {
+            let mut switches = sentinels.follow(vec![Place::new(&store.commands)])?;
+            let following = async move { while switches.next().await.is_some() {} };
+            let following = AbortOnDropHandle::new(tokio::spawn(following));
+            store.following = Some(Arc::new(following));
+        }
+        Ok(store)
+    }
+}
+
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
-            .field("commands", &self.commands.id())
-            .field("subscriber", &self.subscriber.client.id())
+            .field("commands", &self.commands.client().id())
+            .field("subscriber", &self.subscriber.client().id())
             .finish()
     }
 }
@@ -222,10 +358,7 @@ impl fmt::Debug for RedisStore {
 impl Store for RedisStore {
     fn lane(&self, key: &Key, op: &Op) -> Lane {
         // What waits for replicas holds up only its like, and a call has one slot.
-        let slot = match self.commands.is_clustered() {
-            true => Lane::from(key.slot()),
-            false => 0,
-        };
+        let slot = Lane::from(self.commands.lane(key.slot()));
         slot << 1 | Lane::from(self.replicating(op).is_some())
     }
 
@@ -242,7 +375,7 @@ impl Store for RedisStore {
     }
 
     async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
-        if self.commands.is_clustered() {
+        if self.commands.client().is_clustered() {
             for name in &script.keys {
                 let bytes = name.as_bytes().unwrap_or_default();
                 let slot = redis_keyslot(bytes);
@@ -263,8 +396,7 @@ impl Store for RedisStore {
             (keys, args)
         };
         let fenced = Script::fenced(&script.source);
-        let client = self.commands.with_options(&once());
-        let ran = eval(&client, key.slot(), &fenced, said).await;
+        let ran = eval(&self.commands, &once(), key.slot(), &fenced, said).await;
         match ran {
             Ok(value) => Ok(value),
             Err(error) if error.details().starts_with("LWLOST") => {
@@ -284,11 +416,10 @@ impl Store for RedisStore {
             Value::Integer(0),
             Value::Integer(i64::from(most) - 1),
         ];
-        let client = self.commands.with_options(&once());
-        let waiting: Value = client
-            .custom(range, args)
-            .await
-            .map_err(|error| explain(key, error))?;
+        let client = self.commands.client().with_options(&once());
+        let lane = self.commands.lane(key.slot());
+        let waiting = self.commands.owing(lane, client.custom(range, args)).await;
+        let waiting: Value = waiting.map_err(|error| explain(key, error))?;
         // A token of 32 digits, and the label.
         let labels = waiting.into_array().into_iter().filter_map(|waiter| {
             let waiter = waiter.into_bytes()?;
@@ -298,91 +429,106 @@ impl Store for RedisStore {
     }
 
     async fn watch(&self, key: &Key) -> Result<(), Error> {
+        let (channel, lane) = (self.channel(key), self.subscriber.lane(key.slot()));
+        self.path.begin(lane, &channel);
         // One channel a call: fred counts the acknowledgements of one only.
-        let subscriber = self.subscriber.client.with_options(&once());
-        let subscribed = subscriber.ssubscribe(key.line().clone()).await;
-        subscribed.map_err(|error| explain(key, error))
+        let subscriber = self.subscriber.client().with_options(&once());
+        let subscribing = subscriber.ssubscribe(channel.clone());
+        let subscribed = self.subscriber.owing(lane, subscribing).await;
+        subscribed.map_err(|error| {
+            self.path.end(lane, &channel);
+            explain(key, error)
+        })
     }
 
     async fn unwatch(&self, key: &Key) {
-        // A subscription that stays is only a message nobody waits for.
-        let subscriber = self.subscriber.client.with_options(&once());
-        let _ = subscriber.sunsubscribe(key.line().clone()).await;
+        let (channel, lane) = (self.channel(key), self.subscriber.lane(key.slot()));
+        let beat = self.path.end(lane, &channel);
+        // A subscription that stays is only a message that no task waits for.
+        let subscriber = self.subscriber.client().with_options(&once());
+        let _ = subscriber.sunsubscribe(channel).await;
+        if let Some(beat) = beat {
+            let _ = subscriber.sunsubscribe(beat).await;
+        }
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        let ping = async |options| {
-            self.subscriber
-                .client
-                .with_options(&options)
-                .ping::<Value>(None)
-                .await
-        };
-        let pinged = if self.subscriber.client.is_clustered() {
-            // Nobody else says that a slot has moved, and with it who hears of its keys.
-            let _ = timeout(COMMAND_TIMEOUT, self.subscriber.client.sync_cluster()).await;
-            let nodes = masters(&self.subscriber.client).into_iter().flatten();
-            let pings = nodes.map(|node| {
-                ping(Options {
-                    cluster_node: Some(node),
-                    ..once()
-                })
-            });
-            try_join_all(pings).await.map(drop)
-        } else {
-            ping(once()).await.map(drop)
-        };
-        pinged.map_err(|_| Error::Stopped)
+        let subscriber = self.subscriber.client();
+        let mut slots = None;
+        if subscriber.is_clustered() {
+            // Nothing else says that a slot has moved, and with it where its keys are heard of.
+            let _ = timeout(COMMAND_TIMEOUT, subscriber.sync_cluster()).await;
+            slots = subscriber.cached_cluster_state();
+        }
+        let node = |slot| slots.as_ref()?.get_server(slot).cloned();
+        let whole = self.path.is_whole(&self.commands, &self.subscriber, node);
+        match whole.await {
+            Ok(true) => Ok(()),
+            _ => Err(Error::Stopped),
+        }
+    }
+
+    fn ping_period(&self) -> Duration {
+        self.pace.beat
     }
 
     fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
-        let messages = BroadcastStream::new(self.subscriber.client.message_rx()).map(|message| {
+        let (path, database) = (self.path.clone(), self.database.clone());
+        let messages = BroadcastStream::new(self.subscriber.client().message_rx());
+        let messages = messages.filter_map(move |message| {
             let Ok(message) = message else {
-                return Heard::Gap;
+                return ready(Some(Heard::Gap));
             };
-            let frame = message.value.into_bytes();
-            Heard::Message {
-                channel: message.channel,
-                frame: frame.and_then(|frame| Frame::decode(&frame).ok()),
-            }
+            // One of another database is not for us, wherever it comes from.
+            let channel = message.channel.strip_suffix(&*database);
+            let channel = channel.filter(|_| !path.is_beat(&message.channel));
+            let channel = channel.map(|channel| match &*database {
+                "" => message.channel.clone(),
+                _ => Str::from(channel),
+            });
+            ready(channel.map(|channel| {
+                let frame = message.value.into_bytes();
+                Heard::Message {
+                    channel,
+                    frame: frame.and_then(|frame| Frame::decode(&frame).ok()),
+                }
+            }))
         });
-        let errors = BroadcastStream::new(self.subscriber.client.error_rx());
-        let reconnects = BroadcastStream::new(self.subscriber.client.reconnect_rx());
+        let errors = BroadcastStream::new(self.subscriber.client().error_rx());
+        let torn = BroadcastStream::new(self.subscriber.torn());
+        let reconnects = BroadcastStream::new(self.subscriber.client().reconnect_rx());
+        let elsewhere = BroadcastStream::new(self.commands.client().reconnect_rx());
         // A slot that moves is silent on the subscriber until it looks; the command connection is redirected.
-        let moves = BroadcastStream::new(self.commands.cluster_change_rx());
-        let subscriber = self.subscriber.client.clone();
+        let moves = BroadcastStream::new(self.commands.client().cluster_change_rx());
+        let subscriber = self.subscriber.client().clone();
         let slots = move || {
             let state = subscriber.cached_cluster_state();
             state.map(|state| state.slots().to_vec())
         };
         let mut known = slots();
-        let looks = BroadcastStream::new(self.subscriber.client.cluster_change_rx());
+        let looks = BroadcastStream::new(self.subscriber.client().cluster_change_rx());
         let looks = looks.filter_map(move |_| {
             let before = std::mem::replace(&mut known, slots());
             ready((known != before).then_some(Heard::Reconnected))
         });
-        let owned = self.owned.iter().chain([&self.subscriber]);
         let replication = self
             .replication
             .iter()
             .map(|replicating| &replicating.connection);
-        let own = owned.chain(replication);
-        let mut places: Vec<Place> = own
-            .map(|own| Place::new(&own.client, own.first.clone()))
-            .collect();
-        if self.owned.is_none() {
-            places.push(Place::new(&self.commands, None));
-        }
+        let all = [&self.commands, &self.subscriber].into_iter();
+        let places: Vec<Place> = all.chain(replication).map(Place::new).collect();
         let switches = self
             .sentinels
             .as_mut()
-            .map(|sentinels| sentinels.follow(places));
+            .and_then(|sentinels| sentinels.follow(places).ok());
         let switches = switches.map_or_else(|| stream::pending().boxed(), StreamExt::boxed);
         // Polls only what has something to say; the hub polls this each time that anything happens.
         select_all([
             messages.boxed(),
             errors.map(|_| Heard::Disconnected).boxed(),
+            torn.map(|_| Heard::Disconnected).boxed(),
             reconnects.map(|_| Heard::Reconnected).boxed(),
+            elsewhere.map(|_| Heard::CommandsReconnected).boxed(),
             moves.map(|_| Heard::Reconnected).boxed(),
             looks.boxed(),
             switches.map(|()| Heard::Reconnected).boxed(),
@@ -390,16 +536,18 @@ impl Store for RedisStore {
     }
 
     async fn close(&self) {
-        self.subscriber.close().await;
+        if let Some(following) = &self.following {
+            following.abort();
+        }
+        self.subscriber.close();
         if let Some(replication) = &self.replication {
-            replication.connection.close().await;
+            replication.connection.close();
         }
         if let Some(sentinels) = &self.sentinels {
-            sentinels.close().await;
+            sentinels.close();
         }
-        if let Some(own) = &self.owned {
-            own.close().await;
-        }
+        // That of a caller's client is only watched over.
+        self.commands.close();
     }
 }
 
@@ -412,11 +560,13 @@ fn masters(client: &Client) -> Option<impl Iterator<Item = Server> + use<>> {
 /// Runs a script, which the server knows by its digest once it has seen it; `said` is its keys and its
 /// arguments.
 async fn eval(
-    client: &impl ClientLike,
+    connection: &Connection,
+    options: &Options,
     slot: u16,
     script: &Script,
     said: impl Fn() -> (Vec<Value>, Vec<Value>),
 ) -> Result<Value, FredError> {
+    let client = connection.client().with_options(options);
     let send = async |command, script: &Bytes| {
         let command = CustomCommand::new_static(command, ClusterHash::Custom(slot), false);
         let (keys, args) = said();
@@ -424,7 +574,9 @@ async fn eval(
         let mut all = Vec::with_capacity(2 + keys.len() + args.len());
         all.extend([Value::Bytes(script.clone()), Value::Integer(count)]);
         all.extend(keys.into_iter().chain(args));
-        client.custom::<Value, _>(command, all).await
+        let lane = connection.lane(slot);
+        let asking = client.custom::<Value, _>(command, all);
+        connection.owing(lane, asking).await
     };
     match send("EVALSHA", &script.sha).await {
         // The server has forgotten its scripts. EVAL teaches the one node that was asked.

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::{ClusterHash, CustomCommand, Value};
-use redis_locking_worker::internals::{MemoryStore, Op, Outcome, RedisStore, Reply, Store, Token};
+use redis_locking_worker::internals::{
+    MemoryStore, Op, Outcome, Pace, RedisStore, Reply, Store, Token,
+};
 use redis_locking_worker::{Key, Memory};
 
 use super::{Server, command};
@@ -90,7 +92,9 @@ impl RedisBench {
     pub async fn with_scripts(now: u64, edit: impl Fn(String) -> String) -> Self {
         let server = Server::start();
         let client = server.client().await;
-        let store = RedisStore::with_client(client.clone(), None).await.unwrap();
+        let store = RedisStore::with_client(client.clone(), None, Pace::default())
+            .await
+            .unwrap();
         let store = store.edit_scripts(|script| {
             let clock = "redis.call('TIME')";
             let still = "(function(now) return { string.sub(now, 1, -7), string.sub(now, -6) } end)\

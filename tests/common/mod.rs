@@ -128,8 +128,13 @@ impl Server {
 
     /// A connected client that behaves as the crate asks of a caller's.
     pub async fn client(&self) -> Client {
+        Self::client_at(self.port).await
+    }
+
+    /// The same through whatever listens on a port.
+    pub async fn client_at(port: u16) -> Client {
         let config = Config {
-            server: ServerConfig::new_centralized("127.0.0.1", self.port),
+            server: ServerConfig::new_centralized("127.0.0.1", port),
             ..Config::default()
         };
         let policy = ReconnectPolicy::new_constant(0, 20);
@@ -183,13 +188,22 @@ pub struct Monitor {
 
 impl Monitor {
     /// The names of the commands that clients sent until now, those inside scripts and the
-    /// connections' own (`PING`, and this method's mark) left out.
+    /// connections' own (`PING`, beats, and this method's mark) left out.
     pub fn commands(&mut self) -> Vec<String> {
         self.calls().into_iter().map(|(_, name)| name).collect()
     }
 
     /// The same with the addresses of the clients that sent them.
     pub fn calls(&mut self) -> Vec<(String, String)> {
+        self.seen(false)
+    }
+
+    /// The names of all commands, beats too.
+    pub fn all(&mut self) -> Vec<String> {
+        self.seen(true).into_iter().map(|(_, name)| name).collect()
+    }
+
+    fn seen(&mut self, beats: bool) -> Vec<(String, String)> {
         let mark = format!("mark-{}", rand_number());
         let mut client = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         write!(client, "ECHO {mark}\r\n").unwrap();
@@ -204,7 +218,8 @@ impl Monitor {
             let (head, command) = line.split_once("] ").expect("a line of MONITOR");
             let name = command.split('"').nth(1).unwrap().to_uppercase();
             let (_, from) = head.rsplit_once(' ').unwrap();
-            if from != "lua" && name != "PING" {
+            let own = name == "PING" || command.contains(":beat:");
+            if from != "lua" && (beats || !own) {
                 calls.push((from.to_owned(), name));
             }
         }
@@ -513,6 +528,11 @@ impl Sentinel {
         }
         let sentinel = Server::start_as(&[], &["--sentinel"], Some(&all));
         Self { master, sentinel }
+    }
+
+    /// Where the sentinel itself listens.
+    pub fn port(&self) -> u16 {
+        self.sentinel.port
     }
 
     /// A client of the sentinel itself.

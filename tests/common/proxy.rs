@@ -1,7 +1,11 @@
 //! A way to a server that can be cut or stalled, for a client's commands and its subscriber by themselves.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::future::pending;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use rand::Rng;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -27,19 +31,37 @@ pub enum Line {
     Subscriber,
 }
 
+/// What becomes of the connections that there are; later ones are as good as new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Lives,
+    /// Nothing is read or written any more, for good, and neither end is told: a node that was
+    /// lost, or a translation table that forgot them.
+    Silent,
+    /// Both ends are told that it is closed.
+    Reset,
+}
+
 pub struct Proxy {
     pub port: u16,
+    server: Arc<AtomicU16>,
     ways: [watch::Sender<Way>; 2],
+    latency: watch::Sender<Latency>,
     counts: Counts,
+    connections: Arc<Mutex<Vec<Weak<Connection>>>>,
     _accepting: AbortOnDropHandle<()>,
 }
 
-/// How many connections there are of each line.
+/// How long what is read is kept, at least and at most.
+type Latency = (Duration, Duration);
+
+/// How many connections there are of each line, those that are silent left out.
 type Counts = Arc<[AtomicUsize; 2]>;
 
 /// Counted for as long as it lives.
 struct Connection {
     line: AtomicUsize,
+    fate: watch::Sender<Fate>,
     counts: Counts,
 }
 
@@ -47,7 +69,15 @@ impl Connection {
     fn new(counts: Counts) -> Self {
         counts[Line::Commands as usize].fetch_add(1, Ordering::Relaxed);
         let line = AtomicUsize::new(Line::Commands as usize);
-        Self { line, counts }
+        Self {
+            line,
+            fate: watch::Sender::new(Fate::Lives),
+            counts,
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        *self.fate.borrow() == Fate::Silent
     }
 
     fn line(&self) -> usize {
@@ -64,7 +94,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.counts[self.line()].fetch_sub(1, Ordering::Relaxed);
+        if !self.is_silent() {
+            self.counts[self.line()].fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -78,7 +110,11 @@ impl Proxy {
         let ways = [watch::Sender::new(Way::Open), watch::Sender::new(Way::Open)];
         let watched: Ways = ways.each_ref().map(|way| way.subscribe());
         let counts = Counts::default();
-        let counted = counts.clone();
+        let latency = watch::Sender::new(Latency::default());
+        let connections = Arc::new(Mutex::new(Vec::<Weak<Connection>>::new()));
+        let server = Arc::new(AtomicU16::new(server));
+        let (counted, target) = (counts.clone(), server.clone());
+        let (delays, all) = (latency.subscribe(), connections.clone());
         let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
@@ -86,22 +122,31 @@ impl Proxy {
                 if watched.iter().any(|way| *way.borrow() == Way::Cut) {
                     continue;
                 }
+                let server = target.load(Ordering::Relaxed);
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
                     continue;
                 };
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
                 let connection = Arc::new(Connection::new(counted.clone()));
-                let asks = carry(from_client, to_server, watched.clone(), connection.clone());
-                let answers = carry(from_server, to_client, watched.clone(), connection);
-                tokio::spawn(asks);
-                tokio::spawn(answers);
+                let mut all = all.lock().unwrap();
+                all.retain(|connection| connection.strong_count() > 0);
+                all.push(Arc::downgrade(&connection));
+                drop(all);
+                let carry = |from, to, connection| {
+                    tokio::spawn(carry(from, to, watched.clone(), delays.clone(), connection));
+                };
+                carry(from_client, to_server, connection.clone());
+                carry(from_server, to_client, connection);
             }
         });
         Self {
             port,
+            server,
             ways,
+            latency,
             counts,
+            connections,
             _accepting: AbortOnDropHandle::new(accepting),
         }
     }
@@ -109,6 +154,33 @@ impl Proxy {
     /// How many connections there are of a line.
     pub fn connections(&self, line: Line) -> usize {
         self.counts[line as usize].load(Ordering::Relaxed)
+    }
+
+    /// Decides on the connections that there are, of one line or of both; how many they were.
+    pub fn decide(&self, line: Option<Line>, fate: Fate) -> usize {
+        let connections = self.connections.lock().unwrap();
+        let living = connections.iter().filter_map(Weak::upgrade);
+        let meant = living.filter(|connection| {
+            let is_meant = line.is_none_or(|line| connection.line() == line as usize);
+            is_meant && !connection.is_silent()
+        });
+        let decide = |connection: Arc<Connection>| {
+            if fate == Fate::Silent {
+                connection.counts[connection.line()].fetch_sub(1, Ordering::Relaxed);
+            }
+            connection.fate.send_replace(fate);
+        };
+        meant.map(decide).count()
+    }
+
+    /// Connections that are made from now on are to this server.
+    pub fn lead_to(&self, server: u16) {
+        self.server.store(server, Ordering::Relaxed);
+    }
+
+    /// Whatever is read from now on is kept for a while, each piece for another one.
+    pub fn set_latency(&self, least: Duration, most: Duration) {
+        self.latency.send_replace((least, most));
     }
 
     pub fn set(&self, way: Way) {
@@ -122,14 +194,35 @@ impl Proxy {
     }
 }
 
-const SUBSCRIBES: &[u8] = b"SSUBSCRIBE";
+/// As a command: scripts have the word in their text.
+const SUBSCRIBES: &[u8] = b"\nSSUBSCRIBE\r\n";
 
 /// Dropping both halves of both directions closes the connections.
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut ways: Ways,
+    latency: watch::Receiver<Latency>,
     connection: Arc<Connection>,
+) {
+    let mut fates = connection.fate.subscribe();
+    let carried = carry_on(&mut from, &mut to, &mut ways, latency, &connection);
+    let fate = tokio::select! {
+        () = carried => Fate::Reset,
+        fate = fates.wait_for(|fate| *fate != Fate::Lives) => *fate.unwrap(),
+    };
+    if fate == Fate::Silent {
+        // Both ends stay open.
+        pending().await
+    }
+}
+
+async fn carry_on(
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    ways: &mut Ways,
+    latency: watch::Receiver<Latency>,
+    connection: &Connection,
 ) {
     // In front is the end of what was read before: a word may come in two pieces.
     const BEFORE: usize = SUBSCRIBES.len() - 1;
@@ -147,6 +240,11 @@ async fn carry(
             .any(|word| word == SUBSCRIBES)
         {
             connection.subscribes();
+        }
+        let (least, most) = *latency.borrow();
+        if !most.is_zero() {
+            let kept = rand::thread_rng().gen_range(least..=most);
+            tokio::time::sleep(kept).await;
         }
         let way = &mut ways[connection.line()];
         let passed = way.wait_for(|way| *way != Way::Stalled).await;

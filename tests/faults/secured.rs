@@ -8,6 +8,7 @@ use crate::common::{
 use crate::{chain, outage, until_acquired};
 use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, Value};
+use fred::util::redis_keyslot;
 use redis_locking_worker::{
     BuildError, Builder, Error, LockEvent, LockingWorker, RenewError, SettleError,
 };
@@ -87,20 +88,22 @@ async fn in_a_cluster_two_more_are_enough_and_needed() {
     for node in 0..3 {
         assert_eq!(denied(cluster.node(node)).await, [""; 0]);
     }
-    // Whether its subscriptions still hear anything it can ask each node, and does.
+    // Whether its subscriptions still hear anything it can ask the node of each awaited key, and does.
     let worker = as_user(&cluster.url()).build().await.unwrap();
-    let worker = worker.with_key("job:another").unwrap();
-    let (_first, _guard, _second) = race(&worker, &worker).await;
-    for node in 0..3 {
+    for key in ["job:2", "job:3", "job:4"] {
+        let worker = worker.with_key(key).unwrap();
+        let (_first, _guard, _second) = race(&worker, &worker).await;
+        let node = usize::from(redis_keyslot(key.as_bytes()) / 5461).min(2);
         let client = cluster.node(node).client().await;
-        let pings = async || {
+        let beats = async || {
             let stats = text(&client, [b"INFO", b"commandstats"]).await;
-            let line = stats.lines().find(|line| line.starts_with("cmdstat_ping:"));
+            let mut lines = stats.lines();
+            let line = lines.find(|line| line.starts_with("cmdstat_ssubscribe:"));
             let calls = line.and_then(|line| line.split(['=', ',']).nth(1)?.parse::<u32>().ok());
             calls.unwrap_or(0)
         };
-        let before = pings().await;
-        until(async || pings().await > before + 2).await;
+        let before = beats().await;
+        until(async || beats().await > before + 2).await;
     }
     for missing in CLUSTER {
         permit(missing).await;
@@ -144,7 +147,7 @@ async fn with_replicas_one_more_is_enough_and_without_it_a_grant_is_given_back()
 fn named(rule: &str) -> [&str; 2] {
     match rule {
         "~job:*" | "~{job:*" => ["access one of the keys", "access a key"],
-        "&{job:*" => ["SPUBLISH"; 2],
+        "&{job:*}:line*" => ["SPUBLISH"; 2],
         // So it is within a script.
         "+time" => ["this command", "'time'"],
         command => [&command[1..]; 2],
@@ -157,10 +160,6 @@ async fn one_permission_less_is_a_fatal_error_that_names_it_and_nothing_is_grant
     let client = server.client().await;
     assert!(least_permissions().count() > 15);
     for missing in least_permissions() {
-        // Whoever does not wait needs none of these.
-        if ["+ping", "+ssubscribe", "+sunsubscribe"].contains(&missing) {
-            continue;
-        }
         // So that it is sent as a whole.
         command(&client, [b"SCRIPT", b"FLUSH"]).await;
         permit(&server, least_permissions().filter(|rule| *rule != missing)).await;
@@ -177,16 +176,13 @@ async fn one_permission_less_is_a_fatal_error_that_names_it_and_nothing_is_grant
 }
 
 #[tokio::test]
-async fn a_waiter_that_may_not_subscribe_ends_with_a_fatal_error_that_says_so() {
+async fn a_waiter_that_may_not_subscribe_any_more_ends_with_an_error_that_says_so() {
     let server = Server::start();
     let holder = LockingWorker::builder("job:1").url(server.url()).build();
     let guard = acquired(&mut holder.await.unwrap().acquire()).await;
-    permit(
-        &server,
-        least_permissions().filter(|rule| *rule != "+ssubscribe"),
-    )
-    .await;
+    permit(&server, least_permissions()).await;
     let worker = as_user(&server.url()).build().await.unwrap();
+    acl(&server, ["-ssubscribe"]).await;
     match end(&mut worker.acquire()).await {
         LockEvent::Error(error @ Error::Refused { .. }) => {
             assert!(chain(&error).contains("'ssubscribe'"), "{error:?}");
@@ -197,6 +193,59 @@ async fn a_waiter_that_may_not_subscribe_ends_with_a_fatal_error_that_says_so() 
     let left = command(&server.client().await, [b"EXISTS", b"{job:1}:line"]).await;
     assert_eq!(left, Value::from(0), "it left the line");
     guard.done().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_ssubscribe_is_refused_by_build() {
+    for command in ["SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH"] {
+        let server = Server::start_with(&["--rename-command", command, ""]);
+        match server.builder("job").build().await {
+            Err(BuildError::Server(error @ Error::Refused { .. })) => {
+                assert!(chain(&error).contains(command), "{error:?}");
+            }
+            other => panic!("{command}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_another_database_its_own_channels_are_enough() {
+    let server = Server::start();
+    let rules = |channels| {
+        least_permissions().map(move |rule| match rule.strip_prefix('&') {
+            Some(_) => channels,
+            None => rule,
+        })
+    };
+    permit(&server, rules("&{job:*}:line:3*").chain(["+select"])).await;
+    whole_run(|| as_user(&format!("{}/3", server.url()))).await;
+    assert_eq!(denied(&server).await, [""; 0]);
+    match as_user(&server.url()).build().await {
+        Err(BuildError::Server(error @ Error::Refused { .. })) => {
+            assert!(chain(&error).contains("SPUBLISH"), "{error:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_password_may_have_any_character() {
+    let server = Server::start();
+    for (password, written) in [
+        ("a b", "a%20b"),
+        ("a\"b", "a%22b"),
+        ("'\\ \"'", "'%5C%20%22'"),
+        ("\t\u{1}é", "%09%01%C3%A9"),
+    ] {
+        let secret = [">", password].concat();
+        permit(&server, least_permissions()).await;
+        acl(&server, ["resetpass", &secret]).await;
+        let url = server
+            .url()
+            .replace("://", &format!("://worker:{written}@"));
+        whole_run(|| LockingWorker::builder("job:1").url(url.clone())).await;
+        command(&server.client().await, [b"FLUSHALL"]).await;
+    }
 }
 
 #[tokio::test]

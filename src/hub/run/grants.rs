@@ -114,6 +114,11 @@ impl Run {
         }
     }
 
+    /// Whether this process has a grant of the key.
+    pub(in crate::hub) fn is_holding(&self) -> bool {
+        !self.grants.is_empty()
+    }
+
     /// The clock of leases has outrun that of timers, as when the machine slept.
     pub(in crate::hub) fn woke(&mut self, now: Instant) {
         for live in &mut self.grants {

@@ -124,7 +124,7 @@ impl Run {
                 self.look();
             }
             // A refusal is an answer: the server serves.
-            return self.recover(claims, now);
+            return self.recover(claims);
         }
         match &mut self.outage {
             Some(outage) => {
@@ -219,7 +219,7 @@ impl Run {
     }
 
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
-    pub(super) fn recover(&mut self, is_claim: bool, now: Instant) {
+    pub(super) fn recover(&mut self, is_claim: bool) {
         if self
             .outage
             .as_ref()

@@ -13,7 +13,7 @@ use fred::types::config::Config;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
 use super::batch::{Batch, decode, names};
-use super::connection::{Connection, client};
+use super::connection::Connection;
 use super::{Key, Script, explain};
 use crate::error::Error;
 use crate::store::Reply;
@@ -34,9 +34,12 @@ pub(super) struct Replication {
 }
 
 impl Replication {
-    pub(super) async fn connect(config: Config, replicas: Replicas) -> Result<Self, FredError> {
-        let client = client(config, replicas.timeout)?;
-        let connection = Connection::establish(&client).await?;
+    pub(super) async fn connect(
+        config: &Config,
+        replicas: Replicas,
+        bound: Duration,
+    ) -> Result<Self, FredError> {
+        let connection = Connection::establish(config, replicas.timeout, bound).await?;
         Ok(Self {
             connection,
             replicas,
@@ -121,6 +124,7 @@ impl Replication {
         script: &Bytes,
         keys: &[&Key],
     ) -> Result<(Value, u32), FredError> {
+        let lane = self.connection.lane(slot);
         let slot = ClusterHash::Custom(slot);
         let eval = CustomCommand::new_static(eval, slot.clone(), false);
         let names: Vec<Value> = names(keys.iter().copied()).collect();
@@ -129,10 +133,10 @@ impl Replication {
         let Replicas { count, timeout } = self.replicas;
         let (count, timeout) = (count.to_string(), timeout.as_millis().to_string());
 
-        let pipeline = self.connection.client.pipeline();
+        let pipeline = self.connection.client().pipeline();
         let args: Vec<Value> = head.into_iter().chain(names).collect();
         let _: Value = pipeline.custom(eval, args).await?;
         let _: Value = pipeline.custom(wait, vec![count, timeout]).await?;
-        pipeline.all().await
+        self.connection.owing(lane, pipeline.all()).await
     }
 }

@@ -41,14 +41,17 @@ impl Script {
 impl Scripts {
     /// Assembles every script: flags, what they share, and its own part, which may have one in front of
     /// it for what happens most. A shebang makes the server check its flags before the first line runs.
-    pub(super) fn new(edit: impl Fn(String) -> String) -> Arc<Self> {
+    ///
+    /// They publish on the channels of a database, whose `suffix` is part of their text.
+    pub(super) fn new(suffix: &str, edit: impl Fn(String) -> String) -> Arc<Self> {
         let script = |flags: &str, transition: &str, first: Option<&str>| {
             let (batch, record) = (include_str!("batch.lua"), include_str!("record.lua"));
             let first = first.unwrap_or("local carry_out = transition()");
             let each = include_str!("each.lua");
-            Script::new(edit(format!(
+            let script = format!(
                 "#!lua{flags}\n{batch}\nlocal function transition()\n{record}\n{transition}end\n\n{first}\n{each}"
-            )))
+            );
+            Script::new(edit(in_database(script, suffix)))
         };
         // A full server refuses new work, but lets go of what there is.
         let ending = " flags=allow-oom";
@@ -63,5 +66,54 @@ impl Scripts {
             inspect: script(" flags=no-writes", include_str!("inspect.lua"), None),
             touch: script(ending, include_str!("touch.lua"), None),
         })
+    }
+}
+
+/// Database 0 has the scripts as they are written.
+fn in_database(script: String, suffix: &str) -> String {
+    if suffix.is_empty() {
+        return script;
+    }
+    let mut script = script;
+    for channel in ["line", "KEYS[2 * n]"] {
+        for publishes in ["'SPUBLISH'", "'SSUBSCRIBE'", "'SUNSUBSCRIBE'"] {
+            script = script.replace(
+                &format!("{publishes}, {channel}"),
+                &format!("{publishes}, {channel} .. '{suffix}'"),
+            );
+        }
+    }
+    script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_channel_of_a_database_has_its_suffix() {
+        let [plain, other] = ["", ":7"].map(|suffix| Scripts::new(suffix, |source| source));
+        let pairs = [
+            (&plain.claim, &other.claim),
+            (&plain.settle, &other.settle),
+            (&plain.renew, &other.renew),
+            (&plain.withdraw, &other.withdraw),
+            (&plain.clear, &other.clear),
+            (&plain.inspect, &other.inspect),
+            (&plain.touch, &other.touch),
+        ];
+        for (plain, other) in pairs {
+            let [plain, other] = [plain, other].map(|script| {
+                let source = script.source.to_vec();
+                String::from_utf8(source).unwrap()
+            });
+            let channels: usize = ["'SPUBLISH'", "'SSUBSCRIBE'", "'SUNSUBSCRIBE'"]
+                .iter()
+                .map(|command| plain.matches(command).count())
+                .sum();
+            assert!(channels > 0, "{plain}");
+            assert_eq!(other.matches(" .. ':7'").count(), channels, "{other}");
+            assert_eq!(other.replace(" .. ':7'", ""), plain);
+        }
     }
 }

@@ -25,7 +25,7 @@ use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::connection::{Connection, client};
+use super::connection::{Connection, config_of};
 
 /// What all of them say, sooner or later.
 const SWITCHES: &str = "+switch-master";
@@ -36,8 +36,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The sentinels that the configuration names.
 #[derive(Clone)]
 pub(super) struct Sentinels {
-    clients: Vec<Client>,
+    configs: Vec<Config>,
     service: String,
+    /// How long an answer may be owed before it is looked into.
+    bound: Duration,
     /// One to each, from when they are listened to.
     connections: Vec<Connection>,
 }
@@ -56,24 +58,21 @@ struct Word {
 
 impl Sentinels {
     /// `None` where there are none.
-    pub(super) fn of(config: &Config) -> Result<Option<Self>, FredError> {
+    pub(super) fn of(config: &Config, bound: Duration) -> Option<Self> {
         let ServerConfig::Sentinel {
             hosts,
             service_name,
             ..
         } = &config.server
         else {
-            return Ok(None);
+            return None;
         };
-        let clients: Result<Vec<_>, _> = hosts
-            .iter()
-            .map(|host| client(config_of(config, host), Duration::ZERO))
-            .collect();
-        Ok(Some(Self {
-            clients: clients?,
+        Some(Self {
+            configs: hosts.iter().map(|host| config_for(config, host)).collect(),
             service: service_name.clone(),
+            bound,
             connections: Vec::new(),
-        }))
+        })
     }
 
     /// Begins to listen, and brings these clients to the master; an item each time. Sentinels out of reach are
@@ -81,12 +80,14 @@ impl Sentinels {
     pub(super) fn follow(
         &mut self,
         clients: Vec<Place>,
-    ) -> impl Stream<Item = ()> + Send + Unpin + use<> {
-        let words = (self.clients.iter().enumerate())
-            .map(|(nth, client)| words(nth, client.clone(), self.service.clone()));
+    ) -> Result<impl Stream<Item = ()> + Send + Unpin + use<>, FredError> {
+        let begin = |config| Connection::begin(config, Duration::ZERO, self.bound);
+        let connections: Result<Vec<_>, _> = self.configs.iter().map(begin).collect();
+        self.connections = connections?;
+        let words = (self.connections.iter().enumerate())
+            .map(|(nth, sentinel)| words(nth, sentinel.clone(), self.service.clone()));
         let words = select_all(words.collect::<Vec<_>>());
-        self.connections = self.clients.iter().map(Connection::begin).collect();
-        let follower = Follower::new(self.clients.len(), clients);
+        let follower = Follower::new(self.connections.len(), clients);
         let followed = unfold((words, follower), |(mut words, mut follower)| async move {
             loop {
                 let word = words.next().await?;
@@ -95,24 +96,21 @@ impl Sentinels {
                 }
             }
         });
-        followed.boxed()
+        Ok(followed.boxed())
     }
 
-    pub(super) async fn close(&self) {
-        join_all(self.connections.iter().map(Connection::close)).await;
+    pub(super) fn close(&self) {
+        self.connections.iter().for_each(Connection::close);
     }
 }
 
-fn config_of(config: &Config, host: &Server) -> Config {
+fn config_for(config: &Config, host: &Server) -> Config {
     #[cfg_attr(not(feature = "sentinel-auth"), expect(unused_mut))]
     let mut own = Config {
-        server: ServerConfig::Centralized {
-            server: host.clone(),
-        },
         database: None,
         // The first connection is made like all others.
         fail_fast: false,
-        ..config.clone()
+        ..config_of(config, host)
     };
     // Without the feature, fred takes the server's credentials for the sentinels too.
     #[cfg(feature = "sentinel-auth")]
@@ -127,7 +125,8 @@ fn config_of(config: &Config, host: &Server) -> Config {
 }
 
 /// What a sentinel says whenever there is an occasion to ask it.
-fn words(sentinel: usize, client: Client, service: String) -> BoxStream<'static, Word> {
+fn words(sentinel: usize, connection: Connection, service: String) -> BoxStream<'static, Word> {
+    let client = connection.client();
     let connects = BroadcastStream::new(client.reconnect_rx()).map(|_| true);
     let messages = BroadcastStream::new(client.message_rx()).map(|_| false);
     let mut period = interval(PERIOD);
@@ -140,31 +139,22 @@ fn words(sentinel: usize, client: Client, service: String) -> BoxStream<'static,
     let said = unfold(
         (occasions, false),
         move |(mut occasions, mut subscribed)| {
-            let (client, service) = (client.clone(), service.clone());
+            let (connection, service) = (connection.clone(), service.clone());
             async move {
+                let client = connection.client();
                 loop {
                     let is_new = occasions.next().await?;
                     subscribed &= !is_new;
                     if !subscribed {
                         subscribed = client.subscribe(SWITCHES).await.is_ok();
                     }
-                    match ask(&client, &service).await {
-                        Ok((epoch, master)) => {
-                            let word = Word {
-                                sentinel,
-                                epoch,
-                                master,
-                            };
-                            return Some((word, (occasions, subscribed)));
-                        }
-                        // `fred` counts a silence from when it last asked: asked on and on, it would never notice.
-                        Err(error)
-                            if *error.kind() == ErrorKind::Timeout
-                                && client.state() == ClientState::Connected =>
-                        {
-                            let _ = client.force_reconnection().await;
-                        }
-                        Err(_) => {}
+                    if let Ok((epoch, master)) = connection.owing(0, ask(client, &service)).await {
+                        let word = Word {
+                            sentinel,
+                            epoch,
+                            master,
+                        };
+                        return Some((word, (occasions, subscribed)));
                     }
                 }
             }
@@ -198,11 +188,15 @@ pub(super) struct Place {
 
 impl Place {
     /// Where it was connected first is known of our own clients.
-    pub(super) fn new(client: &Client, first: Option<Server>) -> Self {
+    pub(super) fn new(connection: &Connection) -> Self {
+        let client = connection.client();
         let connects = client.reconnect_rx();
         Self {
             client: client.clone(),
-            server: client.active_connections().pop().or(first),
+            server: client
+                .active_connections()
+                .pop()
+                .or(connection.first().cloned()),
             connects,
         }
     }

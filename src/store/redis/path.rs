@@ -1,0 +1,234 @@
+//! Whether what our commands publish reaches our subscriber.
+//!
+//! Each of the two connections may be fine and the path between them broken: when an address has
+//! moved to another server, one connection may have followed it and the other not. So for each
+//! server that has an awaited key, a *beat* is published over the command connection, on a channel
+//! of this store's own beside the channel of an awaited key: the same pattern permits it, and it
+//! shares the key's slot. Heard, it proves that everything published before has been heard too.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use fred::bytes_utils::Str;
+use fred::error::Error as FredError;
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::types::config::{Options, Server};
+use fred::types::{ClusterHash, CustomCommand, Message, Value};
+use futures::future::join_all;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::connection::Connection;
+use super::once;
+use crate::store::Pace;
+use crate::store::key::Key;
+
+/// How long a beat is waited for, at least, before the subscriber is asked for all that came before.
+const SOON: Duration = Duration::from_millis(10);
+
+/// The keys whose transitions are awaited, and how the last beats went.
+pub(super) struct Path {
+    /// Ends the names of this store's beat channels, and of no other's.
+    suffix: String,
+    pace: Pace,
+    awaited: Mutex<BTreeMap<u16, Awaited>>,
+    nonce: AtomicU64,
+    /// How many beats in a row were not heard.
+    unheard: AtomicU64,
+}
+
+/// The awaited keys of a slot, by their channels.
+#[derive(Default)]
+struct Awaited {
+    channels: HashSet<Str>,
+    /// The one whose beat channel is subscribed to.
+    beating: Option<Str>,
+}
+
+impl Path {
+    pub(super) fn new(pace: Pace) -> Self {
+        Self {
+            suffix: format!(":beat:{:032x}", rand::random::<u128>()),
+            pace,
+            awaited: Mutex::default(),
+            nonce: AtomicU64::default(),
+            unheard: AtomicU64::default(),
+        }
+    }
+
+    pub(super) fn is_beat(&self, channel: &str) -> bool {
+        channel.ends_with(&self.suffix)
+    }
+
+    fn awaited(&self) -> std::sync::MutexGuard<'_, BTreeMap<u16, Awaited>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn begin(&self, slot: u16, channel: &Str) {
+        let mut awaited = self.awaited();
+        let slot = awaited.entry(slot).or_default();
+        slot.channels.insert(channel.clone());
+    }
+
+    /// The beat channel that is of no use any more, if there is one.
+    pub(super) fn end(&self, slot: u16, channel: &Str) -> Option<String> {
+        let mut awaited = self.awaited();
+        let entry = awaited.get_mut(&slot)?;
+        entry.channels.remove(channel);
+        let beating = entry.beating.take_if(|beating| beating == channel);
+        if entry.channels.is_empty() {
+            awaited.remove(&slot);
+        }
+        beating.map(|channel| self.beat_channel(&channel))
+    }
+
+    fn beat_channel(&self, channel: &str) -> String {
+        [channel, &self.suffix].concat()
+    }
+
+    /// A beat channel for each of the servers that have an awaited key, with its slot.
+    fn channels(&self, node: impl Fn(u16) -> Option<Server>) -> Vec<(u16, Option<Server>, String)> {
+        let mut nodes = HashSet::new();
+        let mut channels = Vec::new();
+        for (slot, awaited) in &mut *self.awaited() {
+            let node = node(*slot);
+            if nodes.insert(node.clone()) {
+                let first = awaited.channels.iter().next();
+                let beating = awaited.beating.as_ref().or(first).cloned();
+                channels.extend(beating.iter().map(|channel| {
+                    let channel = self.beat_channel(channel);
+                    (*slot, node.clone(), channel)
+                }));
+                awaited.beating = beating;
+            }
+        }
+        channels
+    }
+
+    /// Whether the beats of all servers with an awaited key are heard. A connection that is on the
+    /// wrong server is made anew: the subscriber's at first, and then the commands' too.
+    pub(super) async fn is_whole(
+        &self,
+        commands: &Connection,
+        subscriber: &Connection,
+        node: impl Fn(u16) -> Option<Server>,
+    ) -> Result<bool, FredError> {
+        // Two connections that stay apart are not made anew again and again.
+        if self.unheard.load(Ordering::Relaxed) > 1 {
+            sleep(self.pace.beat).await;
+        }
+        let beats = self.channels(node).into_iter();
+        let beats = beats.map(async |(slot, node, channel)| {
+            self.beat(commands, subscriber, slot, node, &channel).await
+        });
+        let beats = join_all(beats).await;
+        let heard: Result<Vec<bool>, FredError> = beats.into_iter().collect();
+        let heard = heard?.into_iter().all(|heard| heard);
+        if heard {
+            self.unheard.store(0, Ordering::Relaxed);
+        } else {
+            subscriber.renew();
+            if self.unheard.fetch_add(1, Ordering::Relaxed) > 0 {
+                commands.renew();
+            }
+        }
+        Ok(heard)
+    }
+
+    /// The same for one key, which need not be awaited.
+    pub(super) async fn is_whole_for(
+        &self,
+        key: &Key,
+        channel: &str,
+        commands: &Connection,
+        subscriber: &Connection,
+    ) -> Result<bool, FredError> {
+        let channel = self.beat_channel(channel);
+        let heard = self
+            .beat(commands, subscriber, key.slot(), None, &channel)
+            .await;
+        if heard.is_ok() {
+            let unsubscribed = subscriber.client().sunsubscribe(channel).await;
+            // A subscription that stays is only a message that no task waits for.
+            drop(unsubscribed);
+        }
+        heard
+    }
+
+    async fn beat(
+        &self,
+        commands: &Connection,
+        subscriber: &Connection,
+        slot: u16,
+        node: Option<Server>,
+        channel: &str,
+    ) -> Result<bool, FredError> {
+        let began = Instant::now();
+        let mut messages = subscriber.client().message_rx();
+        let lane = subscriber.lane(slot);
+        let subscribing = subscriber.client().with_options(&once());
+        // Again each time, though it is subscribed: its acknowledgement is what the subscriber owes.
+        subscriber
+            .owing(lane, subscribing.ssubscribe(channel.to_owned()))
+            .await?;
+        let nonce = self.nonce.fetch_add(1, Ordering::Relaxed).to_string();
+        let publish = CustomCommand::new_static("SPUBLISH", ClusterHash::Custom(slot), false);
+        let publishing = commands.client().with_options(&once());
+        let args = vec![channel, &nonce];
+        let _: Value = commands
+            .owing(lane, publishing.custom(publish, args))
+            .await?;
+        let is_it = |message: &Message| {
+            *message.channel == *channel && message.value.as_bytes() == Some(nonce.as_bytes())
+        };
+        let soon = began.elapsed().max(SOON);
+        if let Ok(heard) = timeout(soon, until_heard(&mut messages, &is_it)).await {
+            return Ok(heard);
+        }
+        // Whether it is late or lost does not depend on time: what was published before this
+        // question comes before its answer.
+        let options = Options {
+            cluster_node: node,
+            ..once()
+        };
+        let ping = CustomCommand::new_static("PING", ClusterHash::Custom(slot), false);
+        let asking = subscriber.client().with_options(&options);
+        let answer: Result<Value, _> = subscriber
+            .owing(lane, asking.custom(ping, Vec::<Value>::new()))
+            .await;
+        if let Err(error) = answer {
+            // A user without PING gets a refusal in its place.
+            if !super::is_answer(&error) {
+                return Err(error);
+            }
+        }
+        Ok(has_heard(&mut messages, &is_it))
+    }
+}
+
+/// Resolves at the message, or at `false` once there can be none.
+async fn until_heard(messages: &mut Receiver<Message>, is_it: impl Fn(&Message) -> bool) -> bool {
+    loop {
+        match messages.recv().await {
+            Ok(message) if is_it(&message) => return true,
+            Ok(_) => {}
+            // It may be among those that were dropped.
+            Err(RecvError::Lagged(_)) => return true,
+            Err(RecvError::Closed) => return false,
+        }
+    }
+}
+
+fn has_heard(messages: &mut Receiver<Message>, is_it: impl Fn(&Message) -> bool) -> bool {
+    loop {
+        match messages.try_recv() {
+            Ok(message) if is_it(&message) => return true,
+            Ok(_) => {}
+            Err(TryRecvError::Lagged(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+}
