@@ -431,10 +431,7 @@ impl Store for RedisStore {
     async fn watch(&self, key: &Key) -> Result<(), Error> {
         let (channel, lane) = (self.channel(key), self.subscriber.lane(key.slot()));
         self.path.begin(lane, &channel);
-        // One channel a call: fred counts the acknowledgements of one only.
-        let subscriber = self.subscriber.client().with_options(&once());
-        let subscribing = subscriber.ssubscribe(channel.clone());
-        let subscribed = self.subscriber.owing(lane, subscribing).await;
+        let subscribed = self.subscriber.subscribe(key.slot(), &channel).await;
         subscribed.map_err(|error| {
             self.path.end(lane, &channel);
             explain(key, error)

@@ -23,7 +23,7 @@ use fred::types::cluster::ClusterRouting;
 use fred::types::config::{
     ClusterDiscoveryPolicy, Config, Options, ReconnectPolicy, Server, ServerConfig,
 };
-use fred::types::{Builder, ClientState, CustomCommand, RespVersion, Value};
+use fred::types::{Builder, ClientState, ClusterHash, CustomCommand, RespVersion, Value};
 use futures::FutureExt;
 use futures::future::join_all;
 use tokio::sync::broadcast::error::TryRecvError;
@@ -31,7 +31,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{COMMAND_TIMEOUT, GONE, is_answer};
+use super::{COMMAND_TIMEOUT, GONE, is_answer, once};
 
 /// How long both connections have to stand, handshakes included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -352,6 +352,18 @@ impl Connection {
         }
     }
 
+    /// Subscribes to a channel of this slot. One a call: `fred` counts the acknowledgements of one
+    /// only.
+    ///
+    /// Not `ssubscribe`, which `fred` leaves in its buffer while other commands are in its queue. It
+    /// counts among those the ones that ended with a task (`Keeper::run`), and so for ever.
+    pub(super) async fn subscribe(&self, slot: u16, channel: &str) -> Result<(), FredError> {
+        let command = CustomCommand::new_static("SSUBSCRIBE", ClusterHash::Custom(slot), false);
+        let client = self.0.client.with_options(&once());
+        let subscribing = client.custom::<Value, _>(command, vec![channel]);
+        self.owing(self.lane(slot), subscribing).await.map(drop)
+    }
+
     /// Tears the connection down and makes it anew.
     pub(super) fn renew(&self) {
         self.0.shared.renew.notify_one();
@@ -443,17 +455,10 @@ impl Keeper {
         AbortOnDropHandle::new(self.client.connect())
     }
 
-    /// A client of the caller's is told to reconnect. If it does not, or where that keeps the
-    /// connections (in a cluster, those without an error), it is connected once more: `fred`
-    /// ends the task before it as soon as that task takes commands again.
+    /// A client of the caller's is told to reconnect, which is all that it offers. In a cluster
+    /// `fred` keeps the connections that show no error even so.
     async fn reconnect_the_callers(&self) {
-        if !self.client.is_clustered() {
-            let reconnected = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await;
-            if reconnected.is_ok() {
-                return;
-            }
-        }
-        drop(self.client.connect());
+        let _ = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await;
     }
 
     /// Examines what is owed for too long, until the connection is found dead.

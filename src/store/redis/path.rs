@@ -169,11 +169,8 @@ impl Path {
         let began = Instant::now();
         let mut messages = subscriber.client().message_rx();
         let lane = subscriber.lane(slot);
-        let subscribing = subscriber.client().with_options(&once());
         // Again each time, though it is subscribed: its acknowledgement is what the subscriber owes.
-        subscriber
-            .owing(lane, subscribing.ssubscribe(channel.to_owned()))
-            .await?;
+        subscriber.subscribe(slot, channel).await?;
         let nonce = self.nonce.fetch_add(1, Ordering::Relaxed).to_string();
         let publish = CustomCommand::new_static("SPUBLISH", ClusterHash::Custom(slot), false);
         let publishing = commands.client().with_options(&once());
