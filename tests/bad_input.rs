@@ -112,15 +112,33 @@ async fn renewal_is_checked_against_the_lease() {
     for (builder, text) in [
         (
             lease().renew_every(seconds(4)),
-            "renew_every is 4s; it must be from 1ms to 2s",
+            "renew_every is 4s; it must be from 1ms to 1.8s",
         ),
         (
-            lease().renew_every(Duration::from_millis(2_001)),
-            "renew_every is 2.001s; it must be from 1ms to 2s",
+            lease().renew_every(Duration::from_millis(1_801)),
+            "renew_every is 1.801s; it must be from 1ms to 1.8s",
         ),
         (
             lease().renew_every(Duration::ZERO),
-            "renew_every is 0ns; it must be from 1ms to 2s",
+            "renew_every is 0ns; it must be from 1ms to 1.8s",
+        ),
+        (
+            lease()
+                .margin(seconds(1))
+                .renew_every(Duration::from_millis(1_501)),
+            "renew_every is 1.501s; it must be from 1ms to 1.5s",
+        ),
+        (
+            lease().margin(Duration::from_millis(2_001)),
+            "margin is 2.001s; it must be from 0ns to 2s",
+        ),
+        (
+            lease().stall_limit(Duration::from_millis(3_999)),
+            "stall_limit is 3.999s; it must be from 4s to 3153600000s",
+        ),
+        (
+            lease().stall_limit(Duration::MAX),
+            "stall_limit is 18446744073709551615.999999999s; it must be from 4s to 3153600000s",
         ),
         (
             lease().renew().max_hold(Duration::from_millis(3_999)),
@@ -136,8 +154,12 @@ async fn renewal_is_checked_against_the_lease() {
         assert_eq!(error.to_string(), text);
     }
     for builder in [
-        lease().renew_every(seconds(2)).max_hold(seconds(4)),
+        lease()
+            .renew_every(Duration::from_millis(1_800))
+            .max_hold(seconds(4)),
         lease().lock_timeout(Builder::MAX_DURATION).renew(),
+        lease().margin(Duration::ZERO).stall_limit(seconds(4)),
+        lease().margin(seconds(2)).renew_every(seconds(1)),
     ] {
         builder.build().await.unwrap();
     }

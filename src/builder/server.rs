@@ -1,7 +1,6 @@
 //! Where the runs take place: what was asked for, checked and connected.
 
 use std::fmt;
-use std::io;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::{Config, ServerConfig};
-use tokio::join;
+use tokio::{join, runtime};
 
 use super::Warning;
 use crate::clock::Clock;
@@ -61,8 +60,15 @@ impl Server {
         renews: bool,
     ) -> Result<(Handle, Vec<Warning>), BuildError> {
         // Here, on the thread whose subscriber and recorder are told.
-        let observers = Observers::here();
-        let connecting = self.reach(key.clone(), replicas, pace, renews, observers);
+        let thread = match renews && !matches!(self, Server::Memory(_)) {
+            true => {
+                let runtime = keeper::runtime();
+                let runtime = runtime.map_err(|source| BuildError::Thread(Arc::new(source)))?;
+                Some((runtime, Observers::here()))
+            }
+            false => None,
+        };
+        let connecting = self.reach(key.clone(), replicas, pace, thread);
         let connecting = tokio::spawn(connecting);
         connecting
             .await
@@ -77,8 +83,7 @@ impl Server {
         key: Key,
         replicas: Option<Replicas>,
         pace: Pace,
-        renews: bool,
-        observers: Observers,
+        thread: Option<(runtime::Handle, Observers)>,
     ) -> Result<(Handle, Vec<Warning>), BuildError> {
         let store = match self {
             Server::Memory(_) if replicas.is_some() => return Err(BuildError::ReplicasInMemory),
@@ -111,16 +116,12 @@ impl Server {
         match inspected.and(path) {
             Ok(()) => {
                 let inbox = Inbox::new();
-                match keeper(&store, renews, observers, inbox.teller()) {
-                    Ok(keeper) => {
-                        let hub = Handle::spawn(store, inbox, Clock::Machine, keeper);
-                        Ok((hub, warnings))
-                    }
-                    Err(source) => {
-                        store.close().await;
-                        Err(BuildError::Thread(Arc::new(source)))
-                    }
-                }
+                let keeper = match thread {
+                    Some(thread) => keeper(&store, thread, inbox.teller()),
+                    None => Keeper::idle(),
+                };
+                let hub = Handle::spawn(store, inbox, Clock::Machine, keeper);
+                Ok((hub, warnings))
             }
             Err(error) => {
                 store.close().await;
@@ -130,29 +131,16 @@ impl Server {
     }
 }
 
-/// What keeps the leases of a store's grants, if any is renewed: a thread of its own, and a connection there as soon as
-/// there is a lease to keep.
+/// What keeps the leases of a store's grants: the process's thread, and a connection there as soon as there is a lease
+/// to keep.
 fn keeper(
     store: &RedisStore,
-    renews: bool,
-    observers: Observers,
+    (runtime, observers): (runtime::Handle, Observers),
     tell: impl Fn(News) + Send + 'static,
-) -> io::Result<Keeper> {
-    if !renews {
-        return Ok(Keeper::idle());
-    }
+) -> Keeper {
     let apart = store.apart();
-    let connect = move || {
-        let apart = apart.clone();
-        async move { apart.connect().await }
-    };
-    Ok(Keeper::apart(
-        keeper::runtime()?,
-        connect,
-        Clock::Machine,
-        observers,
-        tell,
-    ))
+    let connect = move || apart.clone().connect();
+    Keeper::apart(runtime, connect, Clock::Machine, observers, tell)
 }
 
 /// What a server that will not serve the key is told by: its age, if it is too old for the scripts.

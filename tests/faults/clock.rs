@@ -27,7 +27,7 @@ struct Clock {
 impl Clock {
     fn start() -> Self {
         let dir = TempDir::new().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/clock.c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/clock.c");
         let (shim, offset) = (dir.path().join("clock.so"), dir.path().join("offset"));
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(source);

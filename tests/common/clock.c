@@ -1,4 +1,5 @@
-/* The wall clock, moved by as many seconds as the file named by CLOCK_OFFSET holds (a long). */
+/* Clocks, each moved by as many seconds as the file named by CLOCK_OFFSET says: three of type long, for the wall clock,
+   the monotonic clock and the clock that counts the time for which the machine sleeps. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
@@ -8,24 +9,32 @@
 #include <time.h>
 #include <unistd.h>
 
-static long offset(void) {
+enum { WALL, MONOTONIC, BOOT, CLOCKS };
+
+static long offset(int clock) {
     static volatile long *shared;
     if (!shared) {
         int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
-        void *page = mmap(NULL, sizeof *shared, PROT_READ, MAP_SHARED, file, 0);
+        void *page = mmap(NULL, CLOCKS * sizeof *shared, PROT_READ, MAP_SHARED, file, 0);
         close(file);
         if (page == MAP_FAILED)
             abort();
         shared = page;
     }
-    return *shared;
+    return shared[clock];
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int failed = syscall(SYS_clock_gettime, clock, now);
-    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
-        now->tv_sec += offset();
-    return failed;
+    if (failed)
+        return failed;
+    if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)
+        now->tv_sec += offset(WALL);
+    else if (clock == CLOCK_MONOTONIC || clock == CLOCK_MONOTONIC_COARSE)
+        now->tv_sec += offset(MONOTONIC);
+    else if (clock == CLOCK_BOOTTIME)
+        now->tv_sec += offset(BOOT);
+    return 0;
 }
 
 int gettimeofday(struct timeval *restrict now, void *restrict zone) {

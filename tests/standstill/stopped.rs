@@ -1,0 +1,210 @@
+//! Processes that are stopped, and machines that sleep or are paused.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use redis_locking_worker::WorkGuard;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::common::{Server, acquired, locked};
+use crate::holder::Holder;
+
+pub const TESTS: &[(&str, fn())] = &[
+    (
+        "a_process_stopped_past_its_lease_is_told_that_it_stalled",
+        stopped,
+    ),
+    ("a_machine_that_slept_holds_no_more", slept),
+    ("a_machine_that_slept_renews_no_more", slept_renewing),
+    ("a_paused_virtual_machine_holds_no_more", paused),
+    (
+        "a_paused_virtual_machine_asks_before_it_goes_on",
+        paused_renewing,
+    ),
+    (
+        "a_wall_clock_set_forward_costs_no_renewed_guard",
+        set_forward,
+    ),
+    ("a_forked_child_has_no_part_in_the_work", forked),
+    ("a_thread_that_cannot_be_started_is_an_error", no_threads),
+];
+
+const LEASE: Duration = Duration::from_secs(2);
+
+const STOOD: Duration = Duration::from_secs(3);
+
+/// The clocks of a holder's process.
+struct Clocks {
+    offsets: File,
+    dir: TempDir,
+}
+
+#[derive(Clone, Copy)]
+enum Clock {
+    Wall,
+    Monotonic,
+    Boot,
+}
+
+impl Clocks {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/clock.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"]);
+        cc.arg(dir.path().join("clock.so")).arg(source);
+        assert!(cc.status().expect("a C compiler").success());
+        let path = dir.path().join("offset");
+        std::fs::write(&path, [0; 24]).unwrap();
+        let offsets = File::options().write(true).open(path).unwrap();
+        Self { offsets, dir }
+    }
+
+    fn holder(&self, server: &Server, options: &[&str]) -> Holder {
+        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
+        let (shim, offset) = (path("clock.so"), path("offset"));
+        let env = [("LD_PRELOAD", &shim[..]), ("CLOCK_OFFSET", &offset[..])];
+        let mut holder = Holder::start(&server.url(), LEASE, options, &env);
+        assert_eq!(holder.hear(), "acquired");
+        holder
+    }
+
+    fn set(&self, clock: Clock, seconds: i64) {
+        let at = clock as u64 * 8;
+        self.offsets
+            .write_all_at(&seconds.to_ne_bytes(), at)
+            .unwrap();
+    }
+}
+
+fn wait_for_it(server: &Server, runtime: &Runtime) -> impl FnOnce() -> WorkGuard {
+    let builder = server.builder("job").label("next");
+    let mut events = runtime.block_on(async {
+        let mut events = builder.build().await.unwrap().acquire();
+        locked(&mut events).await;
+        events
+    });
+    let runtime = runtime.handle().clone();
+    move || runtime.block_on(acquired(&mut events))
+}
+
+fn stopped() {
+    let (server, runtime) = (Server::start(), Runtime::new().unwrap());
+    let mut holder = Holder::start(&server.url(), LEASE, &["renew"], &[]);
+    assert_eq!(holder.hear(), "acquired");
+    holder.say("look");
+    assert_eq!(holder.hear(), "valid");
+    let next = wait_for_it(&server, &runtime);
+    holder.signal(Signal::SIGSTOP);
+    let guard = next();
+    assert_eq!(guard.attempt(), 2);
+    holder.signal(Signal::SIGCONT);
+    let lost = holder.hear();
+    assert!(lost.contains("did not run for"), "{lost}");
+    holder.say("done");
+    assert_eq!(holder.hear(), "the lease was lost: attempt 2 went to next");
+    runtime.block_on(guard.done()).unwrap();
+}
+
+/// The holder's process stands still, and these clocks of its with it, until another holds the work.
+fn stand_still(options: &[&str], clocks: &[Clock]) -> (Holder, Server) {
+    let (server, runtime) = (Server::start(), Runtime::new().unwrap());
+    let shim = Clocks::new();
+    let mut holder = shim.holder(&server, options);
+    if options.contains(&"renew") {
+        // A renewal is due later than all this takes.
+        holder.say("look");
+        assert_eq!(holder.hear(), "valid");
+    }
+    let next = wait_for_it(&server, &runtime);
+    holder.signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    let guard = next();
+    assert_eq!(guard.attempt(), 2);
+    std::thread::sleep(STOOD.saturating_sub(began.elapsed()));
+    for clock in clocks {
+        shim.set(*clock, -i64::try_from(STOOD.as_secs()).unwrap());
+    }
+    // The next holder is at work.
+    std::mem::forget(guard);
+    holder.say("look");
+    holder.signal(Signal::SIGCONT);
+    (holder, server)
+}
+
+/// Either line may come first: the one who looks, or the one who waits to be told.
+fn hears_that_it_is_lost(holder: &mut Holder) {
+    let woke = Instant::now();
+    let mut lines = [holder.hear(), holder.hear()];
+    lines.sort();
+    let [lost, looked] = lines;
+    println!("{lost}, told within {:?}", woke.elapsed());
+    assert!(lost.starts_with("lost: "), "{lost}");
+    assert_eq!(looked, "not valid", "at the first look");
+    assert!(woke.elapsed() < Duration::from_millis(1_500));
+}
+
+fn slept() {
+    let (mut holder, _server) = stand_still(&[], &[Clock::Monotonic]);
+    hears_that_it_is_lost(&mut holder);
+}
+
+fn slept_renewing() {
+    let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic]);
+    hears_that_it_is_lost(&mut holder);
+}
+
+fn paused() {
+    let (mut holder, _server) = stand_still(&[], &[Clock::Monotonic, Clock::Boot]);
+    hears_that_it_is_lost(&mut holder);
+}
+
+fn paused_renewing() {
+    let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic, Clock::Boot]);
+    hears_that_it_is_lost(&mut holder);
+}
+
+fn set_forward() {
+    let server = Server::start();
+    let clocks = Clocks::new();
+    let mut holder = clocks.holder(&server, &["renew"]);
+    holder.say("look");
+    assert_eq!(holder.hear(), "valid");
+    clocks.set(Clock::Wall, 3_600);
+    // The keeper looks at the clocks once a second, and asks the server.
+    std::thread::sleep(Duration::from_millis(1_500));
+    holder.say("look");
+    assert_eq!(holder.hear(), "valid");
+    holder.say("done");
+    let done = [holder.hear(), holder.hear()];
+    assert!(done.contains(&"done".to_owned()), "{done:?}");
+}
+
+fn forked() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server.url(), LEASE, &["renew"], &[]);
+    assert_eq!(holder.hear(), "acquired");
+    holder.say("fork");
+    let child = holder.hear();
+    assert_eq!(
+        child,
+        "child: false: the lease belongs to the process that this one was forked from"
+    );
+    holder.say("check");
+    assert_eq!(holder.hear(), "valid", "the parent's guard is as it was");
+    holder.say("done");
+    let done = [holder.hear(), holder.hear()];
+    assert!(done.contains(&"done".to_owned()), "{done:?}");
+}
+
+fn no_threads() {
+    let server = Server::start();
+    let mut holder = Holder::start(&server.url(), LEASE, &["renew", "no-threads"], &[]);
+    let told = holder.hear();
+    assert!(["WouldBlock", "OutOfMemory"].contains(&&told[..]), "{told}");
+}
