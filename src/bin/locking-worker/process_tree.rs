@@ -1,7 +1,8 @@
 //! The processes that the command has started, directly or not: on Linux, where a process that loses
 //! its parent becomes our child.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
@@ -85,8 +86,13 @@ impl Scope {
     pub(crate) fn send(self, command: Pid, signal: Signal) {
         match self {
             Self::Tree => {
-                for process in descendants() {
-                    let _ = kill(process, signal);
+                let descendants = descendants();
+                for process in &descendants {
+                    let _ = kill(*process, signal);
+                }
+                // `/proc` cannot be read without a file descriptor.
+                if descendants.is_empty() {
+                    Self::Command.send(command, signal);
                 }
             }
             Self::Namespace => {
@@ -118,12 +124,15 @@ impl Scope {
 /// Whether `/proc` is mounted for our PID namespace. After `unshare --pid` it is not: the numbers in it
 /// are other processes' here.
 fn is_proc_ours() -> bool {
-    let Ok(we) = Process::myself() else {
+    // A link takes no file descriptor, of which there may be none left.
+    let Ok(we) = fs::read_link("/proc/self") else {
         return false;
     };
-    // One number for each namespace from that of the mount down to ours.
-    let namespaces = we.status().ok().and_then(|status| status.nspid);
-    we.pid() == Pid::this().as_raw() && namespaces.is_none_or(|pids| pids.len() == 1)
+    // One number for each namespace from that of the mount down to ours: where there are two, they are
+    // equal by chance.
+    let status = Process::myself().and_then(|process| process.status());
+    let namespaces = status.ok().and_then(|status| status.nspid);
+    we == Path::new(&Pid::this().to_string()) && namespaces.is_none_or(|pids| pids.len() == 1)
 }
 
 /// Our children and theirs, without those that have ended.
