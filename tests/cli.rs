@@ -19,7 +19,7 @@ use common::{Server, acquired, command, free_port, locked, until};
 use fred::interfaces::KeysInterface;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use redis_locking_worker::RunState;
+use redis_locking_worker::{LockingWorker, RunState};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -423,7 +423,7 @@ async fn key_of_an_ancestor_is_refused_and_not_waited_for() {
     let script = format!("{us} run job -- true; echo $? > code");
     assert_eq!(desk.run("a", "", &script).code().await, 0);
     assert_eq!(desk.left("code"), "2\n");
-    // The same key in another database is another key, and so is one that the ancestor lost.
+    // The same key in another database is another key: one that is free is taken.
     let elsewhere = format!("{}/1", server.url());
     let script = format!("{us} run job --url {elsewhere} -- touch ran-elsewhere");
     assert_eq!(desk.end("clear job --yes").await.0, 0);
@@ -433,6 +433,17 @@ async fn key_of_an_ancestor_is_refused_and_not_waited_for() {
         "{}",
         desk.left("a.err")
     );
+    // And one that another worker holds is waited for.
+    let other = LockingWorker::builder("job").url(&elsewhere).label("b");
+    let other = other.build().await.unwrap();
+    other.clear().await.unwrap();
+    let guard = acquired(&mut other.acquire()).await;
+    let script = format!("{us} run job --url {elsewhere} -- true; [ $? = 3 ]");
+    assert_eq!(desk.end("clear job --yes").await.0, 0);
+    let mut process = desk.run("a", "", &script);
+    until(async || desk.left("a.err").contains("is with b")).await;
+    guard.done().await.unwrap();
+    assert_eq!(process.code().await, 0, "{}", desk.left("a.err"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

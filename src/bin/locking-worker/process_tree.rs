@@ -151,3 +151,28 @@ fn descendants() -> Vec<Pid> {
     }
     tree.into_iter().skip(1).map(Pid::from_raw).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sys::signal::kill;
+
+    use super::*;
+
+    /// The children of this process are the test's own: no other test of this program starts one.
+    #[test]
+    fn reap_leaves_the_command_to_the_runtime() {
+        let mut command = Command::new("true").spawn().unwrap();
+        set_command(Some(command.id()));
+        while !matches!(ended_child(), Ok(WaitStatus::Exited(..))) {}
+        reap();
+        assert!(command.wait().unwrap().success());
+        set_command(None);
+        let orphan = Command::new("true").spawn().unwrap();
+        let orphan = Pid::from_raw(orphan.id() as i32);
+        while kill(orphan, None).is_ok() {
+            reap();
+        }
+    }
+}
