@@ -156,8 +156,6 @@ fn descendants() -> Vec<Pid> {
 mod tests {
     use std::process::Command;
 
-    use nix::sys::signal::kill;
-
     use super::*;
 
     /// The children of this process are the test's own: no other test of this program starts one.
@@ -169,10 +167,11 @@ mod tests {
         reap();
         assert!(command.wait().unwrap().success());
         set_command(None);
-        let orphan = Command::new("true").spawn().unwrap();
-        let orphan = Pid::from_raw(orphan.id() as i32);
-        while kill(orphan, None).is_ok() {
+        let mut orphan = Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(orphan.id() as i32);
+        while kill(pid, None).is_ok() {
             reap();
         }
+        assert!(orphan.wait().is_err(), "it was waited for");
     }
 }

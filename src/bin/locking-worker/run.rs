@@ -204,10 +204,10 @@ impl Part {
                 }
                 Some(LockEvent::Error(error)) => {
                     self.complain(format_args!("{}", text::chain(&error)));
-                    if let Some(advice) = server::advice_for(&error) {
-                        self.complain(format_args!("{advice}"));
-                    }
                     if error.is_fatal() {
+                        if let Some(advice) = server::advice_for(&error) {
+                            self.complain(format_args!("{advice}"));
+                        }
                         return Exit::Server;
                     }
                 }

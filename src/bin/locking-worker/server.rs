@@ -49,10 +49,13 @@ pub(crate) async fn reach(reach: Reach) -> Result<LockingWorker, Exit> {
         say!("{advice}");
     }
     Err(match failure {
-        BuildError::Connect { .. } | BuildError::OldServer { .. } | BuildError::Server(_) => {
-            Exit::Server
-        }
-        _ => Exit::Usage,
+        BuildError::Key(_)
+        | BuildError::Duration { .. }
+        | BuildError::NoAttempts
+        | BuildError::Label { .. }
+        | BuildError::Url { .. }
+        | BuildError::Feature { .. } => Exit::Usage,
+        _ => Exit::Server,
     })
 }
 
