@@ -542,6 +542,31 @@ async fn a_second_sigterm_ends_the_grace() {
     assert_eq!(process.code().await, 143);
 }
 
+/// As systemd sends it to a control group, and a shell to a job. The command may end first.
+#[tokio::test(flavor = "multi_thread")]
+async fn signal_to_the_whole_group_hands_off() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+        for _ in 0..10 {
+            let mut process = desk.run("a", "--attempts 1", &known_as("pid", FOR_LONG));
+            desk.until_left("pid").await;
+            // Both get it before either is seen to, as if it were one signal to their group.
+            let command = desk.left("pid");
+            process.signal(Signal::SIGSTOP);
+            kill(Pid::from_raw(command.trim().parse().unwrap()), signal).unwrap();
+            process.signal(signal);
+            until(async || !lives(&command)).await;
+            process.signal(Signal::SIGCONT);
+            assert_eq!(process.code().await, code);
+            let said = desk.left("a.err");
+            assert!(said.contains("attempt 1 is handed off"), "{said}");
+            std::fs::remove_file(desk.path("pid")).unwrap();
+        }
+    }
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_sigterm_interrupts_is_not_done_whatever_it_says() {
     let server = Server::start();

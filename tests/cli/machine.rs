@@ -231,3 +231,40 @@ async fn sigterm_does_not_wait_for_a_silent_resolver() {
         std::fs::remove_file(desk.path("asked")).unwrap();
     }
 }
+
+/// With each number of descriptors that a command is started under, it is stopped under it too.
+#[tokio::test(flavor = "multi_thread")]
+async fn few_descriptors_stop_all_or_start_nothing() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    std::fs::write(desk.path("far.sh"), format!("echo > far; {FOR_LONG}")).unwrap();
+    let script = format!("(setsid sh far.sh &); echo > near; {FOR_LONG}");
+    let mut codes = Vec::new();
+    for files in 9..20 {
+        let limit = ["prlimit".to_owned(), format!("--nofile={files}")];
+        let key = format!("job-{files}");
+        let wait = "--wait-for-server=0s";
+        let run = [
+            "run", &key, wait, "--grace", "10s", "--", "sh", "-c", &script,
+        ];
+        let mut process = desk.start_through(&limit, "a", &run);
+        until(async || {
+            let has_begun = desk.left("near").ends_with('\n') && desk.left("far").ends_with('\n');
+            has_begun || process.0.try_wait().unwrap().is_some()
+        })
+        .await;
+        if process.0.try_wait().unwrap().is_none() {
+            process.signal(Signal::SIGTERM);
+        }
+        let code = process.code().await;
+        assert!(
+            [6, 71, 143].contains(&code),
+            "{files}: {code}, {}",
+            desk.left("a.err")
+        );
+        codes.push(code);
+        let _ = std::fs::remove_file(desk.path("near"));
+        let _ = std::fs::remove_file(desk.path("far"));
+    }
+    assert!(codes.contains(&71) && codes.contains(&143), "{codes:?}");
+}

@@ -22,7 +22,7 @@ use tokio::signal::unix::{self, SignalKind};
 
 use crate::exit::Exit;
 #[cfg(target_os = "linux")]
-use crate::process_tree::{self, Scope};
+use crate::process_tree::{self, Reserve, Scope};
 
 /// It is killed when this is dropped, and on Linux when this process dies, of whatever.
 pub(crate) struct Child {
@@ -34,6 +34,8 @@ pub(crate) struct Child {
     scope: Scope,
     #[cfg(target_os = "linux")]
     pid: Pid,
+    #[cfg(target_os = "linux")]
+    reserve: Reserve,
     /// Received also so that a parent of ours that ignores SIGCHLD does not make the kernel discard the
     /// exit codes of our children.
     deaths: unix::Signal,
@@ -49,7 +51,7 @@ impl Child {
         #[cfg(target_os = "linux")]
         set_child_subreaper(true)?;
         #[cfg(target_os = "linux")]
-        let scope = Scope::widest();
+        let (scope, reserve) = (Scope::widest(), Reserve::new()?);
         let mut command = process::Command::from(dying_with_us(command));
         for (name, value) in environment {
             match value {
@@ -79,6 +81,8 @@ impl Child {
             pid: Pid::from_raw(process.id().unwrap_or(0) as i32),
             #[cfg(target_os = "linux")]
             scope,
+            #[cfg(target_os = "linux")]
+            reserve,
             process,
             status: None,
             stopped: false,
@@ -98,7 +102,7 @@ impl Child {
     pub(crate) fn stop(&mut self, signal: Signal) {
         self.stopped = true;
         #[cfg(target_os = "linux")]
-        self.scope.send(self.pid, signal);
+        self.reserve.lend(|| self.scope.send(self.pid, signal));
         #[cfg(not(target_os = "linux"))]
         self.send(signal);
     }

@@ -2,6 +2,7 @@
 //! its parent becomes our child.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -117,6 +118,28 @@ impl Scope {
             Self::Tree | Self::Namespace => ended_child() == Err(Errno::ECHILD),
             Self::Group => killpg(command, None) == Err(Errno::ESRCH),
             Self::Command => true,
+        }
+    }
+}
+
+/// File descriptors for reading `/proc` when the command is stopped, when there may be none left.
+pub(crate) struct Reserve(Vec<File>);
+
+impl Reserve {
+    /// The directory, a process's directory, and a file in it; and one to spare.
+    const FILES: usize = 4;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        let files = (0..Self::FILES).map(|_| File::open("/dev/null"));
+        files.collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Does what needs them, and takes them back as far as that succeeds.
+    pub(crate) fn lend(&mut self, work: impl FnOnce()) {
+        self.0.clear();
+        work();
+        if let Ok(reserve) = Self::new() {
+            *self = reserve;
         }
     }
 }

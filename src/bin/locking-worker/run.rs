@@ -8,9 +8,10 @@ use std::pin::pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 use redis_locking_worker::{Acquire, LeaseLost, LockEvent, LockingWorker, SettleError, WorkGuard};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ancestors;
@@ -372,7 +373,25 @@ impl Part {
                 }
             }
         };
+        self.hear_group_signal().await;
         Ok(Ended { status, stopped })
+    }
+
+    /// Takes in the signals that came no later than the command's end.
+    ///
+    /// A signal to our process group, or a key of the terminal, reaches the command and us at once. The
+    /// command's end may be seen first: without this, an attempt that it interrupted would be counted.
+    async fn hear_group_signal(&mut self) {
+        // The signal is with this process, but the runtime has not looked for it since.
+        yield_now().await;
+        while let Some(signal) = self.signals.next().now_or_never() {
+            if signal == Signal::SIGTERM {
+                self.exit_within_grace();
+            }
+            if is_end(signal) && self.told != Some(Signal::SIGTERM) {
+                self.told = Some(signal);
+            }
+        }
     }
 
     /// Waits for the server's answer: until we have to exit, or are told to end a second time.
