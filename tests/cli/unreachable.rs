@@ -90,7 +90,8 @@ async fn wait_for_server_is_bounded_and_ends_with_6() {
         said.ends_with("--url or REDIS_URL names another.\n"),
         "{said}"
     );
-    // Nor does a server that accepts and is silent hold it up for longer than that, and the first try.
+    // Nor does a server that accepts and is silent hold it up for longer than that, and the first
+    // try.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = silent.local_addr().unwrap().port();
     let silent_desk = Desk::at(format!("redis://127.0.0.1:{port}"));

@@ -177,8 +177,8 @@ impl Args {
     }
 }
 
-/// Where clap advises `-- -k` for an argument that looks like an option, advises `--key=-k` instead:
-/// what follows `--` is the command.
+/// Where clap advises `-- -k` for an argument that looks like an option, advises `--key=-k`
+/// instead: what follows `--` is the command.
 fn advise(mut error: clap::Error) -> clap::Error {
     let subcommand = std::env::args_os().nth(1).unwrap_or_default();
     let takes_key = ["run", "status", "watch", "clear"].map(OsStr::new);

@@ -36,8 +36,8 @@ pub(crate) struct Child {
     pid: Pid,
     #[cfg(target_os = "linux")]
     reserve: Reserve,
-    /// Received also so that a parent of ours that ignores SIGCHLD does not make the kernel discard the
-    /// exit codes of our children.
+    /// Received also so that a parent of ours that ignores SIGCHLD does not make the kernel discard
+    /// the exit codes of our children.
     deaths: unix::Signal,
 }
 
@@ -90,7 +90,8 @@ impl Child {
         })
     }
 
-    /// To the process itself; to none once it was waited for, since another may have its number then.
+    /// To the process itself; to none once it was waited for, since another may have its number
+    /// then.
     pub(crate) fn send(&self, signal: Signal) {
         if let Some(id) = self.process.id() {
             // It may be a zombie, which takes no harm.

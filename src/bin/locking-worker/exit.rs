@@ -40,7 +40,7 @@ Exit codes:
   4      given up: no attempt was left
   5      our lease was lost, or the end of the command was not recorded, and we stood aside (--no-rejoin)
   6      the server could not be reached within --wait-for-server, or it refuses
-  71     the command could not be started: no process, memory or file was left; no attempt was counted
+  71     no process, memory or file was left to start the command; no attempt was counted
   127    the command cannot be found or executed here; no attempt was counted
   128+n  the signal n ended our part: 143 after SIGTERM, 130 after SIGINT";
 

@@ -33,6 +33,7 @@ use std::{io, thread};
 
 use args::{Args, Command};
 use exit::Exit;
+use nix::sys::signal::SigSet;
 use signals::Signals;
 use tokio::runtime::{self, Runtime};
 
@@ -55,18 +56,23 @@ fn on_this_thread(command: Command) -> Exit {
         }
     };
     let exit = runtime.block_on(execute(command));
-    // Not dropped: that would wait for a name look-up, which may take as long as the resolver likes.
+    // Not dropped: that would wait for a name look-up, which may take as long as the resolver
+    // likes.
     runtime.shutdown_background();
     exit
 }
 
-/// A runtime with one thread for name look-ups, which stays. Each connection begins with a look-up, and
-/// one for which no thread can be started would panic inside the client library, unheard, and be waited
-/// for. As long as there is one thread, it takes them all.
+/// A runtime with one thread for name look-ups, which stays. Each connection begins with a look-up,
+/// and one for which no thread can be started would panic inside the client library, unheard, and
+/// be waited for. As long as there is one thread, it takes them all.
 fn start_runtime() -> io::Result<Runtime> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(redis_locking_worker::Builder::MAX_DURATION)
+        // The main thread receives all signals, so each is with it before what came later is.
+        .on_thread_start(|| {
+            let _ = SigSet::all().thread_block();
+        })
         .build()?;
     // Tokio only panics when it cannot start the first.
     let tried = thread::Builder::new().spawn(|| {})?;

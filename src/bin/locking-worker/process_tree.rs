@@ -1,5 +1,5 @@
-//! The processes that the command has started, directly or not: on Linux, where a process that loses
-//! its parent becomes our child.
+//! The processes that the command has started, directly or not: on Linux, where a process that
+//! loses its parent becomes our child.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
 use tokio::signal::unix;
 
-/// The command's pid until its status was taken, else 0. The runtime takes that status: [`reap`] must
-/// not, and a later process can get the same number.
+/// The command's pid until its status was taken, else 0. The runtime takes that status: [`reap`]
+/// must not, and a later process can get the same number.
 static COMMAND: AtomicI32 = AtomicI32::new(0);
 
 /// Tells [`reap`] which child it leaves alone.
@@ -58,7 +58,8 @@ fn ended_child() -> nix::Result<WaitStatus> {
 pub(crate) enum Scope {
     /// All descendants of ours, found in `/proc`.
     Tree,
-    /// All other processes of the PID namespace that we are process 1 of: they are descendants of ours.
+    /// All other processes of the PID namespace that we are process 1 of: they are descendants of
+    /// ours.
     Namespace,
     /// The command's process group.
     Group,
@@ -69,8 +70,8 @@ pub(crate) enum Scope {
 impl Scope {
     /// The widest that this process has the means for.
     ///
-    /// A group of the command's own is the third choice, and not taken in a terminal: there the command
-    /// would get no Ctrl-C, and would be stopped when it reads its input.
+    /// A group of the command's own is the third choice, and not taken in a terminal: there the
+    /// command would get no Ctrl-C, and would be stopped when it reads its input.
     pub(crate) fn widest() -> Self {
         if is_proc_ours() {
             Self::Tree
@@ -113,8 +114,8 @@ impl Scope {
     /// Whether no process of the scope is left, once the command's status was taken.
     pub(crate) fn is_empty(self, command: Pid) -> bool {
         match self {
-            // The orphans among our descendants are our children, so without a child there are none. This
-            // counts those that `hidepid` hides, too.
+            // The orphans among our descendants are our children, so without a child there are
+            // none. This counts those that `hidepid` hides, too.
             Self::Tree | Self::Namespace => ended_child() == Err(Errno::ECHILD),
             Self::Group => killpg(command, None) == Err(Errno::ESRCH),
             Self::Command => true,
@@ -144,15 +145,15 @@ impl Reserve {
     }
 }
 
-/// Whether `/proc` is mounted for our PID namespace. After `unshare --pid` it is not: the numbers in it
-/// are other processes' here.
+/// Whether `/proc` is mounted for our PID namespace. After `unshare --pid` it is not: the numbers
+/// in it are other processes' here.
 fn is_proc_ours() -> bool {
     // A link takes no file descriptor, of which there may be none left.
     let Ok(we) = fs::read_link("/proc/self") else {
         return false;
     };
-    // One number for each namespace from that of the mount down to ours: where there are two, they are
-    // equal by chance.
+    // One number for each namespace from that of the mount down to ours: where there are two, they
+    // are equal by chance.
     let status = Process::myself().and_then(|process| process.status());
     let namespaces = status.ok().and_then(|status| status.nspid);
     we == Path::new(&Pid::this().to_string()) && namespaces.is_none_or(|pids| pids.len() == 1)

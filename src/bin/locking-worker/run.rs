@@ -25,6 +25,9 @@ use crate::text;
 /// From one SIGKILL to the next.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long a signal may take from this process to the runtime.
+const SIGNAL_DELAY: Duration = Duration::from_millis(10);
+
 /// How long we take at most to exit once we are told to, however short the grace: a server that
 /// answers gets to record the hand-off.
 const SHORTEST_EXIT: Duration = Duration::from_secs(1);
@@ -88,7 +91,8 @@ pub(crate) async fn run(args: args::Run) -> Exit {
     exit
 }
 
-/// Whether the command that we are part of holds the key: it waits for us, and we would wait for it.
+/// Whether the command that we are part of holds the key: it waits for us, and we would wait for
+/// it.
 async fn waits_for_itself(worker: &LockingWorker) -> bool {
     let key = worker.key().as_bytes();
     if !ancestors::took(key) {
@@ -225,7 +229,8 @@ impl Part {
         self.say(format_args!("attempt {attempt} is ours"));
         (self.lost, self.told) = (false, None);
         let verdict = self.work(&guard).await;
-        // A signal that was passed on, and that the command did not end of, sets no bound to the command.
+        // A signal that was passed on, and that the command did not end of, sets no bound to the
+        // command.
         if self.told.is_some() && self.exit_by.is_none() {
             self.exit_within_grace();
         }
@@ -373,17 +378,22 @@ impl Part {
                 }
             }
         };
-        self.hear_group_signal().await;
+        self.hear_group_signal(status).await;
         Ok(Ended { status, stopped })
     }
 
     /// Takes in the signals that came no later than the command's end.
     ///
-    /// A signal to our process group, or a key of the terminal, reaches the command and us at once. The
-    /// command's end may be seen first: without this, an attempt that it interrupted would be counted.
-    async fn hear_group_signal(&mut self) {
-        // The signal is with this process, but the runtime has not looked for it since.
-        yield_now().await;
+    /// A signal to our process group, or a key of the terminal, reaches the command and us at once.
+    /// The command's end may be seen first: without this, an attempt that it interrupted would be
+    /// counted.
+    async fn hear_group_signal(&mut self, status: ExitStatus) {
+        // The signal is with this process, but the runtime has not looked for it since; and a
+        // thread of the library's may be the one that receives it.
+        match status.success() {
+            true => yield_now().await,
+            false => sleep(SIGNAL_DELAY).await,
+        }
         while let Some(signal) = self.signals.next().now_or_never() {
             if signal == Signal::SIGTERM {
                 self.exit_within_grace();

@@ -167,7 +167,8 @@ fn advice(error: &FredError) -> Option<&'static str> {
             "Is the host's name right, and is there a name server? --url or REDIS_URL has it."
         }
         Failure::Silent => {
-            "The server does not answer. Is it stopped or overloaded, or does a firewall drop the packets?"
+            "The server does not answer. Is it stopped or overloaded, or does a firewall drop \
+             the packets?"
         }
         Failure::Loading => {
             "The server is starting. --wait-for-server sets how long it is waited for."
@@ -183,15 +184,16 @@ fn advice(error: &FredError) -> Option<&'static str> {
              redis://USER:PASSWORD@HOST:PORT."
         }
         Failure::NoPermission => {
-            "The user lacks a permission. The README lists the least that a worker needs, for ACL SETUSER."
+            "The user lacks a permission. The README lists the least that a worker needs, for \
+             ACL SETUSER."
         }
         Failure::Database => {
-            "The number after the last / of the URL is the database. The server's `databases` bounds it, \
-             and a cluster has only 0."
+            "The number after the last / of the URL is the database. The server's `databases` \
+             bounds it, and a cluster has only 0."
         }
         Failure::NoHello => {
-            "The server does not offer HELLO: it is too old (Redis 7.0 is the oldest that can be used), \
-             or the command was renamed."
+            "The server does not offer HELLO: it is too old (Redis 7.0 is the oldest that can be \
+             used), or the command was renamed."
         }
         Failure::Tls => {
             "Does the server speak TLS there, with a certificate that this machine trusts? \

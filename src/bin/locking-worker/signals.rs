@@ -33,8 +33,8 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// From now on none of them ends the process by itself. A failure is printed; the exit code for it
-    /// is returned.
+    /// From now on none of them ends the process by itself. A failure is printed; the exit code for
+    /// it is returned.
     pub(crate) fn listen() -> Result<Self, Exit> {
         Self::install().map_err(|error| {
             say!("cannot receive signals: {error}");
