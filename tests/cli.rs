@@ -1,19 +1,25 @@
 //! The command line, as a shell sees it, on a real server.
 
 mod common;
+#[cfg(target_os = "linux")]
+#[path = "cli/machine.rs"]
+mod machine;
+#[path = "cli/unreachable.rs"]
+mod unreachable;
 
 use std::fs::{File, read_to_string};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::proxy::{Proxy, Way};
-use common::{Server, acquired, free_port, locked, until};
+use common::{Server, acquired, command, free_port, locked, until};
 use fred::interfaces::KeysInterface;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use redis_locking_worker::RunState;
+use redis_locking_worker::{LockingWorker, RunState};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -61,6 +67,22 @@ impl Desk {
             .stderr(file("err"))
             // Not in the group that a terminal signals: then INT and QUIT are left to it.
             .process_group(0);
+        Process(process.spawn().unwrap())
+    }
+
+    /// `locking-worker` with these arguments, started by way of a program that becomes it.
+    fn start_through(&self, wrapper: &[String], name: &str, args: &[&str]) -> Process {
+        let file = |end| File::create(self.path(&format!("{name}.{end}"))).unwrap();
+        let mut process = Command::new(&wrapper[0]);
+        process
+            .args(&wrapper[1..])
+            .arg(env!("CARGO_BIN_EXE_locking-worker"))
+            .args(args)
+            .env("REDIS_URL", &self.url)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(file("out"))
+            .stderr(file("err"));
         Process(process.spawn().unwrap())
     }
 
@@ -224,10 +246,10 @@ async fn what_was_lost_meanwhile_is_not_said_to_be_handed_off() {
 async fn the_exit_code_says_that_there_is_no_server_or_that_it_refuses() {
     let nobody = Desk::at(format!("redis://user:secret@127.0.0.1:{}", free_port()));
     for args in [
-        "run job -- true",
-        "status job",
-        "watch job",
-        "clear job --yes",
+        "run job --wait-for-server 0s -- true",
+        "status job --wait-for-server 0s",
+        "watch job --wait-for-server 0s",
+        "clear job --yes --wait-for-server 0s",
     ] {
         assert_eq!(nobody.end(args).await.0, 6, "{args}");
         let said = nobody.left("said.err");
@@ -288,6 +310,142 @@ async fn a_signal_while_in_line_ends_our_part_and_leaves_the_line() {
     }
 }
 
+/// Under a lease of an hour: a bound that belongs to the lease would show.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_without_a_server_ends_within_grace() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port).await;
+    let desk = Desk::at(format!("redis://127.0.0.1:{}", proxy.port));
+    let options = "--lease 1h --grace 2s";
+    let mut holder = desk.run("a", options, &known_as("pid", FOR_LONG));
+    desk.until_left("pid").await;
+    let mut waiter = desk.run("b", options, "true");
+    until(async || desk.left("b.err").contains("is with a")).await;
+    proxy.set(Way::Stalled);
+    let told = Instant::now();
+    holder.signal(Signal::SIGTERM);
+    waiter.signal(Signal::SIGTERM);
+    assert_eq!(waiter.code().await, 143);
+    assert_eq!(holder.code().await, 143);
+    // Twice the grace, for a slow machine.
+    let took = told.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(!lives(&desk.left("pid")));
+    let said = desk.left("a.err");
+    assert!(
+        said.contains("attempt 1 is not known to be recorded: no answer within --grace 2s"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigkill_comes_early_enough_to_hand_off_within_grace() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let script = "trap '' TERM; ".to_owned() + &known_as("pid", FOR_EVER);
+    let mut process = desk.run("a", "--attempts 1 --grace 3s", &script);
+    desk.until_left("pid").await;
+    let told = Instant::now();
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.code().await, 143);
+    let took = told.elapsed();
+    let grace = Duration::from_secs(3);
+    assert!(took > grace * 4 / 5 && took < grace, "{took:?}");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_that_looks_like_an_option_has_a_way() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    for (args, key) in [
+        ("run -k -- true", "-k"),
+        ("run --grease -- true", "--grease"),
+        ("status -k", "-k"),
+        ("status -- -k", "-k"),
+        ("watch a --lock", "--lock"),
+        ("clear --yes -y", "-y"),
+    ] {
+        let (code, _) = desk.end(args).await;
+        let said = desk.left("said.err");
+        if args == "status -- -k" {
+            assert_eq!(code, 0, "{said}");
+            continue;
+        }
+        assert_eq!(code, 2, "{args}");
+        let advice = format!("to name the key '{key}', use '--key={key}'");
+        assert!(said.contains(&advice), "{said}");
+        assert!(!said.contains("use '-- "), "{said}");
+    }
+    for key in ["-k", "--", "--lease", "--key=x", "=", "-"] {
+        let named = format!("--key={key}");
+        let run = format!("run {named} --retention 1h -- true");
+        assert_eq!(desk.end(&run).await.0, 0, "{key}");
+        let status = desk.end(&format!("status {named} --json")).await;
+        let status: Value = serde_json::from_str(&status.1).unwrap();
+        assert_eq!(
+            (&status["key"], &status["state"]),
+            (&key.into(), &"completed".into())
+        );
+        let clear = desk.end(&format!("clear {named} --yes")).await;
+        assert_eq!(clear.0, 0);
+        assert!(desk.left("said.err").contains(": cleared"));
+    }
+    let mut watch = desk.start_as("watch", "watch plain --key=-a --key=--b", &[]);
+    until(async || desk.left("watch.out").lines().count() == 3).await;
+    for line in ["plain: free", "-a: free", "--b: free"] {
+        assert!(desk.left("watch.out").lines().any(|seen| seen == line));
+    }
+    watch.signal(Signal::SIGTERM);
+    assert_eq!(watch.code().await, 0);
+    // One way or the other, not both; and one of them.
+    assert_eq!(desk.end("run a --key=-k -- true").await.0, 2);
+    assert_eq!(desk.end("status").await.0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_of_an_ancestor_is_refused_and_not_waited_for() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let us = env!("CARGO_BIN_EXE_locking-worker");
+    // Directly, and with another key in between.
+    for inner in [
+        format!("{us} run job -- true"),
+        format!("{us} run between --no-rejoin -- {us} run job -- true"),
+    ] {
+        let script = format!("{inner}; echo $? > code; exit 1");
+        assert_eq!(desk.run("a", "--no-rejoin", &script).code().await, 1);
+        let said = desk.left("a.err");
+        assert!(said.contains("job: held by a for the command"), "{said}");
+    }
+    assert_eq!(desk.left("code"), "1\n", "the one between has failed");
+    assert_eq!(desk.end("clear job --yes").await.0, 0);
+    let script = format!("{us} run job -- true; echo $? > code");
+    assert_eq!(desk.run("a", "", &script).code().await, 0);
+    assert_eq!(desk.left("code"), "2\n");
+    // The same key in another database is another key: one that is free is taken.
+    let elsewhere = format!("{}/1", server.url());
+    let script = format!("{us} run job --url {elsewhere} -- touch ran-elsewhere");
+    assert_eq!(desk.end("clear job --yes").await.0, 0);
+    assert_eq!(desk.run("a", "", &script).code().await, 0);
+    assert!(
+        desk.path("ran-elsewhere").exists(),
+        "{}",
+        desk.left("a.err")
+    );
+    // And one that another worker holds is waited for.
+    let other = LockingWorker::builder("job").url(&elsewhere).label("b");
+    let other = other.build().await.unwrap();
+    other.clear().await.unwrap();
+    let guard = acquired(&mut other.acquire()).await;
+    let script = format!("{us} run job --url {elsewhere} -- true; [ $? = 3 ]");
+    assert_eq!(desk.end("clear job --yes").await.0, 0);
+    let mut process = desk.run("a", "", &script);
+    until(async || desk.left("a.err").contains("is with b")).await;
+    guard.done().await.unwrap();
+    assert_eq!(process.code().await, 0, "{}", desk.left("a.err"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_tries_until_the_script_succeeds() {
     let server = Server::start();
@@ -319,6 +477,8 @@ async fn the_command_is_told_of_its_attempt_and_of_the_one_before() {
         for line in desk.left(attempt).lines() {
             match line.strip_prefix("LOCKING_WORKER_FENCING_TOKEN=") {
                 Some(number) => token = Some(number.parse::<u64>().unwrap()),
+                // Of the fencing token, which another test looks at.
+                None if line.starts_with("LOCKING_WORKER_HELD=") => {}
                 None => told.push(line.strip_prefix("LOCKING_WORKER_").unwrap().to_owned()),
             }
         }
@@ -380,6 +540,31 @@ async fn a_second_sigterm_ends_the_grace() {
     })
     .await;
     assert_eq!(process.code().await, 143);
+}
+
+/// As systemd sends it to a control group, and a shell to a job. The command may end first.
+#[tokio::test(flavor = "multi_thread")]
+async fn signal_to_the_whole_group_hands_off() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+        for _ in 0..10 {
+            let mut process = desk.run("a", "--attempts 1", &known_as("pid", FOR_LONG));
+            desk.until_left("pid").await;
+            // Both get it before either is seen to, as if it were one signal to their group.
+            let command = desk.left("pid");
+            process.signal(Signal::SIGSTOP);
+            kill(Pid::from_raw(command.trim().parse().unwrap()), signal).unwrap();
+            process.signal(signal);
+            until(async || !lives(&command)).await;
+            process.signal(Signal::SIGCONT);
+            assert_eq!(process.code().await, code);
+            let said = desk.left("a.err");
+            assert!(said.contains("attempt 1 is handed off"), "{said}");
+            std::fs::remove_file(desk.path("pid")).unwrap();
+        }
+    }
+    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -458,7 +643,7 @@ async fn a_second_sigterm_does_not_wait_for_a_server_that_has_gone() {
     assert!(!lives(&desk.left("pid")));
     let said = desk.left("a.err");
     assert!(
-        said.contains("the end of attempt 1 was not waited for"),
+        said.contains("the end of attempt 1 is not known to be recorded: told to end again"),
         "{said}"
     );
 }
@@ -844,7 +1029,7 @@ async fn the_page_has_the_exit_codes_of_the_help() {
         let row = format!("| {code} | {} |", meaning.trim());
         assert!(page.contains(&row), "{row}");
     }
-    assert_eq!(table.lines().count(), 9);
+    assert_eq!(table.lines().count(), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

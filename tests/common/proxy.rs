@@ -105,7 +105,12 @@ type Ways = [watch::Receiver<Way>; 2];
 impl Proxy {
     /// Begins on a free port of 127.0.0.1; connections outlive it.
     pub async fn start(server: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        Self::start_on(0, server).await
+    }
+
+    /// The same on a port that the caller found free.
+    pub async fn start_on(port: u16, server: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let ways = [watch::Sender::new(Way::Open), watch::Sender::new(Way::Open)];
         let watched: Ways = ways.each_ref().map(|way| way.subscribe());

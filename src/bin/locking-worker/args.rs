@@ -1,10 +1,11 @@
 //! What can be asked for.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgGroup, Args as Arguments, Parser, Subcommand};
 use clap_complete::Shell;
 use redis_locking_worker::{Builder, LockingWorker};
 
@@ -41,8 +42,8 @@ pub(crate) enum Command {
 #[derive(Parser)]
 #[command(after_long_help = exit::TABLE)]
 pub(crate) struct Run {
-    /// The name of the work, which the fleet has in common
-    pub(crate) key: OsString,
+    #[command(flatten)]
+    key: Key,
     /// What does the work; it is not given to a shell
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -63,8 +64,9 @@ pub(crate) struct Run {
     /// How long the command may run, at least the lease [default: without bound]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) max_hold: Option<Duration>,
-    /// How long the command may take to end after SIGTERM, before SIGKILL
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = grace)]
+    /// Time from SIGTERM to our exit, at least 1 s; the command is sent SIGKILL a tenth of it (at
+    /// most 1 s) before the end
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = bounded)]
     pub(crate) grace: Duration,
     /// What we are called [default: HOST:PID]
     #[arg(long)]
@@ -77,7 +79,8 @@ pub(crate) struct Run {
 /// Shows a key's run as it is
 #[derive(Parser)]
 pub(crate) struct Status {
-    pub(crate) key: OsString,
+    #[command(flatten)]
+    key: Key,
     #[command(flatten)]
     server: Server,
     /// As one line of JSON
@@ -89,9 +92,14 @@ pub(crate) struct Status {
 ///
 /// In a terminal, a table that is kept up to date; otherwise a line for each transition.
 #[derive(Parser)]
+#[command(group = ArgGroup::new("keys").required(true).multiple(true).args(["positional", "named"]))]
 pub(crate) struct Watch {
-    #[arg(required = true, value_name = "KEY")]
-    pub(crate) keys: Vec<OsString>,
+    /// The names of the units of work
+    #[arg(value_name = "KEY")]
+    positional: Vec<OsString>,
+    /// The same for a name that begins with `-`; can be repeated
+    #[arg(long = "key", value_name = "KEY", require_equals = true)]
+    named: Vec<OsString>,
     #[command(flatten)]
     server: Server,
 }
@@ -101,12 +109,33 @@ pub(crate) struct Watch {
 /// Whoever has the work loses it, and an outcome is forgotten.
 #[derive(Parser)]
 pub(crate) struct Clear {
-    pub(crate) key: OsString,
+    #[command(flatten)]
+    key: Key,
     #[command(flatten)]
     server: Server,
     /// Yes, take it from whoever has it
     #[arg(long, required = true)]
     yes: bool,
+}
+
+/// A key that every subcommand takes in the same two ways.
+#[derive(Arguments)]
+#[group(required = true, multiple = false)]
+struct Key {
+    /// The name of the unit of work, the same for the whole fleet
+    #[arg(value_name = "KEY")]
+    positional: Option<OsString>,
+    /// The same for a name that begins with `-`
+    // With `=` only: then no value can be taken for an option.
+    #[arg(long = "key", value_name = "KEY", require_equals = true)]
+    named: Option<OsString>,
+}
+
+impl Key {
+    fn name(&self) -> &OsStr {
+        let given = self.positional.as_deref().or(self.named.as_deref());
+        given.unwrap_or_default()
+    }
 }
 
 const DEFAULT_URL: &str = "redis://localhost:6379";
@@ -122,21 +151,59 @@ struct Server {
         default_value = DEFAULT_URL
     )]
     url: String,
+    /// How long a server that cannot be reached, or that is loading its data, is waited for
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = bounded)]
+    wait_for_server: Duration,
 }
 
-fn grace(text: &str) -> Result<Duration, String> {
-    let grace = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match grace <= Builder::MAX_DURATION {
-        true => Ok(grace),
+fn bounded(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time <= Builder::MAX_DURATION {
+        true => Ok(time),
         false => Err(format!("longer than {:?}", Builder::MAX_DURATION)),
     }
 }
 
+/// A worker to build, and how long its server is waited for.
+pub(crate) struct Reach {
+    pub(crate) builder: Builder,
+    pub(crate) wait: Duration,
+}
+
+impl Args {
+    /// Like `parse`, with advice that the grammar permits.
+    pub(crate) fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| advise(error).exit())
+    }
+}
+
+/// Where clap advises `-- -k` for an argument that looks like an option, advises `--key=-k`
+/// instead: what follows `--` is the command.
+fn advise(mut error: clap::Error) -> clap::Error {
+    let subcommand = std::env::args_os().nth(1).unwrap_or_default();
+    let takes_key = ["run", "status", "watch", "clear"].map(OsStr::new);
+    if error.kind() == ErrorKind::UnknownArgument && takes_key.contains(&subcommand.as_os_str()) {
+        let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+            return error;
+        };
+        let advice = format!("to name the key '{argument}', use '--key={argument}'");
+        if error.get(ContextKind::Suggested).is_some() {
+            let advice = ContextValue::StyledStrs(vec![advice.into()]);
+            error.insert(ContextKind::Suggested, advice);
+        }
+    }
+    error
+}
+
 impl Run {
-    pub(crate) fn builder(&self) -> Builder {
+    pub(crate) fn reach(&self) -> Reach {
+        self.server.reach(self.builder())
+    }
+
+    fn builder(&self) -> Builder {
         let builder = self
             .server
-            .builder(&self.key)
+            .builder(self.key.name())
             .rejoin(!self.no_rejoin)
             .lock_timeout(self.lease)
             .max_attempts(self.attempts)
@@ -154,20 +221,26 @@ impl Run {
 }
 
 impl Status {
-    pub(crate) fn builder(&self) -> Builder {
-        self.server.builder(&self.key)
+    pub(crate) fn reach(&self) -> Reach {
+        self.server.reach(self.server.builder(self.key.name()))
     }
 }
 
 impl Watch {
-    pub(crate) fn builder(&self) -> Builder {
-        self.server.builder(&self.keys[0])
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &OsStr> {
+        let keys = self.positional.iter().chain(&self.named);
+        keys.map(OsString::as_os_str)
+    }
+
+    pub(crate) fn reach(&self) -> Reach {
+        let first = self.keys().next().unwrap_or_default();
+        self.server.reach(self.server.builder(first))
     }
 }
 
 impl Clear {
-    pub(crate) fn builder(&self) -> Builder {
-        self.server.builder(&self.key)
+    pub(crate) fn reach(&self) -> Reach {
+        self.server.reach(self.server.builder(self.key.name()))
     }
 }
 
@@ -180,8 +253,15 @@ impl Server {
         }
     }
 
-    fn builder(&self, key: &OsString) -> Builder {
+    fn builder(&self, key: &OsStr) -> Builder {
         LockingWorker::builder(key.as_bytes()).url(self.url())
+    }
+
+    fn reach(&self, builder: Builder) -> Reach {
+        Reach {
+            builder,
+            wait: self.wait_for_server,
+        }
     }
 }
 
@@ -194,6 +274,7 @@ mod tests {
         let url = |url: &str| {
             Server {
                 url: url.to_owned(),
+                wait_for_server: Duration::ZERO,
             }
             .url()
             .to_owned()

@@ -1,12 +1,16 @@
 //! The command as a process.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::io;
 #[cfg(target_os = "linux")]
 use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+use nix::errno::Errno;
 #[cfg(target_os = "linux")]
 use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::{Signal, kill};
@@ -18,7 +22,7 @@ use tokio::signal::unix::{self, SignalKind};
 
 use crate::exit::Exit;
 #[cfg(target_os = "linux")]
-use crate::family;
+use crate::process_tree::{self, Reserve, Scope};
 
 /// It is killed when this is dropped, and on Linux when this process dies, of whatever.
 pub(crate) struct Child {
@@ -26,7 +30,14 @@ pub(crate) struct Child {
     status: Option<ExitStatus>,
     /// Its end is wanted, and that of all that it has started.
     stopped: bool,
-    /// Heard of also so that nobody who started us has them ignored: then there would be no exit code.
+    #[cfg(target_os = "linux")]
+    scope: Scope,
+    #[cfg(target_os = "linux")]
+    pid: Pid,
+    #[cfg(target_os = "linux")]
+    reserve: Reserve,
+    /// Received also so that a parent of ours that ignores SIGCHLD does not make the kernel discard
+    /// the exit codes of our children.
     deaths: unix::Signal,
 }
 
@@ -39,6 +50,8 @@ impl Child {
         // What loses its parent becomes our child, and is found.
         #[cfg(target_os = "linux")]
         set_child_subreaper(true)?;
+        #[cfg(target_os = "linux")]
+        let (scope, reserve) = (Scope::widest(), Reserve::new()?);
         let mut command = process::Command::from(dying_with_us(command));
         for (name, value) in environment {
             match value {
@@ -46,15 +59,39 @@ impl Child {
                 None => command.env_remove(name),
             };
         }
+        #[cfg(target_os = "linux")]
+        match scope {
+            Scope::Tree | Scope::Namespace => {}
+            Scope::Group => {
+                command.process_group(0);
+                say!(
+                    "no /proc of this PID namespace: only the command's process group can be stopped"
+                );
+            }
+            Scope::Command => {
+                say!("no /proc of this PID namespace: only the command can be stopped")
+            }
+        }
+        let process = command.kill_on_drop(true).spawn()?;
+        // Before anything else runs on this thread: the reaper must know whom it leaves alone.
+        #[cfg(target_os = "linux")]
+        process_tree::set_command(process.id());
         Ok(Self {
-            process: command.kill_on_drop(true).spawn()?,
+            #[cfg(target_os = "linux")]
+            pid: Pid::from_raw(process.id().unwrap_or(0) as i32),
+            #[cfg(target_os = "linux")]
+            scope,
+            #[cfg(target_os = "linux")]
+            reserve,
+            process,
             status: None,
             stopped: false,
             deaths,
         })
     }
 
-    /// To the process itself; and to nobody when it has been waited for, since its number may be another's then.
+    /// To the process itself; to none once it was waited for, since another may have its number
+    /// then.
     pub(crate) fn send(&self, signal: Signal) {
         if let Some(id) = self.process.id() {
             // It may be a zombie, which takes no harm.
@@ -66,7 +103,7 @@ impl Child {
     pub(crate) fn stop(&mut self, signal: Signal) {
         self.stopped = true;
         #[cfg(target_os = "linux")]
-        family::send(signal);
+        self.reserve.lend(|| self.scope.send(self.pid, signal));
         #[cfg(not(target_os = "linux"))]
         self.send(signal);
     }
@@ -79,7 +116,11 @@ impl Child {
                 return Ok(status);
             }
             tokio::select! {
-                status = self.process.wait(), if self.status.is_none() => self.status = Some(status?),
+                status = self.process.wait(), if self.status.is_none() => {
+                    self.status = Some(status?);
+                    #[cfg(target_os = "linux")]
+                    process_tree::set_command(None);
+                }
                 _ = self.deaths.recv() => {}
             }
         }
@@ -87,14 +128,51 @@ impl Child {
 
     #[cfg(target_os = "linux")]
     fn is_over(&self) -> bool {
-        family::bury(self.process.id().map(|id| Pid::from_raw(id as i32)));
-        !self.stopped || family::is_empty()
+        process_tree::reap();
+        !self.stopped || self.scope.is_empty(self.pid)
     }
 
     #[cfg(not(target_os = "linux"))]
     fn is_over(&self) -> bool {
         true
     }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Child {
+    fn drop(&mut self) {
+        process_tree::set_command(None);
+    }
+}
+
+/// Reaps what becomes our child and ends, from now on and for as long as the runtime lives.
+#[cfg(target_os = "linux")]
+pub(crate) fn begin_reaping() -> io::Result<()> {
+    let deaths = unix::signal(SignalKind::child())?;
+    tokio::spawn(process_tree::keep_reaping(deaths));
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn begin_reaping() -> io::Result<()> {
+    Ok(())
+}
+
+/// Whether a command that was not started cannot be found or executed; else this machine had no
+/// process, memory or file descriptor left for it.
+pub(crate) fn is_about_command(error: &io::Error) -> bool {
+    let known = [
+        Errno::ENOENT,
+        Errno::ENOTDIR,
+        Errno::EACCES,
+        Errno::ENOEXEC,
+        Errno::E2BIG,
+        Errno::ELOOP,
+        Errno::ENAMETOOLONG,
+        Errno::ETXTBSY,
+    ];
+    let error = error.raw_os_error().map(Errno::from_raw);
+    error.is_some_and(|error| known.contains(&error))
 }
 
 /// Called so, this program becomes the command.
@@ -105,7 +183,12 @@ const EXEC: &str = "locking-worker-exec";
 #[cfg(target_os = "linux")]
 fn dying_with_us(command: &[OsString]) -> Command {
     // Not by its path, where an update may have put another program.
-    let mut us = Command::new("/proc/self/exe");
+    const US: &str = "/proc/self/exe";
+    if fs::metadata(US).is_err() {
+        say!("no {US}: the command is not killed when this process is");
+        return plain(command);
+    }
+    let mut us = Command::new(US);
     us.arg0(EXEC)
         .arg(std::process::id().to_string())
         .args(command);
@@ -114,6 +197,10 @@ fn dying_with_us(command: &[OsString]) -> Command {
 
 #[cfg(not(target_os = "linux"))]
 fn dying_with_us(command: &[OsString]) -> Command {
+    plain(command)
+}
+
+fn plain(command: &[OsString]) -> Command {
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]);
     child
@@ -122,7 +209,7 @@ fn dying_with_us(command: &[OsString]) -> Command {
 /// Becomes the command, after asking to be killed when the parent dies, if that is what this process is for.
 #[cfg(target_os = "linux")]
 pub(crate) fn exec() -> Option<Exit> {
-    let mut args = std::env::args_os();
+    let mut args = env::args_os();
     if args.next()? != EXEC {
         return None;
     }
@@ -146,9 +233,15 @@ pub(crate) fn exec() -> Option<Exit> {
     None
 }
 
-/// Whether there is such a command.
+/// Where `execvp` looks when `PATH` is not set.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Whether there is such a command, looked for as `execvp` does.
 pub(crate) fn exists(program: &OsStr) -> bool {
-    which::which(program).is_ok()
+    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    // Of no use for a path that is absolute; without one, a relative path leads nowhere.
+    let directory = env::current_dir().unwrap_or_default();
+    which::which_in(program, Some(path), directory).is_ok()
 }
 
 /// Whether it says, as shells do, that it cannot be executed here.

@@ -6,7 +6,7 @@ use crate::server;
 use crate::text;
 
 pub(crate) async fn clear(args: args::Clear) -> Exit {
-    let worker = match server::reach(args.builder()).await {
+    let worker = match server::reach(args.reach()).await {
         Ok(worker) => worker,
         Err(exit) => return exit,
     };

@@ -19,8 +19,11 @@ pub(crate) enum Exit {
     GaveUp,
     /// The lease was lost, and we stand aside.
     Lost,
-    /// The server cannot be reached when we begin, or refuses.
+    /// The server could not be reached within `--wait-for-server`, or it refuses.
     Server,
+    /// This machine had no process, memory or file descriptor left for the command: the attempt is
+    /// left to others. The number is that of sysexits for this, `EX_OSERR`.
+    NotStarted,
     /// There is no such command here, or it cannot be executed: the attempt, if there was one, is left to others.
     NotFound,
     /// A signal ended our part.
@@ -32,11 +35,12 @@ pub(crate) const TABLE: &str = "\
 Exit codes:
   0      done here: the command exited with 0, and the server has recorded it
   1      our attempt failed, and we stood aside (--no-rejoin)
-  2      an argument is missing or out of its bounds
+  2      an argument is missing or out of its bounds, or the key is held by the command that runs us
   3      done elsewhere: another participant has completed the work
   4      given up: no attempt was left
   5      our lease was lost, or the end of the command was not recorded, and we stood aside (--no-rejoin)
-  6      the server could not be reached at the beginning, or it refuses
+  6      the server could not be reached within --wait-for-server, or it refuses
+  71     no process, memory or file was left to start the command; no attempt was counted
   127    the command cannot be found or executed here; no attempt was counted
   128+n  the signal n ended our part: 143 after SIGTERM, 130 after SIGINT";
 
@@ -50,6 +54,7 @@ impl From<Exit> for ExitCode {
             Exit::GaveUp => 4,
             Exit::Lost => 5,
             Exit::Server => 6,
+            Exit::NotStarted => 71,
             Exit::NotFound => 127,
             Exit::Signal(signal) => 128 + signal as u8,
         })

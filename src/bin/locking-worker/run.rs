@@ -1,17 +1,20 @@
 //! A command as the work.
 
 use std::ffi::OsString;
+use std::future::pending;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::pin::pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Acquire, LeaseLost, LockEvent, SettleError, WorkGuard};
+use redis_locking_worker::{Acquire, LeaseLost, LockEvent, LockingWorker, SettleError, WorkGuard};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::ancestors;
 use crate::args;
 use crate::child::{self, Child, Variable};
 use crate::exit::Exit;
@@ -22,23 +25,34 @@ use crate::text;
 /// From one SIGKILL to the next.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long a signal may take from this process to the runtime.
+const SIGNAL_DELAY: Duration = Duration::from_millis(10);
+
+/// How long we take at most to exit once we are told to, however short the grace: a server that
+/// answers gets to record the hand-off.
+const SHORTEST_EXIT: Duration = Duration::from_secs(1);
+
+/// How much of the grace is kept for the server's answer, at most.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(args: args::Run) -> Exit {
     // Before anything is asked of the server: who cannot do the work costs the fleet no attempt.
     let program = &args.command[0];
     if !child::exists(program) {
         let program = program.to_string_lossy();
-        say!("{program}: there is no such command that could be executed");
+        say!("{program}: command not found, or not executable");
         return Exit::NotFound;
     }
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
-        Err(error) => {
-            say!("no signals can be heard: {error}");
-            return Exit::Failed;
-        }
+        Err(exit) => return exit,
     };
+    if let Err(error) = child::begin_reaping() {
+        say!("cannot receive SIGCHLD: {error}");
+        return Exit::NotStarted;
+    }
     let worker = tokio::select! {
-        worker = server::reach(args.builder()) => match worker {
+        worker = server::reach(args.reach()) => match worker {
             Ok(worker) => worker,
             Err(exit) => return exit,
         },
@@ -46,6 +60,13 @@ pub(crate) async fn run(args: args::Run) -> Exit {
     };
     for warning in worker.warnings() {
         say!("{}", text::plain(&warning.to_string()));
+    }
+    let waits_for_itself = tokio::select! {
+        waits = waits_for_itself(&worker) => waits,
+        signal = signals.end() => return Exit::Signal(signal),
+    };
+    if waits_for_itself {
+        return Exit::Usage;
     }
     let mut part = Part {
         key: text::key(worker.key().as_bytes()),
@@ -55,17 +76,50 @@ pub(crate) async fn run(args: args::Run) -> Exit {
         succeeded: None,
         lost: false,
         told: None,
+        exit_by: None,
         hurries: false,
     };
     let exit = part.take(worker.acquire()).await;
     if !part.hurries {
-        // What was left behind reaches the server; who cannot wait for it says so.
+        // What was dropped reaches the server, unless we are told not to wait for it.
         tokio::select! {
             () = worker.close() => {}
+            () = reached(part.exit_by) => {}
             _ = part.signals.end() => {}
         }
     }
     exit
+}
+
+/// Whether the command that we are part of holds the key: it waits for us, and we would wait for
+/// it.
+async fn waits_for_itself(worker: &LockingWorker) -> bool {
+    let key = worker.key().as_bytes();
+    if !ancestors::took(key) {
+        return false;
+    }
+    // An error is told by the stream.
+    let Ok(run) = worker.inspect().await else {
+        return false;
+    };
+    let waits = run.state.is_owned() && ancestors::hold(key, run.fencing_token);
+    if waits {
+        say!(
+            "{}: held by {} for the command that this process is part of: it would wait for its own \
+             end. Use another key, or call the work without locking-worker",
+            text::key(key),
+            text::plain(&run.holder)
+        );
+    }
+    waits
+}
+
+/// Resolves then; never, if there is no such time.
+async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
 }
 
 /// Our part in the run.
@@ -80,6 +134,8 @@ struct Part {
     lost: bool,
     /// What has asked us to end since that attempt began: SIGTERM, or else the last.
     told: Option<Signal>,
+    /// When we exit at the latest, since we were told to end: no answer is waited for any longer.
+    exit_by: Option<Instant>,
     /// Whether nothing is to be waited for any more.
     hurries: bool,
 }
@@ -114,7 +170,8 @@ impl Part {
                 biased;
                 event = events.next() => event,
                 signal = self.signals.end() => {
-                    self.say(format_args!("{signal}: left the line"));
+                    self.exit_within_grace();
+                    self.say(format_args!("{signal}: left the queue"));
                     return Exit::Signal(signal);
                 }
             };
@@ -153,6 +210,9 @@ impl Part {
                 Some(LockEvent::Error(error)) => {
                     self.complain(format_args!("{}", text::chain(&error)));
                     if error.is_fatal() {
+                        if let Some(advice) = server::advice_for(&error) {
+                            self.complain(format_args!("{advice}"));
+                        }
                         return Exit::Server;
                     }
                 }
@@ -169,6 +229,11 @@ impl Part {
         self.say(format_args!("attempt {attempt} is ours"));
         (self.lost, self.told) = (false, None);
         let verdict = self.work(&guard).await;
+        // A signal that was passed on, and that the command did not end of, sets no bound to the
+        // command.
+        if self.told.is_some() && self.exit_by.is_none() {
+            self.exit_within_grace();
+        }
         let is_done = matches!(verdict, Verdict::Done);
         let (settled, exit) = match verdict {
             Verdict::Done => {
@@ -176,7 +241,11 @@ impl Part {
                 (self.settle(guard.done()).await, None)
             }
             Verdict::HandOff(why, exit) => {
-                self.say(format_args!("{why}: attempt {attempt} is handed off"));
+                let what = format!("{why}: attempt {attempt} is handed off");
+                match exit {
+                    Exit::Signal(_) => self.say(format_args!("{what}")),
+                    _ => self.complain(format_args!("{what}")),
+                }
                 (self.settle(guard.hand_off()).await, Some(exit))
             }
             Verdict::Fail(reason) => {
@@ -196,8 +265,12 @@ impl Part {
                 false
             }
             None => {
+                let why = match self.hurries {
+                    true => "told to end again".to_owned(),
+                    false => format!("no answer within --grace {}", self.grace()),
+                };
                 self.complain(format_args!(
-                    "the end of attempt {attempt} was not waited for"
+                    "the end of attempt {attempt} is not known to be recorded: {why}"
                 ));
                 false
             }
@@ -218,8 +291,11 @@ impl Part {
         let child = match Child::start(&self.args.command, environment(guard)) {
             Ok(child) => child,
             Err(error) => {
-                let why = format!("the command cannot be started: {error}");
-                return Verdict::HandOff(why, Exit::NotFound);
+                let exit = match child::is_about_command(&error) {
+                    true => Exit::NotFound,
+                    false => Exit::NotStarted,
+                };
+                return Verdict::HandOff(format!("cannot start the command: {error}"), exit);
             }
         };
         let ended = match self.watch_over(guard, child).await {
@@ -283,7 +359,8 @@ impl Part {
                         }
                         Signal::SIGTERM => {
                             child.stop(signal);
-                            kill_at.get_or_insert(Instant::now() + self.args.grace);
+                            kill_at.get_or_insert(Instant::now() + time_for_command(self.args.grace));
+                            self.exit_within_grace();
                         }
                         signal if is_from_terminal(signal) => {}
                         signal => child.send(signal),
@@ -301,24 +378,59 @@ impl Part {
                 }
             }
         };
+        self.hear_group_signal(status).await;
         Ok(Ended { status, stopped })
     }
 
-    /// Waits for the server's answer; whoever tells us to end a second time does not want to.
+    /// Takes in the signals that came no later than the command's end.
+    ///
+    /// A signal to our process group, or a key of the terminal, reaches the command and us at once.
+    /// The command's end may be seen first: without this, an attempt that it interrupted would be
+    /// counted.
+    async fn hear_group_signal(&mut self, status: ExitStatus) {
+        // The signal is with this process, but the runtime has not looked for it since; and a
+        // thread of the library's may be the one that receives it.
+        match status.success() {
+            true => yield_now().await,
+            false => sleep(SIGNAL_DELAY).await,
+        }
+        while let Some(signal) = self.signals.next().now_or_never() {
+            if signal == Signal::SIGTERM {
+                self.exit_within_grace();
+            }
+            if is_end(signal) && self.told != Some(Signal::SIGTERM) {
+                self.told = Some(signal);
+            }
+        }
+    }
+
+    /// Waits for the server's answer: until we have to exit, or are told to end a second time.
     async fn settle<T>(&mut self, settling: impl Future<Output = T>) -> Option<T> {
         let mut settling = pin!(settling);
         loop {
             tokio::select! {
                 biased;
                 settled = &mut settling => return Some(settled),
+                () = reached(self.exit_by) => return None,
                 signal = self.signals.end() => {
                     if self.told.replace(signal).is_some() {
                         self.hurries = true;
                         return None;
                     }
+                    self.exit_within_grace();
                 }
             }
         }
+    }
+
+    /// From the first signal that counts on, the grace bounds all that we wait for.
+    fn exit_within_grace(&mut self) {
+        let grace = self.args.grace.max(SHORTEST_EXIT);
+        self.exit_by.get_or_insert(Instant::now() + grace);
+    }
+
+    fn grace(&self) -> humantime::FormattedDuration {
+        humantime::format_duration(self.args.grace)
     }
 
     /// What goes on, unless nobody wants to know.
@@ -338,6 +450,11 @@ impl Part {
         // In one write: others of the fleet may say something to the same terminal.
         let _ = io::stderr().write_all(line.as_bytes());
     }
+}
+
+/// From SIGTERM to SIGKILL: the grace less what is kept for the server's answer.
+fn time_for_command(grace: Duration) -> Duration {
+    grace - LONGEST_ANSWER.min(grace / 10)
 }
 
 /// Whether a lease ends then because of the bound: for its holder, by the margin of 1 %, it ends before that.
@@ -363,6 +480,7 @@ async fn running_out(guard: &WorkGuard, grace: Duration) {
 
 /// What the command is told of its attempt. What does not apply is taken away: we may be somebody's command ourselves.
 fn environment(guard: &WorkGuard) -> Vec<Variable> {
+    let held = ancestors::with(guard.key().as_bytes(), guard.fencing_token());
     // A variable cannot have a zero byte; a key or a reason can.
     let text =
         |text: &[u8]| OsString::from_vec(text.iter().copied().filter(|byte| *byte != 0).collect());
@@ -382,6 +500,7 @@ fn environment(guard: &WorkGuard) -> Vec<Variable> {
             "LOCKING_WORKER_FENCING_TOKEN",
             Some(number(guard.fencing_token())),
         ),
+        (ancestors::VARIABLE, Some(held)),
         (
             "LOCKING_WORKER_PREVIOUS_REASON",
             previous.map(|previous| text(previous.reason.to_string().as_bytes())),

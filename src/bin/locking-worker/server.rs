@@ -1,27 +1,204 @@
-//! The way to the server, and what is said when there is none.
+//! The way to the server: waits for one that is starting, and advises when there is none.
 
-use redis_locking_worker::{BuildError, Builder, Error, LockingWorker};
+use std::time::Duration;
 
+use fred::error::{Error as FredError, ErrorKind};
+use redis_locking_worker::{BuildError, Error, LockingWorker};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::args::Reach;
 use crate::exit::Exit;
 use crate::text;
 
-/// The worker; or what ends us, when it has been told.
-pub(crate) async fn reach(builder: Builder) -> Result<LockingWorker, Exit> {
-    builder.build().await.map_err(|error| {
-        say!("{}", text::chain(&error));
-        match error {
-            BuildError::Connect { .. } => {
-                say!("Is a server running there? --url or REDIS_URL names another.");
-                Exit::Server
-            }
-            BuildError::OldServer { .. } | BuildError::Server(_) => Exit::Server,
-            _ => Exit::Usage,
+/// From the first failure to the second try; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest time between two tries: a server that is back is noticed within it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Connects, and tries again for as long as `reach.wait` where the failure may pass by itself.
+///
+/// Prints why it waits, once for each reason, and why it gave up; returns the exit code for that.
+pub(crate) async fn reach(reach: Reach) -> Result<LockingWorker, Exit> {
+    let Reach { builder, wait } = reach;
+    let until = Instant::now() + wait;
+    let mut pause = FIRST_PAUSE;
+    let mut failure = match builder.clone().build().await {
+        Ok(worker) => return Ok(worker),
+        Err(error) => error,
+    };
+    let mut printed = String::new();
+    while is_transient(&failure) && Instant::now() + pause < until {
+        let reason = text::chain(&failure);
+        if reason != printed {
+            let wait = humantime::format_duration(wait);
+            say!("{reason}; trying again for up to {wait} (--wait-for-server)");
+            printed = reason;
         }
+        sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+        // A try may take 10 s where no packet is answered.
+        failure = match timeout_at(until, builder.clone().build()).await {
+            Ok(Ok(worker)) => return Ok(worker),
+            Ok(Err(error)) => error,
+            Err(_) => break,
+        };
+    }
+    say!("{}", text::chain(&failure));
+    if let Some(advice) = answer(&failure).and_then(advice) {
+        say!("{advice}");
+    }
+    Err(match failure {
+        BuildError::Key(_)
+        | BuildError::Duration { .. }
+        | BuildError::NoAttempts
+        | BuildError::Label { .. }
+        | BuildError::Url { .. }
+        | BuildError::Feature { .. } => Exit::Usage,
+        _ => Exit::Server,
     })
 }
 
-/// What a question that the server did not answer ends us with, when it has been told.
+/// Prints why the server did not serve a request, and returns the exit code for that.
 pub(crate) fn refused(error: &Error) -> Exit {
     say!("{}", text::chain(error));
+    if let Some(advice) = advice_for(error) {
+        say!("{advice}");
+    }
     Exit::Server
+}
+
+/// What to do about an error that a request ended with.
+pub(crate) fn advice_for(error: &Error) -> Option<&'static str> {
+    source(error).and_then(advice)
+}
+
+fn source(error: &Error) -> Option<&FredError> {
+    match error {
+        Error::Unavailable { source, .. } | Error::Refused { source, .. } => Some(source),
+        _ => None,
+    }
+}
+
+fn answer(error: &BuildError) -> Option<&FredError> {
+    match error {
+        BuildError::Connect { source, .. } => Some(source),
+        BuildError::Server(error) => source(error),
+        _ => None,
+    }
+}
+
+/// Whether the same try may succeed later, with nothing changed in what we were given.
+fn is_transient(error: &BuildError) -> bool {
+    match error {
+        BuildError::Server(error) => error.is_retryable(),
+        BuildError::Connect { source, .. } => match Failure::of(source) {
+            Failure::Refused | Failure::Name | Failure::Silent | Failure::Loading => true,
+            Failure::MaxClients => true,
+            Failure::Other => matches!(
+                source.kind(),
+                ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Cluster | ErrorKind::Sentinel
+            ),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// What a failure to connect or a refusal says by its first word, or by its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    Refused,
+    Name,
+    Silent,
+    Loading,
+    MaxClients,
+    NoPassword,
+    WrongPassword,
+    NoPermission,
+    Database,
+    NoHello,
+    #[cfg_attr(
+        not(any(
+            feature = "enable-rustls",
+            feature = "enable-rustls-ring",
+            feature = "enable-native-tls"
+        )),
+        expect(dead_code, reason = "no connection of this build speaks TLS")
+    )]
+    Tls,
+    Other,
+}
+
+impl Failure {
+    fn of(error: &FredError) -> Self {
+        let details = error.details();
+        let has = |text: &str| details.contains(text);
+        match details.split(' ').next().unwrap_or_default() {
+            "NOAUTH" => return Self::NoPassword,
+            "WRONGPASS" => return Self::WrongPassword,
+            "NOPERM" => return Self::NoPermission,
+            "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => return Self::Loading,
+            _ => {}
+        }
+        match error.kind() {
+            _ if has("max number of clients") => Self::MaxClients,
+            _ if has("DB index is out of range") || has("SELECT is not allowed") => Self::Database,
+            _ if has("unknown command 'HELLO'") || has("unknown command `HELLO`") => Self::NoHello,
+            ErrorKind::IO if has("ConnectionRefused") => Self::Refused,
+            ErrorKind::IO if has("failed to lookup address") => Self::Name,
+            ErrorKind::Timeout => Self::Silent,
+            #[cfg(any(
+                feature = "enable-rustls",
+                feature = "enable-rustls-ring",
+                feature = "enable-native-tls"
+            ))]
+            ErrorKind::Tls => Self::Tls,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What to do about it; `None` where the error says all that is known.
+fn advice(error: &FredError) -> Option<&'static str> {
+    Some(match Failure::of(error) {
+        Failure::Refused => "Is a server running there? --url or REDIS_URL names another.",
+        Failure::Name => {
+            "Is the host's name right, and is there a name server? --url or REDIS_URL has it."
+        }
+        Failure::Silent => {
+            "The server does not answer. Is it stopped or overloaded, or does a firewall drop \
+             the packets?"
+        }
+        Failure::Loading => {
+            "The server is starting. --wait-for-server sets how long it is waited for."
+        }
+        Failure::MaxClients => {
+            "All connections of the server are in use. Raise its maxclients, or end other clients."
+        }
+        Failure::NoPassword => {
+            "The server asks for a password. Name it in REDIS_URL: redis://USER:PASSWORD@HOST:PORT."
+        }
+        Failure::WrongPassword => {
+            "The server knows no such user and password. REDIS_URL has them percent-encoded: \
+             redis://USER:PASSWORD@HOST:PORT."
+        }
+        Failure::NoPermission => {
+            "The user lacks a permission. The README lists the least that a worker needs, for \
+             ACL SETUSER."
+        }
+        Failure::Database => {
+            "The number after the last / of the URL is the database. The server's `databases` \
+             bounds it, and a cluster has only 0."
+        }
+        Failure::NoHello => {
+            "The server does not offer HELLO: it is too old (Redis 7.0 is the oldest that can be \
+             used), or the command was renamed."
+        }
+        Failure::Tls => {
+            "Does the server speak TLS there, with a certificate that this machine trusts? \
+             redis:// connects without it."
+        }
+        Failure::Other => return None,
+    })
 }

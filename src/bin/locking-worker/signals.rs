@@ -11,6 +11,8 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::time::Instant;
 
+use crate::exit::Exit;
+
 /// What is heard, and done something about. The others do what they always do.
 const HEARD: [Signal; 6] = [
     Signal::SIGTERM,
@@ -31,8 +33,16 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// From now on none of them ends the process by itself.
-    pub(crate) fn listen() -> io::Result<Self> {
+    /// From now on none of them ends the process by itself. A failure is printed; the exit code for
+    /// it is returned.
+    pub(crate) fn listen() -> Result<Self, Exit> {
+        Self::install().map_err(|error| {
+            say!("cannot receive signals: {error}");
+            Exit::NotStarted
+        })
+    }
+
+    fn install() -> io::Result<Self> {
         let mut heard = Vec::new();
         for signal in HEARD {
             let kind = SignalKind::from_raw(signal as i32);

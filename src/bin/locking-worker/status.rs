@@ -10,7 +10,7 @@ use crate::server;
 use crate::text::{self, plain, seconds};
 
 pub(crate) async fn status(args: args::Status) -> Exit {
-    let worker = match server::reach(args.builder()).await {
+    let worker = match server::reach(args.reach()).await {
         Ok(worker) => worker,
         Err(exit) => return exit,
     };

@@ -26,23 +26,23 @@ const FRAME: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) async fn watch(args: args::Watch) -> Exit {
-    let worker = match server::reach(args.builder()).await {
-        Ok(worker) => worker,
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
         Err(exit) => return exit,
     };
-    let keys = args.keys.iter().map(|key| worker.with_key(key.as_bytes()));
+    let worker = tokio::select! {
+        worker = server::reach(args.reach()) => match worker {
+            Ok(worker) => worker,
+            Err(exit) => return exit,
+        },
+        signal = signals.end() => return Exit::Signal(signal),
+    };
+    let keys = args.keys().map(|key| worker.with_key(key.as_bytes()));
     let workers: Vec<LockingWorker> = match keys.collect() {
         Ok(workers) => workers,
         Err(error) => {
             say!("{}", text::chain(&error));
             return Exit::Usage;
-        }
-    };
-    let mut signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => {
-            say!("no signals can be heard: {error}");
-            return Exit::Failed;
         }
     };
     let news = workers.iter().enumerate();
