@@ -26,11 +26,31 @@ pub(crate) fn runtime() -> io::Result<Handle> {
     {
         return Ok(runtime.clone());
     }
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
+    // The runtime is made there: one that is dropped here, where no thread can be started, would panic within a task.
+    let (made, making) = std::sync::mpsc::sync_channel(1);
     thread::Builder::new()
         .name("lease-keeper".to_owned())
-        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        .spawn(move || {
+            take_no_signals();
+            match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => {
+                    let _ = made.send(Ok(runtime.handle().clone()));
+                    runtime.block_on(std::future::pending::<()>());
+                }
+                Err(error) => drop(made.send(Err(error))),
+            }
+        })?;
+    let gone = |_| io::Error::other("the thread has ended");
+    let handle = making.recv().map_err(gone)??;
     *started = Some((process, handle.clone()));
     Ok(handle)
+}
+
+/// A signal to the process goes to any thread that does not block it. The user has chosen among the user's own.
+fn take_no_signals() {
+    #[cfg(unix)]
+    {
+        // Fails only for a set that is none.
+        let _ = nix::sys::signal::SigSet::all().thread_block();
+    }
 }

@@ -24,7 +24,7 @@ pub fn run(url: &str, lease: u64, options: &[String]) {
     }
     let runtime = Runtime::new().unwrap();
     if has("no-threads") {
-        return without_threads(&runtime, &builder);
+        return without_threads(&runtime, builder);
     }
     let (guard, _events) = runtime.block_on(async {
         let worker = builder.build().await.unwrap();
@@ -77,20 +77,17 @@ fn fork(guard: &WorkGuard) {
     }
 }
 
-/// The process may have no more memory for threads' stacks.
-fn without_threads(runtime: &Runtime, builder: &redis_locking_worker::Builder) {
+/// The user may have no more processes, of which threads are counted as such.
+fn without_threads(runtime: &Runtime, builder: redis_locking_worker::Builder) {
     use nix::sys::resource::{Resource, setrlimit};
+    use nix::unistd::{Uid, setuid};
 
-    // Whatever is needed besides is there.
-    let builder = builder.clone();
-    runtime.block_on(async {
-        let plain = LockingWorker::builder("job").url(std::env::args().nth(2).unwrap());
-        plain.build().await.unwrap();
-    });
-    let size = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
-    let bound = pages * 4096 + (1 << 20);
-    setrlimit(Resource::RLIMIT_AS, bound, bound).unwrap();
+    // The bound is not one on root. What the runtime needs is there.
+    runtime.block_on(async {});
+    if Uid::current().is_root() {
+        setuid(Uid::from_raw(54_321)).unwrap();
+    }
+    setrlimit(Resource::RLIMIT_NPROC, 1, 1).unwrap();
     match runtime.block_on(builder.build()) {
         Err(BuildError::Thread(source)) => println!("{:?}", source.kind()),
         Err(other) => println!("{other:?}"),
