@@ -557,7 +557,7 @@ const NOT_ANSWERED: [&str; 4] = [
     "Failed to route command.",
     "Max attempts reached.",
     "Too many failed write attempts.",
-    "channel closed",
+    connection::DROPPED,
 ];
 
 /// Whether the server itself has said so, and not what lies between it and us.

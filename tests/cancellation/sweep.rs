@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use futures::future::poll_fn;
-use redis_locking_worker::internals::{MemoryStore, Op, Record, RedisStore, Reply, Store};
+use redis_locking_worker::internals::{MemoryStore, Op, Pace, Record, RedisStore, Reply, Store};
 use redis_locking_worker::{Acquire, Builder, Key, LockEvent, LockingWorker, Memory, WorkGuard};
 use tokio::runtime::{Builder as Runtimes, Handle};
 use tokio::task::yield_now;
@@ -68,7 +68,9 @@ pub fn with_server(least: usize, ends: &[&str], case: impl AsyncFn(&Stage<'_>) -
     runtime().build().unwrap().block_on(async {
         let server = Server::start();
         let client = server.client().await;
-        let store = RedisStore::with_client(client.clone(), None).await.unwrap();
+        let store = RedisStore::with_client(client.clone(), None, Pace::default())
+            .await
+            .unwrap();
         sweep(&Place::Server(server, client, store), least, ends, case).await;
     });
 }
