@@ -206,6 +206,52 @@ async fn in_a_cluster_a_stopped_node_stalls_no_other() {
     asking.await.unwrap();
 }
 
+#[tokio::test]
+async fn a_stopped_master_that_was_replaced_is_left() {
+    let cluster = Cluster::start_with(1).await;
+    let lease = Duration::from_secs(4);
+    let builder = LockingWorker::builder(KEYS[0]).url(cluster.url());
+    let worker = builder.lock_timeout(lease).build().await.unwrap();
+    until_answered(&worker).await;
+    // It keeps its connections, and nothing says that it is not asked any more.
+    cluster.node(0).signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    let replica = cluster.node(3).client().await;
+    let promoted = async || {
+        text(&replica, [b"INFO", b"replication"])
+            .await
+            .contains("role:master")
+    };
+    until(promoted).await;
+    let promoted = began.elapsed();
+    until_answered(&worker).await;
+    let followed = began.elapsed() - promoted;
+    println!("promoted after {promoted:?}, followed {followed:?} later");
+    // An examination may have begun just before, and one is over after 2 s at the latest.
+    assert!(followed < 2 * PROMISED + lease / 2, "{followed:?}");
+    cluster.node(0).signal(Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn the_bound_can_be_set() {
+    let server = Server::start();
+    for millis in [50, 400] {
+        let bound = Duration::from_millis(millis);
+        let proxy = Proxy::start(server.port).await;
+        let builder = through(&proxy, "job").lock_timeout(LONG);
+        let worker = builder.answer_timeout(bound).build().await.unwrap();
+        until_answered(&worker).await;
+        assert!(proxy.decide(Some(Line::Commands), Fate::Silent) > 0);
+        let began = Instant::now();
+        until_answered(&worker).await;
+        let took = began.elapsed();
+        assert!(
+            took >= bound && took < 3 * bound + PROMISED / 10,
+            "{bound:?}: {took:?}"
+        );
+    }
+}
+
 /// The connections of clients that are not this one.
 async fn connections(client: &Client) -> Vec<String> {
     let id = command(client, [b"CLIENT", b"ID"])
