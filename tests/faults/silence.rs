@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::proxy::{Fate, Line, Proxy};
 use crate::common::{
-    Cluster, Server, acquired, command, end, locked, race, replicas_of, text, until, until_quiet,
+    Cluster, PATIENCE, Server, acquired, command, end, locked, race, replicas_of, text, until,
+    until_quiet,
 };
 use fred::clients::Client;
 use nix::sys::signal::Signal;
@@ -43,7 +44,9 @@ fn through(proxy: &Proxy, key: &str) -> Builder {
 
 /// Asks again and again until it is answered, as the hub does.
 async fn until_answered(worker: &LockingWorker) {
-    while worker.inspect().await.is_err() {}
+    let answered = async { while worker.inspect().await.is_err() {} };
+    let answered = tokio::time::timeout(PATIENCE, answered).await;
+    answered.expect("an answer in time");
 }
 
 #[tokio::test]
@@ -235,7 +238,8 @@ async fn a_stopped_master_that_was_replaced_is_left() {
 #[tokio::test]
 async fn the_bound_can_be_set() {
     let server = Server::start();
-    for millis in [50, 400] {
+    // The last is longer than a command is waited for: what was given up is still owed.
+    for millis in [50, 400, 2_600] {
         let bound = Duration::from_millis(millis);
         let proxy = Proxy::start(server.port).await;
         let builder = through(&proxy, "job").lock_timeout(LONG);
