@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::proxy::{Fate, Line, Proxy};
+use crate::common::proxy::{Fate, Line, Proxy, Way};
 use crate::common::{
     Cluster, PATIENCE, Server, acquired, command, end, locked, race, replicas_of, text, until,
     until_quiet,
@@ -233,6 +233,25 @@ async fn a_stopped_master_that_was_replaced_is_left() {
     // An examination may have begun just before, and one is over after 2 s at the latest.
     assert!(followed < 2 * PROMISED + lease / 2, "{followed:?}");
     cluster.node(0).signal(Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn the_nodes_of_the_url_may_have_gone() {
+    let mut cluster = Cluster::start_with(1).await;
+    let proxies = behind_proxies(&cluster).await;
+    let lease = Duration::from_secs(4);
+    let builder = in_cluster(&proxies, KEYS[1]).lock_timeout(lease);
+    let worker = builder.build().await.unwrap();
+    let of_gone = worker.with_key(KEYS[0]).unwrap();
+    until_answered(&of_gone).await;
+    // The only node that the URL names; its replica takes its place.
+    cluster.nodes()[0].kill();
+    proxies[0].set(Way::Cut);
+    until_answered(&of_gone).await;
+    assert!(proxies[1].decide(Some(Line::Commands), Fate::Silent) > 0);
+    let began = Instant::now();
+    until_answered(&worker).await;
+    judge("without the URL's node", lease, vec![began.elapsed()]);
 }
 
 #[tokio::test]
