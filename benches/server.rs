@@ -14,7 +14,7 @@ use fred::clients::Client;
 use fred::interfaces::{KeysInterface, LuaInterface};
 use fred::types::{Expiration, SetOptions};
 use redis_locking_worker::Key;
-use redis_locking_worker::internals::{Failure, Op, Outcome, RedisStore, Reply, Store};
+use redis_locking_worker::internals::{Failure, Op, Outcome, Pace, RedisStore, Reply, Store};
 use report::{Options, Row, current_thread, print};
 
 fn main() {
@@ -22,7 +22,9 @@ fn main() {
     current_thread().block_on(async {
         let server = Server::start();
         let client = server.client().await;
-        let store = RedisStore::with_client(client.clone(), None).await.unwrap();
+        let store = RedisStore::with_client(client.clone(), None, Pace::default())
+            .await
+            .unwrap();
         let mut rows = Vec::new();
         for together in [1, 8, 32, 128, 256] {
             rows.extend(scripts(&client, &store, together, options.pick(20_000, 60_000)).await);

@@ -497,10 +497,6 @@ mutant "path: a beat that is not heard is no news" src/store/redis/path.rs \
     'subscriber.renew();' '' ${silence}when_the_address
 mutant "path: the commands stay where they are" src/store/redis/path.rs \
     'commands.renew();' '' ${silence}when_the_address
-mutant "path: subscriptions that are not flushed" $connection \
-    'let subscribing = client.custom::<Value, _>(command, vec![channel]);' \
-    'let _ = command; let subscribing = async { fred::interfaces::PubsubInterface::ssubscribe(&client, channel.to_owned()).await.map(|()| Value::Null) };' \
-    ${silence}when_the_address
 mutant "database: one channel for all" src/store/redis.rs \
     'Some(database @ 1..) if' 'Some(database @ 200..) if' --test faults databases::
 mutant "database: SELECT by hand is believed" src/store/redis.rs \

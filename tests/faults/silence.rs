@@ -500,7 +500,8 @@ async fn when_the_address_moves_both_connections_follow() {
         acquired(&mut second).await.done().await.unwrap();
         let took = began.elapsed();
         println!("{moved:?} moved: followed in {followed:?}, then a hand-off in {took:?}");
-        assert!(followed < PROMISED + lease / 4, "{followed:?}");
+        // At once, and not because an answer was owed for too long.
+        assert!(followed < lease / 4, "{followed:?}");
         assert!(
             took < lease / 4,
             "by push, and not at the lease's end: {took:?}"
