@@ -302,7 +302,7 @@ mutant "checker: the end of a lease is no failure" $common/timing.rs \
     'State::Held | State::Granted => record.until * 1_000,' 'State::Held | State::Granted => return,' $history
 
 mutant "failover: the sentinels are not listened to" src/store/redis.rs \
-    '.map(|sentinels| sentinels.follow(places))' '.map(|sentinels| sentinels.follow(places)).filter(|_| false)' \
+    '.and_then(|sentinels| sentinels.follow(places).ok())' '.and_then(|sentinels| sentinels.follow(places).ok()).filter(|_| false)' \
     --test faults after_a_switch
 mutant "failover: a sentinel that is behind is believed" src/store/redis/sentinels.rs \
     'if epoch < self.epoch {
@@ -314,7 +314,7 @@ mutant "cluster: nobody looks for moved slots" src/store/redis.rs \
 mutant "cluster: what is asked elsewhere is the end of the client" src/store/redis.rs \
     'max_attempts: Some(2),' 'max_attempts: Some(1),' --test faults cluster::
 mutant "failover: only the nodes of the URL are dialled" src/store/redis/connection.rs \
-    'ClusterDiscoveryPolicy::UseCache;' 'ClusterDiscoveryPolicy::ConfigEndpoint;' --test chaos no_cluster
+    'hosts.push(master);' 'drop(master);' --test faults the_nodes_of_the_url
 
 mutant "decoders: zeros in front of a number" src/store/record/codec.rs \
     "[] | [b'0', _, ..] => None" '[] => None' --test decoders what_is_accepted
@@ -327,8 +327,8 @@ mutant "decoders: the scripts count past what they can write" $lua/record.lua \
 
 sweep="--test cancellation operations::"
 mutant "cancellation: build is dropped as it is" src/builder/server.rs \
-    'tokio::spawn(self.reach(key.clone(), replicas))' \
-    'async { Ok::<_, tokio::task::JoinError>(self.reach(key.clone(), replicas).await) }' ${sweep}redis::build
+    'tokio::spawn(self.reach(key.clone(), replicas, pace))' \
+    'async { Ok::<_, tokio::task::JoinError>(self.reach(key.clone(), replicas, pace).await) }' ${sweep}redis::build
 mutant "cancellation: a grant that is not looked at is kept" src/hub.rs \
     'Ok(update) => drop(update),' 'Ok(update) => std::mem::forget(update),' ${sweep}memory::acquire_as_successor
 mutant "cancellation: a subscription stays" src/hub/run/subscription.rs \
@@ -449,16 +449,69 @@ mutant "startup: replicas are like others" src/builder/warning.rs \
 mutant "startup: one node is asked for all" src/store/redis.rs \
     'cluster_node,' 'cluster_node: cluster_node.filter(|_| false),' $observed startup::in_a_cluster
 mutant "startup: sentinels are taken for the master" src/store/redis.rs \
-    'self.subscriber.first.as_ref().or(hosts.first())' 'hosts.first()' $observed startup::behind_sentinels
+    'self.subscriber.first().or(hosts.first())' 'hosts.first()' $observed startup::behind_sentinels
 mutant "startup: what is not permitted ends it" src/store/redis.rs \
     'Some((address, info.ok()?))' 'Some((address, info.unwrap()))' $observed startup::a_user
 mutant "startup: an old server is one that refuses" src/builder/server.rs \
     '(source @ Error::Refused { .. }, Some((server, version)))' \
     '(source @ Error::WrongType { .. }, Some((server, version)))' $observed startup::an_old
 
-mutant "cluster: nobody is pinged" src/store/redis.rs \
-    'masters(&self.subscriber.client).into_iter().flatten()' 'self.subscriber.client.active_connections().into_iter()' \
+mutant "cluster: the beats of one node are those of all" src/store/redis/path.rs \
+    'if nodes.insert(node.clone()) {' 'if nodes.insert(node.clone()) && nodes.len() == 1 {' \
     --test faults secured::in_a_cluster
+
+silence="--test faults silence::"
+connection=src/store/redis/connection.rs
+mutant "silence: not looked into" $connection \
+    'let due = oldest + self.bound;' 'let due = oldest + 100 * self.bound;' ${silence}silent_commands
+mutant "silence: the subscriber owes nothing" $connection \
+    'self.owing(self.lane(slot), subscribing).await.map(drop)' 'subscribing.await.map(drop)' \
+    ${silence}a_silent_subscriber
+mutant "silence: what was given up is forgotten" $connection \
+    'owed.settled = !answer.as_ref().is_err_and(gave_up);' 'owed.settled = answer.as_ref().is_err_and(gave_up) || true;' \
+    ${silence}the_bound
+mutant "silence: a stalled server is dead" $connection \
+    'return Verdict::Away;' 'return Verdict::Dead;' ${silence}a_stopped_server
+mutant "silence: the old connection is not asked" $connection \
+    '_ => {}
+        }
+    }
+
+    /// The configuration of a client for the very' '_ => pending().await,
+        }
+    }
+
+    /// The configuration of a client for the very' ${silence}a_blocked_runtime
+mutant "silence: the client is told, and hangs in a write" $connection \
+    'old.abort();
+                    let _ = old.await;
+                    router = Some(self.drive());' 'self.reconnect_the_callers().await;
+                    router = Some(old);' ${silence}a_silent_connection_with
+mutant "silence: the callers client is left alone" $connection \
+    'let _ = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await;' '' ${silence}a_silent_client
+mutant "silence: a master that was replaced is waited for" $connection \
+    'told.any(|masters| !away' 'told.any(|masters| masters.is_empty() && !away' ${silence}a_stopped_master
+mutant "silence: a request between two tasks is the end" $connection \
+    'details == DROPPED || GONE.contains(&details)' 'details == DROPPED' ${silence}a_silent_connection_with
+mutant "path: a beat that is not heard is no news" src/store/redis/path.rs \
+    'subscriber.renew();' '' ${silence}when_the_address
+mutant "path: the commands stay where they are" src/store/redis/path.rs \
+    'commands.renew();' '' ${silence}when_the_address
+mutant "database: one channel for all" src/store/redis.rs \
+    'Some(database @ 1..) if' 'Some(database @ 200..) if' --test faults databases::
+mutant "database: SELECT by hand is believed" src/store/redis.rs \
+    '(selected != configured).then_some' 'false.then_some' --test faults databases::a_client
+mutant "build: what a waiter needs is not looked at" $lua/inspect.lua \
+    "{ 'SSUBSCRIBE', line }, { 'SUNSUBSCRIBE', line }," '' --test faults one_permission_less
+mutant "build: a password is written as it is" $connection \
+    'needing.for_each(|text| *text = quoted(text));' 'drop(needing);' --test faults a_password_may
+mutant "build: the end of a password is shown" src/builder/server.rs \
+    "Some((secret, _)) if secret.contains(['?', '#']) => return scheme + \"…\"," '' --test bad_input a_url_is_checked
+mutant "close: QUIT after the end" $connection \
+    'self.0.keeper.abort();' 'let (inner, keeper) = (self.0.client.clone(), self.0.keeper.abort_handle()); tokio::spawn(async move { keeper.abort(); tokio::task::yield_now().await; let _ = inner.quit().await; });' \
+    --test quiet
+mutant "result: none is large" src/store/redis.rs \
+    'payload.len() > LARGE' 'payload.len() > 1_000 * LARGE' $observed a_large_result
 
 cli=src/bin/locking-worker
 shell="--features cli --test cli"

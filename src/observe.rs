@@ -409,6 +409,11 @@ pub(crate) fn warned(warning: &Warning) {
     event!(WARN, "startup check", reason = %warning);
 }
 
+/// A result was stored that the server takes long to send to many connections.
+pub(crate) fn large_result(key: &Key, bytes: usize) {
+    event!(WARN, parent: None, "large result", key = %key, bytes);
+}
+
 /// A word for each way in which an attempt ends.
 fn cause(reason: &Reason) -> &'static str {
     match reason {

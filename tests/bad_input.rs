@@ -222,6 +222,9 @@ async fn a_url_is_checked_and_its_secrets_are_not_shown() {
         ("redis://h:port", "redis://h:port"),
         ("redis://:secret@h:99999", "redis://…@h:99999"),
         ("redis://h/database", "redis://h/database"),
+        ("redis://svc:secret?secret@db:6379", "redis://…"),
+        ("redis://:secret@secret#w/secret?d@db", "redis://…"),
+        ("redis://svc:secret/secret@db", "redis://…@db"),
     ] {
         let error = refused(LockingWorker::builder("k").url(url)).await;
         assert!(matches!(error, BuildError::Url { .. }), "{url}: {error:?}");
@@ -235,8 +238,41 @@ async fn a_url_is_checked_and_its_secrets_are_not_shown() {
             "{error:?}"
         );
     }
-    let builder = LockingWorker::builder("k").url("redis://:secret@h");
-    assert!(!format!("{builder:?}").contains("secret"));
+    for url in [
+        "redis://:secret@h",
+        "redis://svc:secret?secret@db:6379",
+        "redis://:secret@secret#w/secret?d@db",
+        "redis-sentinel://h?sentinelPassword=secret@secret",
+    ] {
+        let builder = LockingWorker::builder("k").url(url);
+        assert!(!format!("{builder:?}").contains("secret"), "{builder:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_ends_an_address_is_named() {
+    let error = refused(LockingWorker::builder("k").url("redis://:a?b@db")).await;
+    let advice = "a \"?\" in a user name or password is written %3F";
+    assert!(chain(&error).ends_with(advice), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn an_answer_timeout_is_bounded() {
+    for (timeout, said) in [
+        (Duration::from_millis(9), "9ms"),
+        (Duration::from_secs(61), "61s"),
+    ] {
+        let error = refused(in_memory("k").answer_timeout(timeout)).await;
+        let text = format!("answer_timeout is {said}; it must be from 10ms to 60s");
+        assert_eq!(error.to_string(), text);
+    }
+    for timeout in [Builder::MIN_ANSWER_TIMEOUT, Builder::MAX_ANSWER_TIMEOUT] {
+        in_memory("k")
+            .answer_timeout(timeout)
+            .build()
+            .await
+            .unwrap();
+    }
 }
 
 #[tokio::test]

@@ -373,6 +373,26 @@ fn an_outage_is_told_once_and_is_nobodys() {
     assert_eq!(recorder.figure("outages_total").as_deref(), Some("1"));
 }
 
+#[tokio::test]
+async fn a_large_result_is_warned_of() {
+    let recorder = Recorder::install();
+    let server = Server::start();
+    let worker = server.builder("1").build().await.unwrap();
+    for (key, size) in [("small", 64 << 10), ("large", (64 << 10) + 1)] {
+        let mut stream = worker.with_key(key).unwrap().acquire();
+        let guard = until!(stream, LockEvent::Acquired(guard) => guard);
+        guard.done_with(vec![b'x'; size]).await.unwrap();
+    }
+    let told = recorder.events();
+    let mut warned = told.iter().filter(|line| line.contains("large result"));
+    let line = warned.next().expect("a warning");
+    assert!(
+        line.contains("key=large") && line.contains("bytes=65537"),
+        "{line}"
+    );
+    assert_eq!(warned.next(), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn trace_tells_what_passes_where_it_is() {
     let recorder = Recorder::install();

@@ -267,9 +267,13 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
 /// It takes the text as it is, since what it is for are the texts that are no URLs: one parser's
 /// query is what another takes for the end of a password.
 fn redact(url: &str) -> String {
+    let is_scheme = |text: &str| {
+        let fits = |char: char| char.is_ascii_alphanumeric() || "+-.".contains(char);
+        text.chars().all(fits)
+    };
     let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => ([scheme, "://"].concat(), rest),
-        None => (String::new(), url),
+        Some((scheme, rest)) if is_scheme(scheme) => ([scheme, "://"].concat(), rest),
+        _ => (String::new(), url),
     };
     let (secret, shown) = match rest.rsplit_once('@') {
         // What is behind the last `@` may be the end of a query, or a host.
@@ -320,6 +324,7 @@ mod tests {
             ),
             ("redis://h#pw", "redis://h?…"),
             ("S3cret?rest@db", "…"),
+            ("u:pw://x@db", "…@db"),
         ] {
             assert_eq!(redact(url), shown);
             let server = Server::Url(url.to_owned());

@@ -68,5 +68,6 @@ pub(crate) fn ended(_: &Lease, _: &LeaseLost) {}
 pub(crate) fn settled(_: &Lease, _: &Result<(), SettleError>, _: &Update) {}
 pub(crate) fn resync(_: &'static str) {}
 pub(crate) fn warned(_: &Warning) {}
+pub(crate) fn large_result(_: &Key, _: usize) {}
 
 const _: () = assert!(size_of::<(Participation, Work, Outages, Outage)>() == 0);

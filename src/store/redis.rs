@@ -35,6 +35,7 @@ use super::key::{Key, show};
 use super::record::{Frame, loss};
 use super::{Guarded, Heard, Lane, Op, Outcome, Pace, Reply, Store};
 use crate::error::{Error, FencedError};
+use crate::observe;
 use batch::{Batch, batches, decode, names};
 use connection::Connection;
 use path::Path;
@@ -45,6 +46,10 @@ use sentinels::{Place, Sentinels};
 
 /// How long the server has to answer one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Results above this are warned of. Each is sent to every connection that waits for it, and the
+/// server answers no other client meanwhile: 0.14 s for 300 connections and 64 KiB.
+const LARGE: usize = 64 << 10;
 
 /// One hub's connections to a server, a cluster, or the master behind sentinels.
 #[derive(Clone)]
@@ -371,6 +376,17 @@ impl Store for RedisStore {
         let items = batches.iter().flat_map(|batch| batch.items.iter().copied());
         let mut results: Vec<_> = items.zip(carried_out.into_iter().flatten()).collect();
         results.sort_unstable_by_key(|(place, _)| *place);
+        for ((key, op), (_, result)) in asked.iter().zip(&results) {
+            if let Op::Settle {
+                outcome: Outcome::Done(payload),
+                ..
+            } = op
+                && payload.len() > LARGE
+                && result.as_ref().is_ok_and(|reply| reply.ok)
+            {
+                observe::large_result(key, payload.len());
+            }
+        }
         results.into_iter().map(|(_, result)| result).collect()
     }
 
@@ -631,7 +647,7 @@ const NOT_ANSWERED: [&str; 4] = [
     "Failed to route command.",
     "Max attempts reached.",
     "Too many failed write attempts.",
-    "channel closed",
+    connection::DROPPED,
 ];
 
 /// Whether the server itself has said so, and not what lies between it and us.

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::audit::{Audit, Took, Watching, ask, must};
 use crate::common::Server;
 use crate::common::history::{Scope, Step};
-use crate::common::proxy::{Line, Proxy, Way};
+use crate::common::proxy::{Fate, Line, Proxy, Way};
 use crate::fleet::{Chronicle, PROCESSES, Process, Seen, keys, orders, successor};
 use crate::now;
 use crate::worker::Orders;
@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// For how long a quarter of the fleets go on after the last fault: longer than that is felt.
 const CALM: Duration = Duration::from_secs(8);
 
+/// How long a way keeps what it carries, at least and at most.
+const LATENCY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(300)];
+
 /// How long a fault waits for a connection to happen to.
 const CONNECTED: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,12 @@ enum Kind {
     StopProcess,
     Cut(Option<Line>),
     Stall(Option<Line>),
+    /// The connections that there are die without a word, for good; new ones work.
+    Silence(Option<Line>),
+    /// A long way with jitter, on which a connection is reset now and then.
+    Latency,
+    /// The server ends the connections of clients that have said nothing for 1 s.
+    IdleTimeout,
     RestartServer,
     StopServer,
     SlowScript,
@@ -55,7 +64,7 @@ enum Kind {
     ReadOnly,
 }
 
-const KINDS: [(Kind, u32); 18] = [
+const KINDS: [(Kind, u32); 23] = [
     (Kind::KillProcess, 2),
     (Kind::StopProcess, 1),
     (Kind::Cut(None), 1),
@@ -64,6 +73,11 @@ const KINDS: [(Kind, u32); 18] = [
     (Kind::Stall(None), 1),
     (Kind::Stall(Some(Line::Commands)), 1),
     (Kind::Stall(Some(Line::Subscriber)), 1),
+    (Kind::Silence(None), 1),
+    (Kind::Silence(Some(Line::Commands)), 1),
+    (Kind::Silence(Some(Line::Subscriber)), 1),
+    (Kind::Latency, 1),
+    (Kind::IdleTimeout, 1),
     (Kind::RestartServer, 1),
     (Kind::StopServer, 1),
     (Kind::SlowScript, 1),
@@ -91,7 +105,7 @@ fn plan(random: &mut StdRng) -> Vec<Planned> {
         let (kind, _) = *KINDS.choose_weighted(random, |kind| kind.1).unwrap();
         let longest = match kind {
             // Beyond what a connection may be silent for.
-            Kind::Stall(_) => 4_000,
+            Kind::Stall(_) | Kind::IdleTimeout => 4_000,
             Kind::StopProcess => 2_500,
             _ => 1_000,
         };
@@ -235,11 +249,29 @@ impl Fleet {
                 let scope = Scope::Process(process.number);
                 return self.chronicle.fault(name(kind), scope, from, now());
             }
-            Kind::Cut(line) => return self.interrupt(kind, slot, line, Way::Cut, lasting).await,
+            Kind::Cut(line) => {
+                let cut = async |proxy: &Proxy| interrupt(proxy, line, Way::Cut, lasting).await;
+                return self.strike(kind, slot, line, cut).await;
+            }
             Kind::Stall(line) => {
-                return self
-                    .interrupt(kind, slot, line, Way::Stalled, lasting)
-                    .await;
+                let stall = async |proxy: &Proxy| {
+                    interrupt(proxy, line, Way::Stalled, lasting).await;
+                };
+                return self.strike(kind, slot, line, stall).await;
+            }
+            Kind::Silence(line) => {
+                let silence = async |proxy: &Proxy| {
+                    proxy.decide(line, Fate::Silent);
+                };
+                return self.strike(kind, slot, line, silence).await;
+            }
+            Kind::Latency => {
+                let stretch = async |proxy: &Proxy| stretch(proxy, lasting).await;
+                return self.strike(kind, slot, None, stretch).await;
+            }
+            Kind::IdleTimeout => {
+                let _configuration = self.configuration.lock().await;
+                self.set("timeout", "1", "0", lasting).await
             }
             Kind::RestartServer => self.restart(lasting / 3).await,
             Kind::StopServer => {
@@ -335,14 +367,14 @@ impl Fleet {
         (from, now())
     }
 
-    /// Cuts or stalls the way of a process, and of whoever takes its place meanwhile.
-    async fn interrupt(
+    /// Does something to the way of a process, once it has a connection, which also touches a process
+    /// that takes its place meanwhile.
+    async fn strike(
         &self,
         kind: Kind,
         slot: &Slot,
         line: Option<Line>,
-        way: Way,
-        lasting: Duration,
+        act: impl AsyncFnOnce(&Proxy),
     ) {
         let _way = slot.way.lock().await;
         let until = Instant::now() + CONNECTED;
@@ -353,15 +385,7 @@ impl Fleet {
             sleep(Duration::from_millis(1)).await;
         }
         let from = now();
-        for way in [way, Way::Open] {
-            match line {
-                Some(line) => slot.proxy.set_line(line, way),
-                None => slot.proxy.set(way),
-            }
-            if way != Way::Open {
-                sleep(lasting).await;
-            }
-        }
+        act(&slot.proxy).await;
         let to = now();
         let process = slot.process.lock().await;
         let before = process.before.iter().filter(|(_, ended)| *ended >= from);
@@ -408,12 +432,39 @@ impl Fleet {
     }
 }
 
+/// Cuts or stalls one line or both.
+async fn interrupt(proxy: &Proxy, line: Option<Line>, way: Way, lasting: Duration) {
+    for way in [way, Way::Open] {
+        match line {
+            Some(line) => proxy.set_line(line, way),
+            None => proxy.set(way),
+        }
+        if way != Way::Open {
+            sleep(lasting).await;
+        }
+    }
+}
+
+/// Makes the way as long as one around the world; halfway through, its connections are reset.
+async fn stretch(proxy: &Proxy, lasting: Duration) {
+    proxy.set_latency(LATENCY[0], LATENCY[1]);
+    sleep(lasting / 2).await;
+    proxy.decide(None, Fate::Reset);
+    sleep(lasting / 2).await;
+    proxy.set_latency(Duration::ZERO, Duration::ZERO);
+}
+
 fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::KillProcess => "a process is killed",
         Kind::StopProcess => "a process is stopped",
         Kind::Cut(_) => "connections are cut",
         Kind::Stall(_) => "connections are stalled",
+        Kind::Silence(None) => "connections die in silence",
+        Kind::Silence(Some(Line::Commands)) => "commands' connections die in silence",
+        Kind::Silence(Some(Line::Subscriber)) => "subscribers die in silence",
+        Kind::Latency => "the way is long, and connections are reset",
+        Kind::IdleTimeout => "the server ends idle connections",
         Kind::RestartServer => "the server is killed and started",
         Kind::StopServer => "the server is stopped",
         Kind::SlowScript => "a script is slow",

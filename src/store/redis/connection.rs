@@ -42,6 +42,9 @@ const MESSAGES: usize = 8_192;
 /// The shortest time that an old connection is given after a new one was answered.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// What `fred` says to a request whose answer it has dropped.
+pub(super) const DROPPED: &str = "channel closed";
+
 /// How long to wait before a connection that could not be made is tried again, at first and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_secs(1);
@@ -337,15 +340,16 @@ impl Connection {
         // Whatever else goes wrong, the connection that it went over is not there any more.
         let gave_up = |error: &FredError| *error.kind() == ErrorKind::Timeout;
         owed.settled = !answer.as_ref().is_err_and(gave_up);
-        // Between two tasks of `fred` there is none that takes the request.
+        // It ended with a task of `fred`, or came when there was none.
         let shared = &self.0.shared;
         let between = |error: &FredError| {
             let reopens = self.0.owned && !shared.closed.load(Ordering::Relaxed);
-            reopens && GONE.contains(&error.details())
+            let details = error.details();
+            reopens && (details == DROPPED || GONE.contains(&details))
         };
         match answer {
             Err(error) if between(&error) => {
-                let text = "the connection is being made anew";
+                let text = "the connection was dead and is being made anew";
                 Err(FredError::new(ErrorKind::Canceled, text))
             }
             answer => answer,

@@ -202,7 +202,7 @@ impl Path {
                 return Err(error);
             }
         }
-        Ok(has_heard(&mut messages, &is_it))
+        Ok(has_heard(&mut messages, is_it))
     }
 }
 
