@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
-use crate::event::PreviousAttempt;
+use crate::event::{self, Completed, Failed, MaxAttempts, PreviousAttempt, Reason};
 use crate::hub::Grant;
 use crate::lease::Lease;
 use crate::observe::Within;
@@ -482,6 +482,39 @@ impl WorkGuard {
         self.send(outcome)
             .await
             .unwrap_or(Err(SettleError::Stopped))
+    }
+
+    /// How our part in the run ends if the server records this.
+    pub(crate) fn outcome_of(&self, settlement: &Outcome) -> event::Outcome {
+        let lease = &self.grant.lease;
+        let reason = match settlement {
+            Outcome::Done(result) => {
+                return event::Outcome::Completed(Completed {
+                    holder: lease.terms.label.to_string(),
+                    attempt: lease.attempt,
+                    result: result.clone(),
+                });
+            }
+            Outcome::HandOff => Reason::HandedOver,
+            Outcome::Fail(Failure::Dropped) => Reason::Dropped,
+            Outcome::Fail(Failure::Panicked) => Reason::Panicked,
+            Outcome::Fail(Failure::Reason(text)) | Outcome::FailPermanently(text) => {
+                Reason::Failed(text.clone())
+            }
+        };
+        let is_last = lease.attempt >= lease.max_attempts;
+        let counts = matches!(settlement, Outcome::Fail(_)) && is_last;
+        match counts || matches!(settlement, Outcome::FailPermanently(_)) {
+            true => event::Outcome::MaxAttempts(MaxAttempts {
+                attempts: lease.attempt,
+                holder: lease.terms.label.to_string(),
+                reason,
+            }),
+            false => event::Outcome::Failed(Failed {
+                attempt: lease.attempt,
+                reason,
+            }),
+        }
     }
 
     /// Ends it, whether or not anybody waits for the answer. Only the first end counts.

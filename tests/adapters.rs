@@ -395,6 +395,62 @@ async fn composes_with_take_until() {
     assert_eq!(told(&mut c.acquire()).await.0, 1, "nobody is in line");
 }
 
+/// The stream is cut short while the work goes on; the server has recorded how that ended.
+#[tokio::test(start_paused = true)]
+async fn run_that_is_cut_short_tells_what_was_recorded() {
+    for (attempts, fails) in [(5, false), (5, true), (1, true)] {
+        let memory = Memory::new();
+        let builder = LockingWorker::builder("job").in_memory(&memory).label("a");
+        let worker = builder.max_attempts(attempts).build().await.unwrap();
+        let events = worker.acquire().take_until(sleep(LEASE / 10));
+        let outcome = events.run(|_| async move {
+            sleep(LEASE / 2).await;
+            match fails {
+                false => Ok("result"),
+                true => Err("no luck"),
+            }
+        });
+        let reason = Reason::Failed("no luck".to_owned());
+        match outcome.await.unwrap() {
+            Outcome::Completed(completed) if !fails => {
+                assert_eq!(completed.result, "result");
+                assert_eq!((&completed.holder[..], completed.attempt), ("a", 1));
+            }
+            Outcome::Failed(failed) if attempts > 1 => {
+                assert_eq!((failed.attempt, failed.reason), (1, reason));
+            }
+            Outcome::MaxAttempts(given_up) if attempts == 1 => {
+                assert_eq!((given_up.attempts, given_up.reason), (1, reason));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// After an attempt of its own that failed it waits in line, and leaves that.
+#[tokio::test(start_paused = true)]
+async fn run_that_is_cut_short_while_it_waits_has_left() {
+    let memory = Memory::new();
+    let builder = LockingWorker::builder("job").in_memory(&memory);
+    let (a, b) = (
+        builder.clone().rejoin(true).build().await.unwrap(),
+        builder.build().await.unwrap(),
+    );
+    let events = a.acquire().take_until(sleep(LEASE / 2));
+    let running = events.run(async |_| {
+        sleep(LEASE / 10).await;
+        Err::<(), _>("no luck")
+    });
+    let successor = async {
+        sleep(LEASE / 20).await;
+        let guard = b.acquire().guards().next().await.unwrap();
+        sleep(LEASE / 2).await;
+        guard.done().await.unwrap();
+    };
+    let (outcome, ()) = future::join(running, successor).await;
+    assert_eq!(outcome.unwrap(), Outcome::Left);
+}
+
 #[tokio::test(start_paused = true)]
 async fn composes_with_buffer_unordered() {
     let memory = Memory::new();

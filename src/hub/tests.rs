@@ -932,6 +932,58 @@ async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
     acquired(&mut second).await.hand_off().await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
+    for waits in [false, true] {
+        let memory = Memory::new();
+        let mut settlements = 0;
+        let bad = Bad::new(&memory, move |op| {
+            settlements += u32::from(matches!(op, Op::Settle { .. }));
+            match op {
+                Op::Settle { .. } if settlements == 1 => Fate::AnswerLost,
+                _ => Fate::Good,
+            }
+        });
+        let (a, b) = (
+            process(&Bad::good(&memory), "a", LONG),
+            process(&bad, "b", LONG),
+        );
+        let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+        let guard = acquired(&mut first).await;
+        locked(&mut second).await;
+        settle_down().await;
+        guard.fail("no luck").await.unwrap();
+        let guard = acquired(&mut second).await;
+        let mut third = new_stream(&a);
+        if waits {
+            locked(&mut third).await;
+        }
+        guard.hand_off().await.unwrap();
+    }
+}
+
+/// Its successor of another number shows that it was lost.
+#[tokio::test(start_paused = true)]
+async fn a_hand_off_after_a_failure_that_was_too_late_is_lost() {
+    let memory = Memory::new();
+    let (a, b) = (
+        process(&Bad::good(&memory), "a", 1_000),
+        process(&Bad::good(&memory), "b", 1_000),
+    );
+    let (mut first, mut second) = (new_stream(&a), new_stream(&b));
+    let guard = acquired(&mut first).await;
+    locked(&mut second).await;
+    settle_down().await;
+    guard.fail("no luck").await.unwrap();
+    let late = acquired(&mut second).await;
+    let mut third = new_stream(&a);
+    locked(&mut third).await;
+    let next = acquired(&mut third).await;
+    assert_eq!(next.attempt(), 3);
+    let late = late.hand_off().await;
+    assert!(matches!(late, Err(SettleError::Lost(_))), "{late:?}");
+}
+
 /// One that is being settled is over later than its successor that is lost.
 #[tokio::test(start_paused = true)]
 async fn nor_what_its_own_process_has_settled_and_not_heard_of() {

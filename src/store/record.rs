@@ -213,6 +213,14 @@ impl Record {
         (self.fence, self.state.min(State::Open), self.renewal)
     }
 
+    /// Server time in ms at which it is forgotten: a lease is remembered for the retention after its end.
+    pub(crate) fn forgotten_at(&self) -> u64 {
+        match self.state.is_owned() {
+            true => self.until.saturating_add(self.retention),
+            false => self.until,
+        }
+    }
+
     /// What is left of its lease, window or retention at this server time in µs.
     pub(crate) fn remaining(&self, at: u64) -> Duration {
         Duration::from_micros(self.until.saturating_mul(1_000).saturating_sub(at))

@@ -59,6 +59,8 @@ pub struct Run<St, W, F> {
     #[pin]
     events: St,
     work: W,
+    /// What the server has recorded of our attempt. It is the outcome if the stream says nothing more.
+    recorded: Option<Outcome>,
 }
 
 /// What it waits for.
@@ -77,13 +79,21 @@ enum Turn<F> {
         guard: Held,
     },
     /// The server's answer, whatever it is: the stream tells how the run goes on. Goes to `Waiting`.
-    Settling(oneshot::Receiver<Result<(), SettleError>>),
+    Settling {
+        answer: oneshot::Receiver<Result<(), SettleError>>,
+        /// What the server has recorded if it agrees.
+        outcome: Option<Outcome>,
+    },
 }
 
 impl<St, W, F> Run<St, W, F> {
     pub(crate) fn new(events: St, work: W) -> Self {
-        let turn = Turn::Waiting;
-        Self { turn, events, work }
+        Self {
+            turn: Turn::Waiting,
+            events,
+            work,
+            recorded: None,
+        }
     }
 }
 
@@ -103,6 +113,7 @@ where
             let next = match this.turn.as_mut().project() {
                 Project::Waiting => match ready!(this.events.as_mut().poll_next(cx)) {
                     Some(LockEvent::Acquired(guard)) => {
+                        *this.recorded = None;
                         let guard = Held(Arc::new(guard));
                         Turn::Working {
                             lost: guard.0.cancellation_token().cancelled_owned(),
@@ -110,10 +121,21 @@ where
                             guard,
                         }
                     }
-                    event => match Outcome::of(event) {
-                        Some(outcome) => return Poll::Ready(outcome),
-                        None => continue,
-                    },
+                    // It was cut short, as with `take_until`, and what it would have told was settled.
+                    None if this.recorded.is_some() => {
+                        let recorded = this.recorded.take().unwrap_or(Outcome::Left);
+                        return Poll::Ready(Ok(recorded));
+                    }
+                    event => {
+                        if matches!(event, Some(LockEvent::Locked(_))) {
+                            // Another attempt has begun, which we wait for.
+                            *this.recorded = None;
+                        }
+                        match Outcome::of(event) {
+                            Some(outcome) => return Poll::Ready(outcome),
+                            None => continue,
+                        }
+                    }
                 },
                 Project::Working { work, lost, guard } => {
                     // Once it is lost the work is not polled again.
@@ -128,13 +150,18 @@ where
                     let turn = this.turn.as_mut().project_replace(Turn::Waiting);
                     match (turn, worked) {
                         (Replace::Working { guard, .. }, Some(worked)) => {
-                            Turn::Settling(guard.0.send(settlement(worked)))
+                            let settlement = settlement(worked);
+                            let outcome = Some(guard.0.outcome_of(&settlement));
+                            let answer = guard.0.send(settlement);
+                            Turn::Settling { answer, outcome }
                         }
                         _ => continue,
                     }
                 }
-                Project::Settling(answer) => {
-                    let _ = ready!(Pin::new(answer).poll(cx));
+                Project::Settling { answer, outcome } => {
+                    if let Ok(Ok(())) = ready!(Pin::new(answer).poll(cx)) {
+                        *this.recorded = outcome.take();
+                    }
                     Turn::Waiting
                 }
             };

@@ -24,6 +24,7 @@ on_both!(
     an_extension_has_bounds,
     the_next_attempt_finds_what_the_last_one_left,
     a_handed_over_attempt_goes_on_from_its_checkpoint,
+    a_failure_and_its_reason_survive_a_hand_off,
     a_checkpoint_too_large_changes_nothing,
     a_renewal_of_a_lost_guard_says_to_whom,
     one_execution_serves_everybody,
@@ -247,6 +248,33 @@ async fn a_handed_over_attempt_goes_on_from_its_checkpoint(fleet: Fleet) {
     assert_eq!(previous(&guard).reason, Reason::HandedOver);
     assert_eq!(previous(&guard).checkpoint, "row 17");
     guard.done().await.unwrap();
+}
+
+async fn a_failure_and_its_reason_survive_a_hand_off(fleet: Fleet) {
+    let (a, b, c) = (
+        fleet.worker("a").await,
+        fleet.worker("b").await,
+        fleet.worker("c").await,
+    );
+    let (_first, guard, mut second) = race(&a, &b).await;
+    guard.fail("upstream 503").await.unwrap();
+    let guard = acquired(&mut second).await;
+    guard.checkpoint("row 17").await.unwrap();
+    // To a waiter; and then to the next that comes.
+    let mut third = c.acquire();
+    locked(&mut third).await;
+    guard.hand_off().await.unwrap();
+    for mut events in [third, a.acquire()] {
+        let guard = acquired(&mut events).await;
+        let previous = previous(&guard);
+        assert_eq!((guard.attempt(), previous.attempt), (2, 1));
+        assert_eq!(previous.reason, Reason::Failed("upstream 503".to_owned()));
+        assert_eq!(
+            (&previous.holder[..], &previous.checkpoint[..]),
+            ("a", &b"row 17"[..])
+        );
+        guard.hand_off().await.unwrap();
+    }
 }
 
 async fn a_checkpoint_too_large_changes_nothing(fleet: Fleet) {

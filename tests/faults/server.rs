@@ -8,11 +8,11 @@ use crate::common::{PATIENCE, Server, acquired, command, end, locked, next, race
 use crate::{outage, refusal, until_acquired};
 use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, Value};
-use futures::FutureExt;
-use futures::StreamExt;
+use futures::future::{BoxFuture, join, join_all, pending};
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 use redis_locking_worker::{
-    Acquire, BuildError, Error, LeaseLost, LockEvent, RenewError, SettleError,
+    Acquire, BuildError, Error, LeaseLost, LockEvent, RenewError, RunState, SettleError, WorkGuard,
 };
 
 #[tokio::test]
@@ -353,4 +353,92 @@ async fn an_evicted_record_costs_its_holder_the_lease_and_the_fence_goes_on() {
     assert_eq!((next.attempt(), outages), (1, 0));
     assert!(next.fencing_token() > guard.fencing_token());
     next.done().await.unwrap();
+}
+
+/// A tool that copies keys, or `PERSIST`, takes the time to live away from a record.
+#[tokio::test]
+async fn a_record_that_never_expires_ends_when_it_should_have() {
+    let server = Server::start();
+    let client = server.client().await;
+    let build = async |label| {
+        let builder = server.builder("job").label(label).max_attempts(2);
+        let builder = builder.lock_timeout(Duration::from_millis(200));
+        builder
+            .retention(Duration::from_millis(200))
+            .build()
+            .await
+            .unwrap()
+    };
+    let (a, b) = (build("a").await, build("b").await);
+    type End = fn(WorkGuard) -> BoxFuture<'static, ()>;
+    let ends: [(&str, End); 4] = [
+        ("completed", |guard| {
+            async { guard.done_with("x").await.unwrap() }.boxed()
+        }),
+        ("given up", |guard| {
+            async { guard.fail_permanently("x").await.unwrap() }.boxed()
+        }),
+        ("failed", |guard| {
+            async { guard.fail("x").await.unwrap() }.boxed()
+        }),
+        ("held", |guard| async { std::mem::forget(guard) }.boxed()),
+    ];
+    let mut fence = 0;
+    for (state, end) in ends {
+        end(acquired(&mut a.acquire()).await).await;
+        let persisted = command(&client, [&b"PERSIST"[..], b"job"]).await;
+        assert_eq!(persisted.as_u64(), Some(1));
+        until(async || b.inspect().await.unwrap().state == RunState::Free).await;
+        // A look finds nothing either, and does not look over and over.
+        let mut watch = b.watch();
+        assert_eq!(watch.next().await.unwrap().unwrap().state, RunState::Free);
+        let mut monitor = server.monitor();
+        let more = tokio::time::timeout(Duration::from_millis(300), watch.next()).await;
+        assert!(more.is_err(), "{more:?}");
+        let looked = monitor.commands();
+        let looked = looked
+            .iter()
+            .filter(|command| command.contains("GET"))
+            .count();
+        assert_eq!(looked, 0, "{state}");
+        let guard = acquired(&mut b.acquire()).await;
+        assert_eq!((guard.attempt(), guard.previous()), (1, None), "{state}");
+        assert!(guard.fencing_token() > fence);
+        fence = guard.fencing_token();
+        guard.done().await.unwrap();
+        // Free for the next.
+        until(async || b.inspect().await.unwrap().state == RunState::Free).await;
+    }
+}
+
+/// A stream that rejoins is told once of an outage in which its guard was lost: that no renewal gets through is the
+/// same outage as that no claim does.
+#[tokio::test]
+async fn an_outage_that_costs_a_lease_is_one_error() {
+    let server = Server::start();
+    // A renewal is given up 2 s after it was asked, and before the lease ends; a claim then 2 s later.
+    let lease = Duration::from_secs(4);
+    let builder = server
+        .builder("job")
+        .lock_timeout(lease)
+        .renew()
+        .rejoin(true);
+    let worker = builder.build().await.unwrap();
+    let told = (0..3).map(async |nth| {
+        let mut stream = worker.with_key(format!("job:{nth}")).unwrap().acquire();
+        let guard = acquired(&mut stream).await;
+        let lost = guard.run(pending::<()>()).await.unwrap_err();
+        assert!(!matches!(lost, LeaseLost::Settled), "{lost:?}");
+        drop(guard);
+        let (_, outages) = until_acquired(&mut stream).await;
+        outages
+    });
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.signal(Signal::SIGSTOP);
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        server.signal(Signal::SIGCONT);
+    };
+    let (outages, ()) = join(join_all(told), stopping).await;
+    assert_eq!(outages, [1; 3]);
 }

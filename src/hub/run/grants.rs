@@ -198,6 +198,9 @@ impl Run {
 
 /// Whether a settlement that is refused now took place before, its answer being lost.
 pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> bool {
+    if record.last != Some(lease.token) {
+        return false;
+    }
     let cause = match outcome {
         Outcome::Done(_) => return false,
         Outcome::HandOff => Cause::HandedOver,
@@ -205,12 +208,23 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
         Outcome::Fail(Failure::Panicked) => Cause::Panicked,
         Outcome::Fail(Failure::Reason(_)) | Outcome::FailPermanently(_) => Cause::Failed,
     };
+    let Some(previous) = &record.previous else {
+        return false;
+    };
+    // A failure before ours is what a hand-off leaves as it is: that the same attempt is made again, or is to be, is
+    // what tells of it then. After an expired lease the next would be.
+    if cause == Cause::HandedOver && previous.attempt < lease.attempt {
+        let again = match record.state {
+            State::Granted | State::Held => record.attempt,
+            State::Open => record.attempt + 1,
+            State::Done | State::Exhausted => return false,
+        };
+        return again == lease.attempt;
+    }
     let ours =
         |attempt: u32, holder: &str| attempt == lease.attempt && *holder == *lease.terms.label;
-    let previous = record.previous.as_ref();
-    record.last == Some(lease.token)
-        && previous.is_some_and(|previous| previous.cause == cause)
-        && previous.is_some_and(|previous| ours(previous.attempt, &previous.holder))
+    previous.cause == cause
+        && ours(previous.attempt, &previous.holder)
         // What it found so was another's doing: an attempt that was handed over is made again under the same number.
         && !lease
             .previous

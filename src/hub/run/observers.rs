@@ -146,10 +146,7 @@ impl Run {
         if newest {
             self.observers.show(frame, order, now);
             self.observers.forgotten = frame.record.as_ref().map(|record| {
-                let kept = match record.state.is_owned() {
-                    true => record.until.saturating_add(record.retention),
-                    false => record.until,
-                };
+                let kept = record.forgotten_at();
                 let left = kept.saturating_mul(1_000).saturating_sub(frame.at);
                 now + Duration::from_micros(left)
             });

@@ -220,6 +220,8 @@ impl Run {
 
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
     pub(super) fn recover(&mut self, is_claim: bool) {
+        // That a lease was lost does not end the outage which cost it: an answer does.
+        self.renewals_fail = None;
         if self
             .outage
             .as_ref()

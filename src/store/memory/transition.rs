@@ -209,7 +209,11 @@ impl Transition {
                 self.changed = true;
             }
             Outcome::HandOff => {
-                self.remember(Cause::HandedOver, "");
+                // The reason of a failure outlives the hand-offs after it.
+                let previous = self.entry.record.previous.as_ref();
+                if previous.is_none_or(|previous| previous.cause == Cause::HandedOver) {
+                    self.remember(Cause::HandedOver, "");
+                }
                 self.pass_on(attempt, window);
             }
             Outcome::Fail(failure) => {

@@ -39,6 +39,8 @@ impl Frame {
             true => None,
             false => Some(Arc::new(Record::decode(text)?.0)),
         };
+        // One that has lost its time to live is as good as none: claims see it so too.
+        let record = record.filter(|record| record.forgotten_at() > at / 1_000);
         Ok(Self { at, record })
     }
 }

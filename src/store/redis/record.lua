@@ -79,6 +79,12 @@ local function over(r)
   return now_ms >= r.ends
 end
 
+-- Whether the server should have forgotten it. Its expiry sees to that, unless a record has lost its time to live, as
+-- by PERSIST or a tool that copies keys.
+local function forgotten(r)
+  return now_ms >= (owned(r) and r.ends + r.retention or r.ends)
+end
+
 -- How long the record lives from now: a lease is remembered for the retention after its end.
 local function life(r)
   return owned(r) and r.ends - now_ms + r.retention or r.retention

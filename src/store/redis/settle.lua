@@ -17,7 +17,10 @@ return function(n)
     drop_line(r)
     save(r)
   elseif outcome == 'hand_off' then
-    remember(r, 'handed_over', '')
+    -- The reason of a failure outlives the hand-offs after it.
+    if r.cause == '-' or r.cause == 'handed_over' then
+      remember(r, 'handed_over', '')
+    end
     pass_on(r, r.attempt, window)
   else
     remember(r, outcome == 'failed_permanently' and 'failed' or outcome, payload)
