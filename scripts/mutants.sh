@@ -65,7 +65,7 @@ mutant "defect 07: an outcome that never expires" $lua/settle_done.lua \
 mutant "defect 08: a fraction of a ms reaches the server" $lua/claim_absent.lua \
     'int(lease + retention)' "int(lease + retention) .. '.5'" $defects defect_08
 mutant "defect 09: an error is swallowed" src/hub/run/outage.rs \
-    'member.tell(Update::Error(error.clone()));' '' $defects defect_09
+    'member.tell(Update::Unavailable(error.clone(), id));' '' $defects defect_09
 mutant "defect 10: a failure is not told" $lua/record.lua \
     "redis.call('SPUBLISH', line, record_text)" '' $defects defect_10
 mutant "defect 11: a late joiner believes in attempt 1" src/hub/run/news.rs \
@@ -86,8 +86,8 @@ mutant "hub: an outage is told at every try" src/hub/run/outage.rs \
     $hub::an_outage
 mutant "hub: a lost answer is taken for a lost lease" src/hub/run/grants.rs \
     'reply.ok || was_settled(record, lease, outcome)' 'reply.ok' $hub::a_settlement_whose_answer
-mutant "hub: the lease is counted from the answer, without a margin" src/hub/run/news.rs \
-    'sent + left.saturating_sub(margin)' 'sent + left + margin' $hub::a_guard_is_invalid
+mutant "hub: the lease is counted from the answer, without a margin" src/lease.rs \
+    'left.saturating_sub(terms.margin_of(left))' 'left + terms.margin_of(left)' $hub::a_guard_is_invalid
 mutant "hub: a late claim ends the guard that a push has brought" src/hub/run/grants.rs \
     'live.chain(self.worked)' 'live.take(0).chain(self.worked)' $hub::a_claim_that_is_late
 mutant "hub: what was worked on and lost is given back" src/hub/run/grants.rs \
@@ -99,7 +99,7 @@ mutant "hub: what comes later than its run, unheard, is kept" src/hub/run/outage
 mutant "hub: what comes while its reader is at work is kept" src/hub/run/claims.rs \
     'member.stage != Stage::Holding' 'true' $hub::a_claim_that_comes_later
 mutant "hub: a refusal leaves the outage" src/hub/run/outage.rs \
-    'return self.recover(claims, now);' 'return;' $hub::a_refusal_ends
+    'return self.recover(claims);' 'return;' $hub::a_refusal_ends
 mutant "hub: without a handle it claims again" src/hub/run/news.rs \
     'return self.leave(id, now);
                 };' 'return; };' $hub::the_last_stream
@@ -139,15 +139,15 @@ mutant "stream: a stale grant is yielded as it is" src/hub.rs \
     'self.lease.remaining() < enough' 'false' $hub::a_grant_whose_lease
 
 renewal="--lib hub::tests::renewal"
-mutant "renewal: never sent" src/hub/run.rs 'self.renew_due(now);' '' --lib renewal::a_renewal_that_fails
+mutant "renewal: never sent" src/keeper.rs 'self.renew(due);' '' --lib renewal::a_renewal_that_fails
 mutant "renewal: begins with the guard" src/hub.rs \
     'if !self.lease.give() {' 'self.in_use(); if !self.lease.give() {' --test conformance a_guard_that_nobody_uses
-mutant "renewal: not tried again" src/hub/run/renewal.rs \
-    'asker => Some(asker),' 'asker => { drop(asker); None }' $renewal::a_renewal_that_fails
-mutant "renewal: past the longest hold" src/hub/run/renewal.rs \
-    'length.min(left).max(1)' 'length' $renewal::no_renewal_reaches
-mutant "renewal: a late one is sent as it was" src/hub/run/renewal.rs \
-    'lease: live.restart(lease, now),' 'lease,' $renewal::no_renewal_reaches
+mutant "renewal: not tried again" src/keeper.rs \
+    'true => now + delay.min(half),' 'true => lease.ends(),' $renewal::a_renewal_that_fails
+mutant "renewal: a checkpoint is not tried again" src/hub/run/renewal.rs \
+    'asker => Some(asker),' 'asker => { drop(asker); None }' $renewal::an_old_checkpoint
+mutant "renewal: past the longest hold" src/lease.rs \
+    'length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(1)' 'length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(length)' $renewal::no_renewal_reaches
 mutant "renewal: shortens the lease" src/store/memory/transition.rs \
     'record.until.max(self.now + lease)' 'self.now + lease' --test conformance an_extended_lease
 mutant "renewal: an old checkpoint is sent again" src/hub/run/renewal.rs \
@@ -155,9 +155,9 @@ mutant "renewal: an old checkpoint is sent again" src/hub/run/renewal.rs \
     $renewal::an_old_checkpoint
 mutant "renewal: sent for a guard that has ended" src/hub/run/renewal.rs \
     '!self.settling && !self.lease.is_lost()' 'true' $renewal::a_renewal_ends_with_its_guard
-mutant "renewal: counted from the answer" src/hub/run/renewal.rs \
-    'let due = self.lease.deadline().checked_sub(lease - every);' \
-    'let due = Some(Instant::now() + every);' $renewal::a_slow_answer
+mutant "renewal: counted from the answer" src/lease.rs \
+    'let due = term.server_ends.saturating_sub(lease.saturating_sub(every));' \
+    'let due = self.clock.now() + every;' $renewal::a_slow_answer
 mutant "loss: a guard that is lost from the start is renewed" src/hub.rs \
     'self.hub.send(Message::Expired(self.lease.clone()));' '' $renewal::a_guard_that_is_lost_from_the_start
 mutant "replicas: a grant heard of is withdrawn while it is confirmed" src/hub/run.rs \
@@ -168,14 +168,16 @@ mutant "renewal: waiters are told of it" src/hub/run/news.rs \
     'if member.told != record.fence {' 'if true {' $renewal::renewals_are_no_news
 mutant "loss: the end of the lease is told to nobody" src/hub/run/grants.rs \
     'if live.lapsed || lease.is_given() {' 'if live.lapsed {' $renewal::without_any_answer
-mutant "loss: told when the server lets others in" src/hub/run/news.rs \
-    'sent + left.saturating_sub(margin)' 'sent + left.saturating_sub(margin) + margin + margin' \
+mutant "loss: told when the server lets others in" src/lease.rs \
+    'left.saturating_sub(terms.margin_of(left))' 'left + terms.margin_of(left)' \
     $renewal::without_any_answer
-mutant "loss: a lost guard is valid until its lease ends" src/hub/lease.rs \
-    'match self.lost.get() {' 'match None::<LeaseLost> {' --test conformance a_lost_record
+mutant "loss: a lost guard is valid until its lease ends" src/lease.rs \
+    'if self.is_lost() {
+            return Duration::ZERO;
+        }' '' --test conformance a_lost_record
 mutant "loss: a late answer brings the guard back" src/hub/run/grants.rs \
-    'lease.lose(reason);
-            self.forget(lease.fence);' 'let _ = reason;' $renewal::an_answer_that_comes_too_late
+    'lease.expire();
+                self.lost(&lease);' 'live.lapsed = true;' $renewal::an_answer_that_comes_too_late
 mutant "loss: what works for a settled guard goes on" src/hub.rs \
     'self.lease.lose(LeaseLost::Settled);' '' --test conformance the_end_of_a_guard
 mutant "loss: a dead runtime tells nobody" src/hub/run/grants.rs \
@@ -257,8 +259,8 @@ expect="invariant [0-9]*:" mutant "chaos 4: done work is claimed again" $lua/cla
     "r.last == token or r.state == 'done' or" 'r.last == token or' $chaos
 expect="invariant [0-9]*:" mutant "chaos 5: anybody may complete" $lua/settle.lua \
     'or r.fence ~= fence then' 'then' $chaos
-expect="invariant [0-9]*:" mutant "chaos 6: a guard outlives its lease" src/hub/run/news.rs \
-    'sent + left.saturating_sub(margin)' 'sent + 2 * left' $chaos
+expect="invariant [0-9]*:" mutant "chaos 6: a guard outlives its lease" src/lease.rs \
+    'left.saturating_sub(terms.margin_of(left))' '2 * left' $chaos
 expect="invariant [0-9]*:" mutant "chaos 7: a stream goes on after its end" src/acquire.rs \
     'self.events.push_back(event);
         State::Finished' 'self.events.push_back(event); self.events.push_back(LockEvent::Failed(Failed { attempt: 1, reason: Reason::Lost }));
@@ -327,8 +329,8 @@ mutant "decoders: the scripts count past what they can write" $lua/record.lua \
 
 sweep="--test cancellation operations::"
 mutant "cancellation: build is dropped as it is" src/builder/server.rs \
-    'tokio::spawn(self.reach(key.clone(), replicas, pace))' \
-    'async { Ok::<_, tokio::task::JoinError>(self.reach(key.clone(), replicas, pace).await) }' ${sweep}redis::build
+    'let connecting = tokio::spawn(connecting);' \
+    'let connecting = async { Ok::<_, tokio::task::JoinError>(connecting.await) };' ${sweep}redis::build
 mutant "cancellation: a grant that is not looked at is kept" src/hub.rs \
     'Ok(update) => drop(update),' 'Ok(update) => std::mem::forget(update),' ${sweep}memory::acquire_as_successor
 mutant "cancellation: a subscription stays" src/hub/run/subscription.rs \
@@ -437,7 +439,7 @@ mutant "observe: a span stays open with its stream" src/observe.rs \
     'if let Some(mut open) = self.0.take() {' 'if let Some(open) = &mut self.0 {' $observed a_failed_then_completed
 mutant "observe: a hand-over is timed until it is heard of" src/observe.rs \
     'measure!(HANDOFF, freed.elapsed());' 'measure!(HANDOFF, freed.elapsed() * 0);' $observed a_failed_then_completed
-mutant "observe: nobody tells of a lease's end" src/hub/lease.rs \
+mutant "observe: nobody tells of a lease's end" src/lease.rs \
     'observe::ended(self, reason);' 'let _ = reason;' $observed the_end_of_a_lease
 mutant "observe: what is lost was completed" src/hub/run/grants.rs \
     'observe::settled(&settling.lease, &result, &update);' 'observe::settled(&settling.lease, &Ok(()), &update);' \
@@ -534,8 +536,8 @@ mutant "cli: what takes too long is done if it says so" $cli/run.rs \
     '(_, Some(signal @ Signal::SIGTERM)) => {' \
     '(Some(Stopped::TooLong(_)), _) if ended.status.success() => Verdict::Done,
             (_, Some(signal @ Signal::SIGTERM)) => {' $shell a_command_that_takes_too_long
-mutant "cli: what the command has started goes on" $cli/family.rs \
-    'family.extend(children.map(|stat| stat.pid));' 'family.extend(children.map(|stat| stat.pid).take(0));' \
+mutant "cli: what the command has started goes on" $cli/process_tree.rs \
+    'tree.extend(children.map(|stat| stat.pid));' 'tree.extend(children.map(|stat| stat.pid).take(0));' \
     $shell all_that_the_command
 mutant "cli: who has left its parent goes on" $cli/child.rs \
     'set_child_subreaper(true)?;' '' $shell all_that_the_command
@@ -569,6 +571,65 @@ mutant "cli: the command outlives us" $cli/child.rs \
     'set_pdeathsig(Signal::SIGKILL)' 'set_pdeathsig(None)' $shell the_command_dies
 mutant "cli: what is another's is left in the environment" $cli/child.rs \
     'None => command.env_remove(name),' 'None => &mut command,' $shell is_told_of_its_attempt
+
+standstill="--test standstill"
+mutant "keeper: works on the hub's runtime" src/builder/server.rs \
+    'Keeper::apart(runtime, connect' 'Keeper::apart({ drop(runtime); runtime::Handle::current() }, connect' \
+    $standstill a_blocked_runtime_costs
+mutant "keeper: told by way of the hub" src/hub.rs \
+    'self.hub.keeper.keep(&self.lease);' \
+    'let (keeper, lease) = (self.hub.keeper.clone(), self.lease.clone()); tokio::spawn(async move { keeper.keep(&lease) });' \
+    $standstill one_blocked_thread
+mutant "keeper: a completion that waits is not kept" src/lease.rs \
+    'Some(LeaseLost::Settled) => self.term().completing,' 'Some(LeaseLost::Settled) => false,' $standstill work_done_in
+mutant "keeper: keeps for a runtime that hangs" src/keeper.rs \
+    '(silence > lease.terms.stall_limit).then_some(silence)' '(silence > 1_000 * lease.terms.stall_limit).then_some(silence)' \
+    $standstill a_runtime_that_hangs
+mutant "keeper: does not settle for a hub that has gone" src/hub.rs \
+    'self.keeper.settle(&settlement.lease, settlement.outcome);' 'drop(settlement);' $standstill a_guard_dropped_after
+mutant "keeper: a stop is no stall" src/lease.rs \
+    'Some(due) => LeaseLost::Stalled {
+                    time: now.saturating_since(due),
+                },' 'Some(_) => LeaseLost::Expired,' $standstill a_process_stopped
+mutant "clock: stands still while the machine sleeps" src/clock.rs \
+    'ClockId::CLOCK_BOOTTIME' 'ClockId::CLOCK_MONOTONIC' $standstill a_machine_that_slept
+mutant "clock: a sleep is noticed by timers only" src/hub/task.rs \
+    'if leases > timers + STOOD_STILL {' 'if false {' $standstill a_machine_that_slept_holds
+mutant "clock: a pause is not told by the wall clock" src/lease.rs \
+    'true => outrun,' 'true => Duration::ZERO,' $standstill a_paused_virtual_machine_holds
+mutant "clock: a wall clock that is set costs the lease" src/keeper.rs \
+    'self.notice_pause();' '' $standstill a_wall_clock_set
+mutant "clock: Tokio's, with a real server" src/builder/server.rs \
+    'Handle::spawn(store, inbox, Clock::Machine, keeper)' 'Handle::spawn(store, inbox, Clock::tokio(), keeper)' \
+    $standstill a_paused_clock
+mutant "lease: a forked child has the work" src/lease.rs \
+    'std::process::id() != self.process' 'false' $standstill a_forked_child
+mutant "lease: valid again after it was not" src/lease.rs \
+    'if left.is_zero() && given {
+            self.expire();
+        }' '' $renewal::a_guard_that_has_said
+mutant "lease: no margin but the least" src/terms.rs \
+    'share.max(term / 100 + Duration::from_millis(3))' 'term / 100 + Duration::from_millis(3)' --test observability \
+    --features tracing,metrics the_end_of_a_lease
+mutant "outage: told again to a stream that rejoins" src/acquire.rs \
+    'if self.outage.replace(outage) != Some(outage) {' 'if self.outage.replace(outage).is_none_or(|_| true) {' \
+    --test faults an_outage_that_costs
+mutant "outage: a lease that is lost ends it" src/hub/run/outage.rs \
+    'if let Some((id, _)) = self.present_outage() {' 'if let Some(id) = None {' --test faults an_outage_that_costs
+mutant "claim: a record without time to live never ends" $lua/claim.lua \
+    'if forgotten(r) then' 'if false then' --test faults a_record_that_never_expires
+mutant "record: one without time to live is shown for ever" src/store/record/codec.rs \
+    'record.forgotten_at() > at / 1_000' 'true' --test faults a_record_that_never_expires
+mutant "settle: a hand-off hides the failure" $lua/settle.lua \
+    "if r.cause == '-' or r.cause == 'handed_over' then" 'if true then' --test conformance redis::a_failure_and_its_reason
+mutant "settle: a hand-off after a failure is told as lost" src/hub/run/grants.rs \
+    'return again == lease.attempt;' 'return false;' $hub::a_hand_off_after_a_failure_is_ok
+mutant "settle: a late hand-off after a failure is told as done" src/hub/run/grants.rs \
+    'return again == lease.attempt;' 'return true;' $hub::a_hand_off_after_a_failure_that_was
+mutant "run: cut short, it has left" src/stream_ext/run.rs \
+    '*this.recorded = outcome.take();' '*this.recorded = None;' --test adapters run_that_is_cut_short_tells
+mutant "run: what came before the wait is told" src/stream_ext/run.rs \
+    'if matches!(event, Some(LockEvent::Locked(_))) {' 'if false {' --test adapters run_that_is_cut_short_while
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

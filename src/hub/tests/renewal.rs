@@ -108,6 +108,28 @@ async fn an_answer_that_comes_too_late_does_not_bring_the_guard_back() {
     guard.done().await.unwrap();
 }
 
+/// The hub, or the keeper, reads late what the server has answered in time.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_has_said_that_it_is_not_valid_stays_so() {
+    let memory = Memory::new();
+    let bad = on_renewals(&memory, |_| Fate::Good);
+    let a = renewing(&bad, "a");
+    let mut first = new_stream(&a);
+    let guard = acquired(&mut first).await;
+    assert!(guard.is_valid());
+    // Nothing else runs until it is over: no timer, and no renewal.
+    tokio::time::advance(Duration::from_millis(LEASE)).await;
+    let said = guard.is_valid();
+    tokio::time::sleep(Duration::from_millis(LEASE / 2)).await;
+    if !said {
+        assert!(!guard.is_valid() && guard.check().is_err());
+        assert!(guard.lost().now_or_never().is_some(), "and `lost` says so");
+        drop(guard);
+        assert!(matches!(next(&mut first).await, LockEvent::Failed(_)));
+    }
+    assert!(!said, "the test looks too late");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_is_refused_leaves_the_lease_until_its_end() {
     let memory = Memory::new();
