@@ -251,8 +251,10 @@ impl Builder {
     /// Renewal begins when any method of the guard is first called
     /// ([`WorkGuard::run`](crate::WorkGuard::run) is the one to wrap the work in): a guard that lies
     /// forgotten in a buffer ends with its lease. It ends with the guard, or after
-    /// [`max_hold`](Self::max_hold). The worker's task does it for all guards; those who wait are told
-    /// by push, and send no command because of it.
+    /// [`max_hold`](Self::max_hold). On a server, one thread of the process does it for all guards of all workers, over
+    /// a connection for each `build()`: no blocked thread of the runtime costs a guard its lease, for as long as
+    /// [`stall_limit`](Self::stall_limit). It ends when the runtime shuts down. Waiters are told by push, and send no
+    /// command because of it.
     ///
     /// # Examples
     ///

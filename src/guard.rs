@@ -168,8 +168,9 @@ impl WorkGuard {
     /// Resolves when the guard is lost, settled or dropped, and says why.
     ///
     /// It outlives the guard, and can be awaited in another task. It needs no answer from the server:
-    /// without one it resolves before the lease ends there, provided that the worker's runtime gets to
-    /// run its timers: 1 % of the lease and 3 ms earlier.
+    /// without one it resolves earlier than the lease ends there, by the [`margin`](crate::Builder::margin). For a guard
+    /// that is renewed that takes no more than CPU for the process; for another, a runtime that runs its timers. After
+    /// the machine slept it resolves within a second.
     ///
     /// # Cancel safety
     ///
