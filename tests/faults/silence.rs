@@ -85,10 +85,13 @@ async fn a_silent_subscriber_hears_within_3s() {
         let holder = server.builder(&key).lock_timeout(LONG).build().await;
         let waiter = through(&proxy, &key).lock_timeout(LONG).build().await;
         let waiter = waiter.unwrap();
+        let mut monitor = server.monitor();
         let (_first, guard, mut second) = race(&holder.unwrap(), &waiter).await;
         let mut third = waiter.acquire();
         locked(&mut third).await;
-        until(async || proxy.connections(Line::Subscriber) > 0).await;
+        // Between two beats: the next one is what finds that the subscriber does not answer.
+        until(async || monitor.all().iter().any(|name| name == "SPUBLISH")).await;
+        until_quiet(&mut monitor).await;
         assert!(proxy.decide(Some(Line::Subscriber), Fate::Silent) > 0);
         let began = Instant::now();
         guard.fail("over to you").await.unwrap();
