@@ -3,7 +3,7 @@
 //! A connection that is lost without a reset looks like a server that takes its time. `fred` tells
 //! them apart by the time since the last *write*, which every retry of ours postpones. So each
 //! request that is sent is a debt (`Debts`) until any answer comes. A debt that is older than a
-//! bound is looked into by the connection's `Keeper`: it asks the same server on a new connection.
+//! bound is looked into by the connection's `Driver`: it asks the same server on a new connection.
 //! If that is answered and the old one still is not, the old one is dead, and is made anew. If
 //! neither is answered, the server is stalled or away: a new connection would not help, and would
 //! cost what is on its way. The reads of a process that was itself stopped are behind its timers,
@@ -122,18 +122,18 @@ struct Inner {
     first: Option<Server>,
     shared: Arc<Shared>,
     /// Drives the client, if it is ours. Ends with the last clone.
-    keeper: AbortOnDropHandle<()>,
+    driver: AbortOnDropHandle<()>,
     owned: bool,
 }
 
-/// What a connection and its keeper tell each other.
+/// What a connection and its driver tell each other.
 struct Shared {
     debts: Mutex<Debts>,
-    /// There is a debt for a keeper that was idle.
+    /// There is a debt for a driver that was idle.
     begun: Notify,
     /// The connection is to be made anew.
     renew: Notify,
-    /// The keeper has torn the connection down.
+    /// The driver has torn the connection down.
     torn: broadcast::Sender<()>,
     /// It is not made anew any more.
     closed: AtomicBool,
@@ -144,7 +144,7 @@ struct Shared {
 #[derive(Default)]
 struct Debts {
     slots: HashMap<u16, Debt>,
-    /// Whether the keeper looks again by itself.
+    /// Whether the driver looks again by itself.
     watched: bool,
 }
 
@@ -263,7 +263,7 @@ impl Connection {
             closed: AtomicBool::new(false),
         });
         let server = client.active_connections().pop();
-        let keeper = Keeper {
+        let driver = Driver {
             client: client.clone(),
             config,
             shared: shared.clone(),
@@ -276,7 +276,7 @@ impl Connection {
             client: client.clone(),
             first: server,
             shared,
-            keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
+            driver: AbortOnDropHandle::new(tokio::spawn(driver.run())),
             owned,
         }))
     }
@@ -360,7 +360,7 @@ impl Connection {
     /// only.
     ///
     /// Not `ssubscribe`, which `fred` leaves in its buffer while other commands are in its queue. It
-    /// counts among those the ones that ended with a task (`Keeper::run`), and so for ever.
+    /// counts among those the ones that ended with a task (`Driver::run`), and so for ever.
     pub(super) async fn subscribe(&self, slot: u16, channel: &str) -> Result<(), FredError> {
         let command = CustomCommand::new_static("SSUBSCRIBE", ClusterHash::Custom(slot), false);
         let client = self.0.client.with_options(&once());
@@ -373,7 +373,7 @@ impl Connection {
         self.0.shared.renew.notify_one();
     }
 
-    /// An item each time that the keeper tears the connection down, which `fred` does not tell.
+    /// An item each time that the driver tears the connection down, which `fred` does not tell.
     pub(super) fn torn(&self) -> broadcast::Receiver<()> {
         self.0.shared.torn.subscribe()
     }
@@ -383,12 +383,12 @@ impl Connection {
     /// `QUIT`, and one that has just ended logs a warning.
     pub(super) fn close(&self) {
         self.0.shared.closed.store(true, Ordering::Relaxed);
-        self.0.keeper.abort();
+        self.0.driver.abort();
     }
 }
 
 /// The task behind a connection: it drives the client, if that is ours, and examines what it owes.
-struct Keeper {
+struct Driver {
     client: Client,
     /// What the client was made of, with its credentials as the caller wrote them.
     config: Config,
@@ -415,7 +415,7 @@ enum Verdict {
 /// `fred`'s task, which owns the sockets.
 type Router = AbortOnDropHandle<Result<(), FredError>>;
 
-impl Keeper {
+impl Driver {
     async fn run(mut self) {
         let mut router = self.owned.then(|| self.drive());
         let mut delay = RETRY_FIRST;
