@@ -510,7 +510,7 @@ mutant "build: a password is written as it is" $connection \
 mutant "build: the end of a password is shown" src/builder/server.rs \
     "Some((secret, _)) if secret.contains(['?', '#']) => return scheme + \"…\"," '' --test bad_input a_url_is_checked
 mutant "close: QUIT after the end" $connection \
-    'self.0.driver.abort();' 'let (inner, keeper) = (self.0.client.clone(), self.0.keeper.abort_handle()); tokio::spawn(async move { keeper.abort(); tokio::task::yield_now().await; let _ = inner.quit().await; });' \
+    'self.0.driver.abort();' 'let (inner, keeper) = (self.0.client.clone(), self.0.driver.abort_handle()); tokio::spawn(async move { keeper.abort(); tokio::task::yield_now().await; let _ = inner.quit().await; });' \
     --test quiet
 mutant "result: none is large" src/store/redis.rs \
     'payload.len() > LARGE' 'payload.len() > 1_000 * LARGE' $observed a_large_result
