@@ -598,7 +598,7 @@ mutant "clock: a sleep is noticed by timers only" src/hub/task.rs \
 mutant "clock: a pause is not told by the wall clock" src/lease.rs \
     'true => outrun,' 'true => Duration::ZERO,' $standstill a_paused_virtual_machine_holds
 mutant "clock: a wall clock that is set costs the lease" src/keeper.rs \
-    'self.notice_pause();' '' $standstill a_wall_clock_set
+    'self.notice_pause(now);' '' $standstill a_wall_clock_set
 mutant "clock: Tokio's, with a real server" src/builder/server.rs \
     'Handle::spawn(store, inbox, Clock::Machine, keeper)' 'Handle::spawn(store, inbox, Clock::tokio(), keeper)' \
     $standstill a_paused_clock

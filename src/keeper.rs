@@ -386,8 +386,8 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         if let Some(probe) = self.probe.as_mut().filter(|_| !self.kept.is_empty()) {
             probe.ask();
         }
-        self.notice_pause();
         let now = self.clock.now();
+        self.notice_pause(now);
         let mut due = Vec::new();
         while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
             self.due.remove(&(at, id));
@@ -400,30 +400,21 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
     }
 
     /// A virtual machine that was paused is told by its wall clock: what is kept may be over.
-    fn notice_pause(&mut self) {
+    fn notice_pause(&mut self, now: Moment) {
         let wall_lead = self.clock.wall_lead();
         let before = std::mem::replace(&mut self.wall_lead, wall_lead);
         // Less than the least margin is no matter.
         if wall_lead.saturating_sub(before) < 1_000 {
             return;
         }
-        let paused = |kept: &Kept| {
-            kept.lease
-                .upgrade()
-                .is_some_and(|lease| lease.may_have_paused())
+        let paused = |(_, kept): &(&Id, &Kept)| {
+            let lease = kept.lease.upgrade();
+            !kept.asked && lease.is_some_and(|lease| lease.may_have_paused())
         };
-        let ids = self
-            .kept
-            .iter()
-            .filter(|(_, kept)| !kept.asked && paused(kept));
-        let ids: Vec<Id> = ids.map(|(id, _)| *id).collect();
-        let leases = ids.into_iter().filter_map(|id| {
-            let kept = self.kept.get_mut(&id)?;
-            kept.asked = true;
-            Some((id, kept.lease.upgrade()?))
-        });
-        let leases = leases.collect();
-        self.renew(leases);
+        let paused: Vec<Id> = self.kept.iter().filter(paused).map(|(id, _)| *id).collect();
+        for id in paused {
+            self.requeue(id, now);
+        }
     }
 
     /// Looks after a lease whose time has come. It is returned if it is to be renewed now.
@@ -445,7 +436,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
             _ if kept.asked || kept.refused => ends,
             None => ends,
             // It was restarted meanwhile: extended, or confirmed.
-            Some(due) if due > now && !kept.failing => due.min(ends),
+            Some(due) if due > now && !kept.failing && !lease.may_have_paused() => due.min(ends),
             Some(_) => match stall(self.probe.as_ref(), &lease) {
                 Some(silence) => {
                     lease.stalled(silence);
