@@ -105,7 +105,7 @@ impl Keeper {
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub(crate) fn apart<S, C, F, E>(
+    pub(crate) fn apart<S, C, F>(
         runtime: Handle,
         connect: C,
         clock: Clock,
@@ -115,8 +115,7 @@ impl Keeper {
     where
         S: Store,
         C: Fn() -> F + Send + Sync + 'static,
-        F: Future<Output = Result<S, E>> + Send + 'static,
-        E: Send + 'static,
+        F: Future<Output = Result<S, Error>> + Send + 'static,
     {
         let (tasks, asked) = mpsc::unbounded_channel();
         let probe = Probe::new(Handle::current(), clock);
@@ -260,6 +259,8 @@ enum Done {
 struct Work<S, T> {
     clock: Clock,
     store: Option<S>,
+    /// Why there is none yet.
+    refused: Option<Error>,
     probe: Option<Probe>,
     tell: T,
     kept: HashMap<Id, Kept>,
@@ -272,7 +273,7 @@ struct Work<S, T> {
 }
 
 /// Keeps leases until no way to it is left.
-async fn run<S, C, F, E, T>(
+async fn run<S, C, F, T>(
     connect: C,
     mut tasks: mpsc::UnboundedReceiver<Task>,
     clock: Clock,
@@ -281,12 +282,13 @@ async fn run<S, C, F, E, T>(
 ) where
     S: Store,
     C: Fn() -> F,
-    F: Future<Output = Result<S, E>>,
+    F: Future<Output = Result<S, Error>>,
     T: Fn(News),
 {
     let mut work = Work {
         clock,
         store: None,
+        refused: None,
         probe,
         tell,
         kept: HashMap::new(),
@@ -296,7 +298,12 @@ async fn run<S, C, F, E, T>(
         in_flight: FuturesUnordered::new(),
         wall_lead: clock.wall_lead(),
     };
-    let mut connecting = pin!(connected(connect).fuse());
+    let mut delay = RETRY_FIRST;
+    let after = async |wait| {
+        sleep(wait).await;
+        connect().await
+    };
+    let mut connecting = pin!(after(Duration::ZERO));
     let mut open = true;
     while open || !work.in_flight.is_empty() || !work.settling.is_empty() {
         let wake = work.wakes_in();
@@ -305,7 +312,14 @@ async fn run<S, C, F, E, T>(
                 Some(task) => work.begin(task),
                 None => open = false,
             },
-            store = &mut connecting, if work.store.is_none() => work.store = Some(store),
+            connected = &mut connecting, if work.store.is_none() => match connected {
+                Ok(store) => work.store = Some(store),
+                Err(error) => {
+                    work.refused = Some(error);
+                    connecting.set(after(jittered(delay)));
+                    delay = next_delay(delay);
+                }
+            },
             Some(done) = work.in_flight.next(), if !work.in_flight.is_empty() => work.done(done),
             () = sleep(wake.unwrap_or_default()), if wake.is_some() => {}
         }
@@ -313,22 +327,6 @@ async fn run<S, C, F, E, T>(
     }
     if let Some(store) = &work.store {
         store.close().await;
-    }
-}
-
-/// A store, as soon as one can be had.
-async fn connected<S, F, E>(connect: impl Fn() -> F) -> S
-where
-    F: Future<Output = Result<S, E>>,
-{
-    let mut delay = RETRY_FIRST;
-    loop {
-        // What it says is not news: a server out of reach fails what is asked over the other connections too.
-        if let Ok(store) = connect().await {
-            return store;
-        }
-        sleep(jittered(delay)).await;
-        delay = next_delay(delay);
     }
 }
 
@@ -360,12 +358,16 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
 
     /// When there is something to do.
     fn wakes_in(&self) -> Option<Duration> {
-        let (at, _) = self.due.first()?;
-        let left = at.saturating_since(self.clock.now());
-        Some(match self.clock.outlives_timers() {
-            true => left.min(LOOK),
-            false => left,
-        })
+        let due = self
+            .due
+            .first()
+            .map(|(at, _)| at.saturating_since(self.clock.now()));
+        match due {
+            // What is to be settled has a bound.
+            None => (!self.settling.is_empty()).then_some(LOOK),
+            Some(due) if self.clock.outlives_timers() => Some(due.min(LOOK)),
+            due => due,
+        }
     }
 
     fn requeue(&mut self, id: Id, at: Moment) {
@@ -444,9 +446,15 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                     let again = lease.terms.renew_every.unwrap_or(LOOK).min(LOOK / 4);
                     ends.min(now + again)
                 }
-                // Without a connection there is nobody to ask yet.
+                // There is no connection yet.
                 None if self.store.is_none() => {
-                    lease.asked(None);
+                    let error = self.refused.as_ref().map(|error| about(error, &lease.key));
+                    if let Some(error) = &error
+                        && !std::mem::replace(&mut kept.failing, true)
+                    {
+                        (self.tell)(News::Failing(lease.key.clone(), error.clone()));
+                    }
+                    lease.asked(error);
                     ends.min(now + RETRY_FIRST)
                 }
                 None => {
@@ -600,6 +608,17 @@ impl<S, T> Drop for Work<S, T> {
         for lease in self.kept.values().filter_map(|kept| kept.lease.upgrade()) {
             lease.lose(LeaseLost::Stopped);
         }
+    }
+}
+
+/// The same error, of another key.
+fn about(error: &Error, key: &Key) -> Error {
+    match error {
+        Error::Unavailable { source, .. } => Error::Unavailable {
+            key: key.clone(),
+            source: source.clone(),
+        },
+        error => error.clone(),
     }
 }
 

@@ -117,7 +117,7 @@ impl Server {
             Ok(()) => {
                 let inbox = Inbox::new();
                 let keeper = match thread {
-                    Some(thread) => keeper(&store, thread, inbox.teller()),
+                    Some(thread) => keeper(&store, &key, thread, inbox.teller()),
                     None => Keeper::idle(),
                 };
                 let hub = Handle::spawn(store, inbox, Clock::Machine, keeper);
@@ -135,11 +135,16 @@ impl Server {
 /// to keep.
 fn keeper(
     store: &RedisStore,
+    key: &Key,
     (runtime, observers): (runtime::Handle, Observers),
     tell: impl Fn(News) + Send + 'static,
 ) -> Keeper {
-    let apart = store.apart();
-    let connect = move || apart.clone().connect();
+    let (apart, key) = (store.apart(), key.clone());
+    let connect = move || {
+        let (apart, key) = (apart.clone(), key.clone());
+        let unavailable = move |source| Error::Unavailable { key, source };
+        async move { apart.connect().await.map_err(unavailable) }
+    };
     Keeper::apart(runtime, connect, Clock::Machine, observers, tell)
 }
 
