@@ -171,19 +171,20 @@ impl Builder {
     /// The lease: how long the holder has to settle its guard before others may take over.
     /// Rounded up to whole milliseconds.
     ///
-    /// On the holder's side it ends earlier, by the [`margin`](Self::margin): one of less than 4 ms is over before it
-    /// begins.
+    /// On the holder's side it ends earlier, by the [`margin`](Self::margin): one of less than 4 ms
+    /// is over before it begins.
     pub fn lock_timeout(mut self, lock_timeout: Duration) -> Self {
         self.lock_timeout = lock_timeout;
         self
     }
 
-    /// How long before the lease ends on the server it ends for its holder: the time that the holder has to notice, on
-    /// a machine that is loaded, and to stop. A tenth of the lock timeout by default, and at most 2 s; never less than
-    /// 1 % of the lock timeout and 3 ms, by which clocks and timers may differ.
+    /// How long before the lease ends on the server it ends for its holder: the time that the
+    /// holder has to notice, on a machine that is loaded, and to stop. A tenth of the lock timeout
+    /// by default, and at most 2 s; never less than 1 % of the lock timeout and 3 ms, by which
+    /// clocks and timers may differ.
     ///
-    /// Of a shorter term, such as that of a grant that was handed over and is not confirmed yet, the margin is as large
-    /// a share as it is of the lock timeout.
+    /// Of a shorter term, such as that of a grant that was handed over and is not confirmed yet,
+    /// the margin is as large a share as it is of the lock timeout.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.margin = Some(margin);
         self
@@ -249,12 +250,12 @@ impl Builder {
     /// renewal that fails can be tried again.
     ///
     /// Renewal begins when any method of the guard is first called
-    /// ([`WorkGuard::run`](crate::WorkGuard::run) is the one to wrap the work in): a guard that lies
-    /// forgotten in a buffer ends with its lease. It ends with the guard, or after
-    /// [`max_hold`](Self::max_hold). On a server, one thread of the process does it for all guards of all workers, over
-    /// a connection for each `build()`: no blocked thread of the runtime costs a guard its lease, for as long as
-    /// [`stall_limit`](Self::stall_limit). It ends when the runtime shuts down. Waiters are told by push, and send no
-    /// command because of it.
+    /// ([`WorkGuard::run`](crate::WorkGuard::run) is the one to wrap the work in): a guard that
+    /// lies forgotten in a buffer ends with its lease. It ends with the guard, or after
+    /// [`max_hold`](Self::max_hold). On a server, one thread of the process does it for all guards
+    /// of all workers, over a connection for each `build()`: no blocked thread of the runtime costs
+    /// a guard its lease, for as long as [`stall_limit`](Self::stall_limit). It ends when the
+    /// runtime shuts down. Waiters are told by push, and send no command because of it.
     ///
     /// # Examples
     ///
@@ -288,8 +289,9 @@ impl Builder {
         self
     }
 
-    /// Like [`renew`](Self::renew), with a period of one's own: at most half of what the [`margin`](Self::margin) leaves
-    /// of the lock timeout, so that a renewal that fails can be tried again.
+    /// Like [`renew`](Self::renew), with a period of one's own: at most half of what the
+    /// [`margin`](Self::margin) leaves of the lock timeout, so that a renewal that fails can be
+    /// tried again.
     pub fn renew_every(mut self, period: Duration) -> Self {
         self.renewal = Renewal::Every(period);
         self
@@ -302,13 +304,14 @@ impl Builder {
         self
     }
 
-    /// How long the runtime that a guard was acquired on may not run before the guard is renewed no longer; the greater
-    /// of 60 s and ten lock timeouts by default.
+    /// How long the runtime that a guard was acquired on may not run before the guard is renewed no
+    /// longer; the greater of 60 s and ten lock timeouts by default.
     ///
-    /// Renewal does not need that runtime: a thread that is blocked, or all of them, cost no guard its lease. This is
-    /// the bound on it, so that a process that hangs for ever does not hold the work for ever. The runtime is asked to
-    /// run a small task each time that a guard is renewed; when none has run for so long, the guard is lost at the end
-    /// of its lease with [`LeaseLost::Stalled`](crate::LeaseLost::Stalled).
+    /// Renewal does not need that runtime: a thread that is blocked, or all of them, cost no guard
+    /// its lease. This is the bound on it, so that a process that hangs for ever does not hold the
+    /// work for ever. The runtime is asked to run a small task each time that a guard is renewed;
+    /// when none has run for so long, the guard is lost at the end of its lease with
+    /// [`LeaseLost::Stalled`](crate::LeaseLost::Stalled).
     pub fn stall_limit(mut self, stall_limit: Duration) -> Self {
         self.stall_limit = Some(stall_limit);
         self

@@ -1,11 +1,13 @@
 //! The clock by which a lease is judged on this machine.
 //!
-//! Tokio's timers and [`std::time::Instant`] stand still while a Linux machine sleeps; the server's clock does not.
-//! So a lease that a server granted is judged by `CLOCK_BOOTTIME`, which counts that time. On other systems it is
-//! the monotonic clock: on macOS that one counts sleep too, elsewhere it may not.
+//! Tokio's timers and [`std::time::Instant`] stand still while a Linux machine sleeps; the server's
+//! clock does not. So a lease that a server granted is judged by `CLOCK_BOOTTIME`, which counts
+//! that time. On other systems it is the monotonic clock: on macOS that one counts sleep too,
+//! elsewhere it may not.
 //!
-//! A virtual machine that was paused moves none of these. Its wall clock is set right when it resumes, so a wall
-//! clock that has outrun the clock of the lease tells of such a pause; see [`Clock::wall_lead`].
+//! A virtual machine that was paused moves none of these. Its wall clock is set right when it
+//! resumes, so a wall clock that has outrun the clock of the lease tells of such a pause; see
+//! [`Clock::wall_lead`].
 
 use std::time::Duration;
 
@@ -47,8 +49,9 @@ impl Clock {
         })
     }
 
-    /// By how many µs the wall clock is ahead of this clock, which is the same number for as long as both run.
-    /// It grows when a paused virtual machine resumes, and when the wall clock is set forward.
+    /// By how many µs the wall clock is ahead of this clock, which is the same number for as long
+    /// as both run. It grows when a paused virtual machine resumes, and when the wall clock is set
+    /// forward.
     pub(crate) fn wall_lead(self) -> i64 {
         match self {
             Self::Machine => {

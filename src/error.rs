@@ -266,8 +266,8 @@ pub enum LeaseLost {
         #[source]
         source: Option<Error>,
     },
-    /// The lease ended because the process, or the runtime that the guard was acquired on, did not run for so long: it
-    /// was stopped, or its machine slept, or the runtime hung for longer than
+    /// The lease ended because the process, or the runtime that the guard was acquired on, did not
+    /// run for so long: it was stopped, or its machine slept, or the runtime hung for longer than
     /// [`Builder::stall_limit`](crate::Builder::stall_limit).
     #[error("the lease was lost: the process or its runtime did not run for {time:?}")]
     Stalled {

@@ -131,8 +131,8 @@ pub struct Failed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousAttempt {
-    /// Which one, from 1. It has our number when it was handed over and no attempt of the run has failed: a hand-off
-    /// does not hide the last failure.
+    /// Which one, from 1. It has our number when it was handed over and no attempt of the run has
+    /// failed: a hand-off does not hide the last failure.
     pub attempt: u32,
     /// Who made it.
     pub holder: String,

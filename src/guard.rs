@@ -130,14 +130,16 @@ impl WorkGuard {
 
     /// Whether no other worker can have been granted the work yet. Once this is false it stays so.
     ///
-    /// It counts the time for which the machine slept, on Linux, Android and macOS; elsewhere only as far as the
-    /// system's monotonic clock does. A virtual machine that was paused is told by its wall clock: by how much that has
-    /// gone ahead of the other clock, if by more than the margin, is time that has passed.
+    /// It counts the time for which the machine slept, on Linux, Android and macOS; elsewhere only
+    /// as far as the system's monotonic clock does. A virtual machine that was paused is told by
+    /// its wall clock: by how much that has gone ahead of the other clock, if by more than the
+    /// margin, is time that has passed.
     pub fn is_valid(&self) -> bool {
         !self.remaining().is_zero()
     }
 
-    /// Whether the work may go on: for before each effect, where an error is easier to pass on than a flag.
+    /// Whether the work may go on: for before each effect, where an error is easier to pass on than
+    /// a flag.
     ///
     /// # Errors
     ///
@@ -167,10 +169,11 @@ impl WorkGuard {
 
     /// Resolves when the guard is lost, settled or dropped, and says why.
     ///
-    /// It outlives the guard, and can be awaited in another task. It needs no answer from the server:
-    /// without one it resolves earlier than the lease ends there, by the [`margin`](crate::Builder::margin). For a guard
-    /// that is renewed that takes no more than CPU for the process; for another, a runtime that runs its timers. After
-    /// the machine slept it resolves within a second.
+    /// It outlives the guard, and can be awaited in another task. It needs no answer from the
+    /// server: without one it resolves earlier than the lease ends there, by the
+    /// [`margin`](crate::Builder::margin). For a guard that is renewed that takes no more than CPU
+    /// for the process; for another, a runtime that runs its timers. After the machine slept it
+    /// resolves within a second.
     ///
     /// # Cancel safety
     ///

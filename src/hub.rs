@@ -44,7 +44,8 @@ pub(crate) struct Handle {
     keeper: Keeper,
 }
 
-/// A hub that does not run yet: its way in, so that a keeper can be made that tells it what it does.
+/// A hub that does not run yet: its way in, so that a keeper can be made that tells it what it
+/// does.
 pub(crate) struct Inbox {
     messages: mpsc::UnboundedSender<Message>,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -79,7 +80,8 @@ impl Handle {
         Self::spawn(store, inbox, clock, keeper)
     }
 
-    /// Starts a hub on the current runtime, whose leases are judged by this clock and kept by this keeper.
+    /// Starts a hub on the current runtime, whose leases are judged by this clock and kept by this
+    /// keeper.
     ///
     /// # Panics
     ///
@@ -176,8 +178,8 @@ impl Handle {
         }
     }
 
-    /// Fails only when the hub's runtime has shut down. The keeper then ends a grant that is dropped, if it works on;
-    /// everything else that is left on the server ends with its lease.
+    /// Fails only when the hub's runtime has shut down. The keeper then ends a grant that is
+    /// dropped, if it works on; everything else that is left on the server ends with its lease.
     fn send(&self, message: Message) {
         if let Err(mpsc::error::SendError(Message::Settle(settlement))) =
             self.messages.send(message)
@@ -321,8 +323,8 @@ impl Grant {
         }
     }
 
-    /// Begins to renew it, if it shall be. The keeper is told itself: a hub that is woken by a thread which then blocks
-    /// does not run before that thread goes on.
+    /// Begins to renew it, if it shall be. The keeper is told itself: a hub that is woken by a
+    /// thread which then blocks does not run before that thread goes on.
     pub(crate) fn in_use(&self) {
         // Relaxed: it matters only that one of the callers is the first.
         if self.lease.terms.renew_every.is_some() && !self.used.swap(true, Ordering::Relaxed) {

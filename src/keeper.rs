@@ -1,12 +1,13 @@
 //! Keeps leases: renews those of guards that are in use, and ends those that cannot be kept.
 //!
-//! For runs on a server it works in a thread of its own, over a connection of its own, so that no lease ends because a
-//! thread of the user's runtime is blocked, or all of them. Renewing over the connections of that runtime would not
-//! help: the tasks that drive them stand still with it. In memory it is a task beside the hub's, on the same clock.
+//! For runs on a server it works in a thread of its own, over a connection of its own, so that no
+//! lease ends because a thread of the user's runtime is blocked, or all of them. Renewing over the
+//! connections of that runtime would not help: the tasks that drive them stand still with it. In
+//! memory it is a task beside the hub's, on the same clock.
 //!
-//! That a lease is kept without the user's runtime has a bound: a process that hangs for ever must not hold the work
-//! for ever. So the keeper asks that runtime to run a task now and then, and stops renewing when it has not for
-//! [`Terms::stall_limit`](crate::terms::Terms::stall_limit).
+//! That a lease is kept without the user's runtime has a bound: a process that hangs for ever must
+//! not hold the work for ever. So the keeper asks that runtime to run a task now and then, and
+//! stops renewing when it has not for [`Terms::stall_limit`](crate::terms::Terms::stall_limit).
 
 mod thread;
 
@@ -35,7 +36,8 @@ use crate::store::record::loss;
 use crate::store::{GRAIN, Op, Outcome, Reply, Store};
 pub(crate) use thread::runtime;
 
-/// Timers stand still while the machine sleeps. So the clock is looked at this often while a lease is kept.
+/// Timers stand still while the machine sleeps. So the clock is looked at this often while a lease
+/// is kept.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What one call renews at most. More of them hold up the server for others.
@@ -100,7 +102,8 @@ impl Keeper {
         }))
     }
 
-    /// A keeper in the process's thread, with a store of its own, which is connected when there is a lease to keep.
+    /// A keeper in the process's thread, with a store of its own, which is connected when there is
+    /// a lease to keep.
     ///
     /// # Panics
     ///

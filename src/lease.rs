@@ -1,4 +1,5 @@
-//! How long a grant is good for on this process's clock; its hub, its keeper and its guard share it.
+//! How long a grant is good for on this process's clock; its hub, its keeper and its guard share
+//! it.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -30,7 +31,8 @@ pub(crate) struct Lease {
     /// The participation it was granted to.
     pub(crate) id: Id,
     clock: Clock,
-    /// The process that was granted it: a forked child has a copy of the guard, and no right to the work.
+    /// The process that was granted it: a forked child has a copy of the guard, and no right to the
+    /// work.
     process: u32,
     began: Moment,
     term: Mutex<Term>,
@@ -73,7 +75,8 @@ enum Renewal {
 }
 
 impl Term {
-    /// The server was asked then, and so much was left when it answered; but it ends for its holder no later than that.
+    /// The server was asked then, and so much was left when it answered; but it ends for its holder
+    /// no later than that.
     pub(crate) fn new(asked: Stamp, left: Duration, latest: Moment, terms: &Terms) -> Self {
         let ends = asked.moment + left.saturating_sub(terms.margin_of(left));
         Self {
@@ -127,16 +130,16 @@ impl Lease {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The server has restarted it. Answers may overtake each other: the last restart, as the record counts them,
-    /// is what the server goes by. Whether it was that.
+    /// The server has restarted it. Answers may overtake each other: the last restart, as the
+    /// record counts them, is what the server goes by. Whether it was that.
     pub(crate) fn restart(&self, restart: u64, asked: Stamp, left: Duration) -> bool {
         let mut term = self.term();
         if restart <= term.restart {
             return false;
         }
-        // Once a guard has said that it is not valid, it stays so. The server's end counts all the same, for as
-        // long as a completion is on its way. And a server whose clock was set back keeps a lease for longer than was
-        // asked.
+        // Once a guard has said that it is not valid, it stays so. The server's end counts all the
+        // same, for as long as a completion is on its way. And a server whose clock was set back
+        // keeps a lease for longer than was asked.
         let next = Term::new(asked, left, self.hold_ends(), &self.terms);
         let kept = std::mem::replace(&mut *term, next);
         (term.restart, term.given, term.completing) = (restart, kept.given, kept.completing);
@@ -180,7 +183,8 @@ impl Lease {
                 max_hold: self.terms.max_hold,
             },
             Renewal::Stalled(time) => LeaseLost::Stalled { time: *time },
-            // It was due, and the keeper's thread itself did not run: the process was stopped, or the machine slept.
+            // It was due, and the keeper's thread itself did not run: the process was stopped, or
+            // the machine slept.
             Renewal::Kept => match due.filter(|due| *due < now) {
                 Some(due) => LeaseLost::Stalled {
                     time: now.saturating_since(due),
@@ -209,7 +213,8 @@ impl Lease {
         }
     }
 
-    /// The keeper has asked for a renewal; and this was the answer, if it was none that restarts it.
+    /// The keeper has asked for a renewal; and this was the answer, if it was none that restarts
+    /// it.
     pub(crate) fn asked(&self, answer: Option<Error>) {
         let mut term = self.term();
         // An answer that says nothing new leaves the last that did.
@@ -227,8 +232,9 @@ impl Lease {
 
     /// When the keeper is to renew it; `None` if no renewal reaches further.
     ///
-    /// So long before the end as a whole lease is longer than the period; for a term that is no whole lease, as that
-    /// of a grant that was handed over and is not confirmed, after a third of it.
+    /// So long before the end as a whole lease is longer than the period; for a term that is no
+    /// whole lease, as that of a grant that was handed over and is not confirmed, after a third of
+    /// it.
     pub(crate) fn renewal_due(&self) -> Option<Moment> {
         let every = self.terms.renew_every?;
         let term = self.term();
@@ -249,8 +255,8 @@ impl Lease {
         length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(1)
     }
 
-    /// The holder has completed the work. Until the server knows, the lease is kept for it: a hub that cannot run,
-    /// as on a thread that is blocked, has not sent it yet.
+    /// The holder has completed the work. Until the server knows, the lease is kept for it: a hub
+    /// that cannot run, as on a thread that is blocked, has not sent it yet.
     pub(crate) fn complete(&self) {
         self.term().completing = true;
     }
@@ -307,8 +313,8 @@ impl Lease {
         left
     }
 
-    /// Time that passed in this term without being counted by the lease's clock, as far as the wall clock tells: more
-    /// than the margin only, since clocks are slewed.
+    /// Time that passed in this term without being counted by the lease's clock, as far as the wall
+    /// clock tells: more than the margin only, since clocks are slewed.
     fn paused(&self, term: &Term) -> Duration {
         let outrun = self.clock.wall_lead().saturating_sub(term.wall_lead);
         let outrun = Duration::from_micros(u64::try_from(outrun).unwrap_or(0));

@@ -83,8 +83,8 @@ impl Span {
     }
 }
 
-/// Where this thread tells what happens, for what is to be told by another in its place: its subscriber, and its
-/// recorder, as far as the end of a lease needs it.
+/// Where this thread tells what happens, for what is to be told by another in its place: its
+/// subscriber, and its recorder, as far as the end of a lease needs it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Observers {
     #[cfg(feature = "tracing")]

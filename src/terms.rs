@@ -33,10 +33,11 @@ impl Terms {
         self.lease.min(CONFIRM_WINDOW.as_millis() as u64)
     }
 
-    /// How long before the server's end a term of this length ends for its holder: a share of the margin, as large as
-    /// the term is of a whole lease. At least 1 % of the term and 3 ms: the drift that [Redlock] allows for; the grain of
-    /// the server's expiry, 1 ms; and that of the timer that tells the holder, 2 ms, since the queue of timers and
-    /// Tokio's own each round up to the next.
+    /// How long before the server's end a term of this length ends for its holder: a share of the
+    /// margin, as large as the term is of a whole lease. At least 1 % of the term and 3 ms: the
+    /// drift that [Redlock] allows for; the grain of the server's expiry, 1 ms; and that of the
+    /// timer that tells the holder, 2 ms, since the queue of timers and Tokio's own each round up
+    /// to the next.
     ///
     /// [Redlock]: https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
     pub(crate) fn margin_of(&self, term: Duration) -> Duration {

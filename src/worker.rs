@@ -19,10 +19,9 @@ use crate::watch::Watch;
 /// Takes part in the runs of one key, over connections that it may share with other keys.
 ///
 /// Cloning and [`with_key`](Self::with_key) are cheap and share the connections: one for commands
-/// and one for subscriptions (one more with [`Builder::replicas`], and one more from the first guard
-/// that [renewal](Builder::renew) keeps), however many keys and streams
-/// there are. They end with the last
-/// worker, stream and guard.
+/// and one for subscriptions (one more with [`Builder::replicas`], and one more from the first
+/// guard that [renewal](Builder::renew) keeps), however many keys and streams there are. They end
+/// with the last worker, stream and guard.
 #[derive(Clone, Debug)]
 pub struct LockingWorker {
     entry: Entry,

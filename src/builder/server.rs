@@ -131,8 +131,8 @@ impl Server {
     }
 }
 
-/// What keeps the leases of a store's grants: the process's thread, and a connection there as soon as there is a lease
-/// to keep.
+/// What keeps the leases of a store's grants: the process's thread, and a connection there as soon
+/// as there is a lease to keep.
 fn keeper(
     store: &RedisStore,
     key: &Key,

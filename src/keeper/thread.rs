@@ -26,7 +26,8 @@ pub(crate) fn runtime() -> io::Result<Handle> {
     {
         return Ok(runtime.clone());
     }
-    // The runtime is made there: one that is dropped here, where no thread can be started, would panic within a task.
+    // The runtime is made there: one that is dropped here, where no thread can be started, would
+    // panic within a task.
     let (made, making) = std::sync::mpsc::sync_channel(1);
     thread::Builder::new()
         .name("lease-keeper".to_owned())
@@ -46,7 +47,8 @@ pub(crate) fn runtime() -> io::Result<Handle> {
     Ok(handle)
 }
 
-/// A signal to the process goes to any thread that does not block it. The user has chosen among the user's own.
+/// A signal to the process goes to any thread that does not block it. The user has chosen among the
+/// user's own.
 fn take_no_signals() {
     #[cfg(unix)]
     {

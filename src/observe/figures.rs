@@ -75,7 +75,8 @@ const WAYS_TO_LOSE: [&str; 8] = [
     "stopped",
 ];
 
-/// The figures of one thread's recorder that another thread keeps in its place: those of the end of a lease.
+/// The figures of one thread's recorder that another thread keeps in its place: those of the end of
+/// a lease.
 #[cfg(feature = "metrics")]
 #[derive(Clone, Debug, Default)]
 pub(super) struct Carried {

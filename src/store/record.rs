@@ -213,7 +213,8 @@ impl Record {
         (self.fence, self.state.min(State::Open), self.renewal)
     }
 
-    /// Server time in ms at which it is forgotten: a lease is remembered for the retention after its end.
+    /// Server time in ms at which it is forgotten: a lease is remembered for the retention after
+    /// its end.
     pub(crate) fn forgotten_at(&self) -> u64 {
         match self.state.is_owned() {
             true => self.until.saturating_add(self.retention),

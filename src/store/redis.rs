@@ -309,8 +309,8 @@ pub(crate) struct Apart {
 }
 
 impl Apart {
-    /// Connects a store that carries out transitions, and hears of none: it has one connection, which also waits for
-    /// replicas, and follows the sentinels by itself.
+    /// Connects a store that carries out transitions, and hears of none: it has one connection,
+    /// which also waits for replicas, and follows the sentinels by itself.
     ///
     /// # Errors
     ///

@@ -59,7 +59,8 @@ pub struct Run<St, W, F> {
     #[pin]
     events: St,
     work: W,
-    /// What the server has recorded of our attempt. It is the outcome if the stream says nothing more.
+    /// What the server has recorded of our attempt. It is the outcome if the stream says nothing
+    /// more.
     recorded: Option<Outcome>,
 }
 
@@ -121,7 +122,8 @@ where
                             guard,
                         }
                     }
-                    // It was cut short, as with `take_until`, and what it would have told was settled.
+                    // It was cut short, as with `take_until`, and what it would have told was
+                    // settled.
                     None if this.recorded.is_some() => {
                         let recorded = this.recorded.take().unwrap_or(Outcome::Left);
                         return Poll::Ready(Ok(recorded));

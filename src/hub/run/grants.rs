@@ -211,8 +211,8 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
     let Some(previous) = &record.previous else {
         return false;
     };
-    // A failure before ours is what a hand-off leaves as it is: that the same attempt is made again, or is to be, is
-    // what tells of it then. After an expired lease the next would be.
+    // A failure before ours is what a hand-off leaves as it is: that the same attempt is made
+    // again, or is to be, is what tells of it then. After an expired lease the next would be.
     if cause == Cause::HandedOver && previous.attempt < lease.attempt {
         let again = match record.state {
             State::Granted | State::Held => record.attempt,

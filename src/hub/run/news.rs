@@ -118,8 +118,8 @@ impl Run {
                     return self.leave(id, now);
                 };
                 let (token, terms) = (member.token, member.terms.clone());
-                // Counted from before the answer that told us the server's time was asked for. A message may have been
-                // late: what it says is left was left when it was sent.
+                // Counted from before the answer that told us the server's time was asked for. A
+                // message may have been late: what it says is left was left when it was sent.
                 let here = self.hub.clock.stamp();
                 let latest = here.moment + view.ends.saturating_duration_since(here.instant);
                 let term = match self.clock {

@@ -45,7 +45,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// What `fred` says to a request whose answer it has dropped.
 pub(super) const DROPPED: &str = "channel closed";
 
-/// How long to wait before a connection that could not be made is tried again, at first and at most.
+/// How long to wait before a connection that could not be made is tried again, at first and at
+/// most.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -359,8 +360,8 @@ impl Connection {
     /// Subscribes to a channel of this slot. One a call: `fred` counts the acknowledgements of one
     /// only.
     ///
-    /// Not `ssubscribe`, which `fred` leaves in its buffer while other commands are in its queue. It
-    /// counts among those the ones that ended with a task (`Driver::run`), and so for ever.
+    /// Not `ssubscribe`, which `fred` leaves in its buffer while other commands are in its queue.
+    /// It counts among those the ones that ended with a task (`Driver::run`), and so for ever.
     pub(super) async fn subscribe(&self, slot: u16, channel: &str) -> Result<(), FredError> {
         let command = CustomCommand::new_static("SSUBSCRIBE", ClusterHash::Custom(slot), false);
         let client = self.0.client.with_options(&once());
@@ -439,7 +440,7 @@ impl Driver {
                 () = self.until_dead() => {}
             }
             delay = RETRY_FIRST;
-            // Nobody may listen.
+            // There may be no receiver.
             let _ = shared.torn.send(());
             match router.take() {
                 Some(old) => {

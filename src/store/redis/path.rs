@@ -26,7 +26,8 @@ use super::once;
 use crate::store::Pace;
 use crate::store::key::Key;
 
-/// How long a beat is waited for, at least, before the subscriber is asked for all that came before.
+/// How long a beat is waited for, at least, before the subscriber is asked for all that came
+/// before.
 const SOON: Duration = Duration::from_millis(10);
 
 /// The keys whose transitions are awaited, and how the last beats went.
@@ -169,7 +170,8 @@ impl Path {
         let began = Instant::now();
         let mut messages = subscriber.client().message_rx();
         let lane = subscriber.lane(slot);
-        // Again each time, though it is subscribed: its acknowledgement is what the subscriber owes.
+        // Again each time, though it is subscribed: its acknowledgement is what the subscriber
+        // owes.
         subscriber.subscribe(slot, channel).await?;
         let nonce = self.nonce.fetch_add(1, Ordering::Relaxed).to_string();
         let publish = CustomCommand::new_static("SPUBLISH", ClusterHash::Custom(slot), false);
