@@ -7,8 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{Instrument, info_span};
 
+use std::time::Duration;
+
 use crate::common::{
-    Cluster, Sentinel, Server, command, is_in_step, least_permissions, text, until,
+    Cluster, Sentinel, Server, acquired, command, is_in_step, least_permissions, text, until,
 };
 use crate::recorder::Recorder;
 
@@ -154,4 +156,49 @@ async fn pretend(client: TcpStream, server: u16) {
             return;
         }
     }
+}
+
+/// The thread that keeps leases tells what it does where the worker was built, also while that runtime is blocked.
+#[tokio::test]
+async fn a_lease_that_the_keeper_ends_is_told_where_its_worker_was_built() {
+    let server = Server::start();
+    let recorder = Recorder::install();
+    let lease = Duration::from_millis(300);
+    let builder = server.builder("job").label("a").lock_timeout(lease).renew();
+    let worker = builder.stall_limit(lease).build().await.unwrap();
+    let guard = acquired(&mut worker.acquire()).await;
+    let token = guard.cancellation_token();
+    // Two renewals are told by the other thread, too.
+    until(async || recorder.events().len() > 2).await;
+    while !token.is_cancelled() {
+        std::thread::sleep(lease / 10);
+    }
+    let events = recorder.events();
+    let [acquired, renewed, .., lost] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let told = "participation/work: ";
+    assert_eq!(
+        acquired,
+        &format!("{told}INFO acquired key=job attempt=1 fencing_token=#0")
+    );
+    assert_eq!(
+        renewed,
+        &format!("{told}DEBUG renewed key=job attempt=1 fencing_token=#0")
+    );
+    let stalled = format!(
+        "{told}WARN lost key=job attempt=1 fencing_token=#0 reason=the lease was lost: the process"
+    );
+    assert!(lost.starts_with(&stalled), "{lost}");
+    let figures = recorder.figures();
+    assert!(
+        figures.contains(&"lease_losses_total reason=stalled = 1".to_owned()),
+        "{figures:?}"
+    );
+    assert!(
+        figures
+            .iter()
+            .any(|figure| figure.starts_with("hold_seconds = [0.")),
+        "{figures:?}"
+    );
 }
