@@ -591,6 +591,8 @@ mutant "keeper: a stop is no stall" src/lease.rs \
     'Some(due) => LeaseLost::Stalled {
                     time: now.saturating_since(due),
                 },' 'Some(_) => LeaseLost::Expired,' $standstill a_process_stopped
+mutant "keeper: told nowhere" src/keeper.rs \
+    'let run = observers.follow(run);' 'drop(observers);' --features tracing,metrics --test observability a_lease_that_the_keeper
 mutant "clock: stands still while the machine sleeps" src/clock.rs \
     'ClockId::CLOCK_BOOTTIME' 'ClockId::CLOCK_MONOTONIC' $standstill a_machine_that_slept
 mutant "clock: a sleep is noticed by timers only" src/hub/task.rs \

@@ -1,5 +1,6 @@
 //! What a machine does to the command line: zombies, namespaces, limits, a silent resolver.
 
+use super::common::clocks::{Clock, Clocks};
 use super::*;
 
 /// Fails the test, and does not pass it, where the machine permits no namespaces.
@@ -267,4 +268,44 @@ async fn few_descriptors_stop_all_or_start_nothing() {
         let _ = std::fs::remove_file(desk.path("far"));
     }
     assert!(codes.contains(&71) && codes.contains(&143), "{codes:?}");
+}
+
+/// What stops with the machine goes on when it wakes: the holder, whose timers have not counted the sleep, and the command.
+#[tokio::test(flavor = "multi_thread")]
+async fn command_is_gone_within_a_second_of_waking() {
+    let server = Server::start();
+    let desk = Desk::on(&server);
+    let clocks = Clocks::new();
+    let variables = clocks
+        .environment()
+        .map(|(name, value)| format!("{name}={value}"));
+    let mut env = vec!["env".to_owned()];
+    env.extend(variables);
+    let script = ["echo $$ > begun; ", FOR_EVER].concat();
+    let run = [
+        "run",
+        "job",
+        "--lease",
+        "2s",
+        "--no-rejoin",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ];
+    let mut process = desk.start_through(&env, "a", &run);
+    desk.until_left("begun").await;
+    let command = Pid::from_raw(desk.left("begun").trim().parse().unwrap());
+    process.signal(Signal::SIGSTOP);
+    kill(command, Signal::SIGSTOP).unwrap();
+    let slept = Duration::from_secs(3);
+    tokio::time::sleep(slept).await;
+    clocks.set(Clock::Monotonic, -3);
+    kill(command, Signal::SIGCONT).unwrap();
+    process.signal(Signal::SIGCONT);
+    let woke = Instant::now();
+    until(async || !lives(&command.to_string())).await;
+    println!("gone {:?} after waking", woke.elapsed());
+    assert!(woke.elapsed() < Duration::from_millis(1_500));
+    assert_eq!(process.code().await, 5, "its lease was lost");
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod bench;
+#[cfg(target_os = "linux")]
+pub mod clocks;
 pub mod history;
 pub mod proxy;
 

@@ -1,15 +1,11 @@
 //! A server whose clock is set: only the server has one that counts.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::common::clocks::{self, Clocks};
 use crate::common::{Server, acquired, command, end, locked, race, state_of, until_quiet};
 use futures::{FutureExt, StreamExt};
 use redis_locking_worker::{FencedError, LeaseLost, LockEvent, LockingWorker, SettleError};
-use tempfile::TempDir;
 
 const HOUR: i64 = 3_600;
 
@@ -20,27 +16,19 @@ const RETENTION: Duration = Duration::from_secs(7_200);
 
 struct Clock {
     server: Server,
-    offset: File,
-    _dir: TempDir,
+    clocks: Clocks,
 }
 
 impl Clock {
     fn start() -> Self {
-        let dir = TempDir::new().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/clock.c");
-        let (shim, offset) = (dir.path().join("clock.so"), dir.path().join("offset"));
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(source);
-        assert!(cc.status().expect("a C compiler").success());
-        std::fs::write(&offset, 0i64.to_ne_bytes()).unwrap();
-        let environment = [
-            ("LD_PRELOAD", shim.to_str().unwrap()),
-            ("CLOCK_OFFSET", offset.to_str().unwrap()),
-        ];
+        let clocks = Clocks::new();
+        let environment = clocks.environment();
+        let environment = environment
+            .each_ref()
+            .map(|(name, value)| (*name, &value[..]));
         let clock = Self {
             server: Server::start_in(&environment, &[]),
-            offset: File::options().write(true).open(&offset).unwrap(),
-            _dir: dir,
+            clocks,
         };
         clock.set(0);
         clock
@@ -48,7 +36,7 @@ impl Clock {
 
     /// So many seconds from the right time.
     fn set(&self, offset: i64) {
-        self.offset.write_all_at(&offset.to_ne_bytes(), 0).unwrap();
+        self.clocks.set(clocks::Clock::Wall, offset);
         // Valkey 9.1 looks at the clock once a ms.
         std::thread::sleep(Duration::from_millis(5));
     }
