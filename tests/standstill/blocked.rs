@@ -85,7 +85,7 @@ impl Waiter {
 }
 
 /// One task uses its guard, or drops it, and then blocks its thread; three others are idle.
-fn beside_a_blocked_thread(before: fn(WorkGuard)) {
+fn beside_a_blocked_thread(drops: bool) {
     let server = Server::start();
     multi(4).block_on(async {
         let innocent = renewing(&server, "a").build().await.unwrap();
@@ -94,29 +94,30 @@ fn beside_a_blocked_thread(before: fn(WorkGuard)) {
             let guard = innocent.acquire().guards().next().await.unwrap();
             guard.run(tokio::time::sleep(8 * LEASE)).await
         });
-        tokio::spawn(async move {
+        let blocked = tokio::spawn(async move {
             let guard = acquired(&mut blocking.acquire()).await;
-            before(guard);
+            let guard = match drops {
+                true => None,
+                false => {
+                    // From here on it is renewed.
+                    assert_eq!(guard.attempt(), 1);
+                    Some(guard)
+                }
+            };
             thread::sleep(6 * LEASE);
-        })
-        .await
-        .unwrap();
+            guard.is_none_or(|guard| guard.is_valid())
+        });
+        assert!(blocked.await.unwrap(), "its own guard");
         innocent.await.unwrap().expect("it is none of its business");
     });
 }
 
 fn one_thread() {
-    (0..runs()).for_each(|_| {
-        beside_a_blocked_thread(|guard| {
-            assert_eq!(guard.attempt(), 1);
-            // It stays held while the thread is blocked.
-            std::mem::forget(guard);
-        });
-    });
+    (0..runs()).for_each(|_| beside_a_blocked_thread(false));
 }
 
 fn one_drop() {
-    (0..runs()).for_each(|_| beside_a_blocked_thread(drop));
+    (0..runs()).for_each(|_| beside_a_blocked_thread(true));
 }
 
 /// Blocks all threads of a runtime at once for so long.
