@@ -594,9 +594,9 @@ mutant "keeper: a stop is no stall" src/lease.rs \
 mutant "keeper: told nowhere" src/keeper.rs \
     'let run = observers.follow(run);' 'drop(observers);' --features tracing,metrics --test observability a_lease_that_the_keeper
 mutant "clock: stands still while the machine sleeps" src/clock.rs \
-    'ClockId::CLOCK_BOOTTIME' 'ClockId::CLOCK_MONOTONIC' $standstill a_machine_that_slept
+    'ClockId::CLOCK_BOOTTIME' 'ClockId::CLOCK_MONOTONIC' $standstill a_machine_that_slept_is_told
 mutant "clock: a sleep is noticed by timers only" src/hub/task.rs \
-    'if leases > timers + STOOD_STILL {' 'if false {' $standstill a_machine_that_slept_holds
+    'if leases > timers + STOOD_STILL {' 'if false {' $standstill a_machine_that_slept_is_told
 mutant "clock: a pause is not told by the wall clock" src/lease.rs \
     'true => outrun,' 'true => Duration::ZERO,' $standstill a_paused_virtual_machine_holds
 mutant "clock: a wall clock that is set costs the lease" src/keeper.rs \
@@ -609,7 +609,7 @@ mutant "lease: a forked child has the work" src/lease.rs \
 mutant "lease: valid again after it was not" src/lease.rs \
     'if left.is_zero() && given {
             self.expire();
-        }' '' $renewal::a_guard_that_has_said
+        }' '' --lib lease::tests::a_guard_that_has_said
 mutant "lease: no margin but the least" src/terms.rs \
     'share.max(term / 100 + Duration::from_millis(3))' 'term / 100 + Duration::from_millis(3)' --test observability \
     --features tracing,metrics the_end_of_a_lease

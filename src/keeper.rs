@@ -343,7 +343,11 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                 }
                 let id = self.next;
                 self.next += 1;
-                let at = due_of(&lease);
+                // Later pauses are noticed as they come.
+                let at = match lease.may_have_paused() {
+                    true => self.clock.now(),
+                    false => due_of(&lease),
+                };
                 let kept = Kept {
                     lease: Arc::downgrade(&lease),
                     at,

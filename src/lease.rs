@@ -352,3 +352,96 @@ impl Lease {
         reason.expect("set before the signal").clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::store::record::State;
+
+    const LEASE: Duration = Duration::from_secs(1);
+
+    /// A lease on Tokio's clock, from now on, with a tenth as its margin.
+    fn lease(left: Duration) -> (Lease, Clock) {
+        let clock = Clock::tokio();
+        let terms = Arc::new(Terms {
+            lease: 1_000,
+            max_attempts: 5,
+            retention: 2_000,
+            label: "a".into(),
+            margin: LEASE / 10,
+            renew_every: Some(LEASE / 4),
+            max_hold: 10 * LEASE,
+            stall_limit: 60 * LEASE,
+            replicated: false,
+        });
+        let record = Record {
+            state: State::Held,
+            attempt: 1,
+            max_attempts: 5,
+            fence: 1,
+            renewal: 0,
+            until: 1,
+            retention: 2_000,
+            owner: None,
+            last: None,
+            previous: None,
+            holder: "a".to_owned(),
+            checkpoint: Bytes::new(),
+            result: Bytes::new(),
+        };
+        let stamp = clock.stamp();
+        let term = Term::new(stamp, left, stamp.moment + left, &terms);
+        let key = Key::new("job").unwrap();
+        let lease = Lease::new(&key, &record, 0, Token::random(), terms, clock, term);
+        (lease, clock)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guard_that_has_said_that_it_is_not_valid_stays_so() {
+        let (lease, clock) = lease(LEASE);
+        assert!(lease.give());
+        let asked = clock.stamp();
+        advance(LEASE).await;
+        assert!(lease.remaining().is_zero());
+        // The answer came in time, and is read only now.
+        lease.restart(1, asked, 2 * LEASE);
+        assert!(lease.remaining().is_zero());
+        assert!(matches!(lease.why_lost(), Some(LeaseLost::Expired)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_grant_without_a_guard_may_be_confirmed_late() {
+        let (lease, clock) = lease(LEASE);
+        let asked = clock.stamp();
+        advance(LEASE).await;
+        assert!(lease.remaining().is_zero());
+        lease.restart(1, asked, 2 * LEASE);
+        assert!(lease.give());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_overtake_each_other_leave_the_last_restart() {
+        let (lease, clock) = lease(LEASE);
+        let first = clock.stamp();
+        advance(LEASE / 2).await;
+        assert!(lease.restart(2, clock.stamp(), LEASE));
+        let ends = lease.ends();
+        assert!(!lease.restart(1, first, 5 * LEASE));
+        assert_eq!(lease.ends(), ends);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_is_due_after_the_period_or_a_third_of_what_there_is() {
+        let (whole, clock) = lease(LEASE);
+        assert_eq!(whole.renewal_due(), Some(clock.now() + LEASE / 4));
+        let (window, clock) = lease(LEASE / 2);
+        // Of what is left for its holder: a tenth is the margin.
+        let due = window.renewal_due();
+        assert_eq!(due, Some(clock.now() + LEASE * 9 / 60));
+        window.restart(1, clock.stamp(), 10 * LEASE);
+        assert_eq!(window.renewal_due(), None, "no renewal reaches further");
+    }
+}

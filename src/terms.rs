@@ -51,3 +51,32 @@ impl Terms {
         share.max(term / 100 + Duration::from_millis(3))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_margin_is_a_share_of_the_term_and_never_less_than_clocks_may_differ() {
+        let margin_of = |margin, term| {
+            let terms = Terms {
+                lease: 10_000,
+                max_attempts: 1,
+                retention: 1,
+                label: "a".into(),
+                margin: Duration::from_millis(margin),
+                renew_every: None,
+                max_hold: Duration::MAX,
+                stall_limit: Duration::MAX,
+                replicated: false,
+            };
+            terms.margin_of(Duration::from_millis(term)).as_millis()
+        };
+        assert_eq!(margin_of(1_000, 10_000), 1_000);
+        assert_eq!(margin_of(1_000, 500), 50);
+        // One that was extended has no more than a lease.
+        assert_eq!(margin_of(1_000, 60_000), 1_000);
+        assert_eq!(margin_of(1_000, 300_000), 3_003);
+        assert_eq!(margin_of(0, 10_000), 103);
+    }
+}
