@@ -211,15 +211,10 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
     let Some(previous) = &record.previous else {
         return false;
     };
-    // A failure before ours is what a hand-off leaves as it is: that the same attempt is made
-    // again, or is to be, is what tells of it then. After an expired lease the next would be.
+    // A failure before ours is what a hand-off leaves as it is. Any other end of our attempt is
+    // remembered in its place.
     if cause == Cause::HandedOver && previous.attempt < lease.attempt {
-        let again = match record.state {
-            State::Granted | State::Held => record.attempt,
-            State::Open => record.attempt + 1,
-            State::Done | State::Exhausted => return false,
-        };
-        return again == lease.attempt;
+        return true;
     }
     let ours =
         |attempt: u32, holder: &str| attempt == lease.attempt && *holder == *lease.terms.label;
