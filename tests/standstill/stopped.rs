@@ -1,16 +1,12 @@
 //! Processes that are stopped, and machines that sleep or are paused.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use redis_locking_worker::WorkGuard;
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use crate::common::clock::{Clock, Clocks};
 use crate::common::{Server, acquired, locked};
 use crate::holder::Holder;
 
@@ -38,48 +34,14 @@ const LEASE: Duration = Duration::from_secs(2);
 
 const STOOD: Duration = Duration::from_secs(3);
 
-/// The clocks of a holder's process.
-struct Clocks {
-    offsets: File,
-    dir: TempDir,
-}
-
-#[derive(Clone, Copy)]
-enum Clock {
-    Wall,
-    Monotonic,
-    Boot,
-}
-
-impl Clocks {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/clock.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-o"]);
-        cc.arg(dir.path().join("clock.so")).arg(source);
-        assert!(cc.status().expect("a C compiler").success());
-        let path = dir.path().join("offset");
-        std::fs::write(&path, [0; 24]).unwrap();
-        let offsets = File::options().write(true).open(path).unwrap();
-        Self { offsets, dir }
-    }
-
-    fn holder(&self, server: &Server, options: &[&str]) -> Holder {
-        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
-        let (shim, offset) = (path("clock.so"), path("offset"));
-        let env = [("LD_PRELOAD", &shim[..]), ("CLOCK_OFFSET", &offset[..])];
-        let mut holder = Holder::start(&server.url(), LEASE, options, &env);
-        assert_eq!(holder.hear(), "acquired");
-        holder
-    }
-
-    fn set(&self, clock: Clock, seconds: i64) {
-        let at = clock as u64 * 8;
-        self.offsets
-            .write_all_at(&seconds.to_ne_bytes(), at)
-            .unwrap();
-    }
+fn holder(clocks: &Clocks, server: &Server, options: &[&str]) -> Holder {
+    let environment = clocks.environment();
+    let environment = environment
+        .each_ref()
+        .map(|(name, value)| (*name, &value[..]));
+    let mut holder = Holder::start(&server.url(), LEASE, options, &environment);
+    assert_eq!(holder.hear(), "acquired");
+    holder
 }
 
 fn wait_for_it(server: &Server, runtime: &Runtime) -> impl FnOnce() -> WorkGuard {
@@ -115,7 +77,7 @@ fn stopped() {
 fn stand_still(options: &[&str], clocks: &[Clock]) -> (Holder, Server) {
     let (server, runtime) = (Server::start(), Runtime::new().unwrap());
     let shim = Clocks::new();
-    let mut holder = shim.holder(&server, options);
+    let mut holder = holder(&shim, &server, options);
     if options.contains(&"renew") {
         // A renewal is due later than all this takes.
         holder.say("look");
@@ -172,7 +134,7 @@ fn paused_renewing() {
 fn set_forward() {
     let server = Server::start();
     let clocks = Clocks::new();
-    let mut holder = clocks.holder(&server, &["renew"]);
+    let mut holder = holder(&clocks, &server, &["renew"]);
     holder.say("look");
     assert_eq!(holder.hear(), "valid");
     clocks.set(Clock::Wall, 3_600);
