@@ -266,7 +266,7 @@ impl Process {
         }
     }
 
-    /// Has it block threads of its runtime. What came of it, if it held anything then.
+    /// Has it block threads of its runtime. What came of it.
     pub async fn block(&mut self, block: Block) -> Option<Blocked> {
         self.must_live();
         let mut order = serde_json::to_string(&block).unwrap();
@@ -275,7 +275,7 @@ impl Process {
             self.error(format_args!("takes no orders: {error}"));
         }
         match timeout(PATIENCE, self.blocked.recv()).await {
-            Ok(Some(blocked)) => Some(blocked).filter(|blocked| blocked.held > 0),
+            Ok(Some(blocked)) => Some(blocked),
             other => {
                 self.error(format_args!("has not blocked: {other:?}"));
                 None

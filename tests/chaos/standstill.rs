@@ -111,7 +111,8 @@ pub struct Blocked {
 /// How long a block waits for a guard.
 const HOLDING: Duration = Duration::from_secs(2);
 
-/// Blocks so many threads of a runtime, when the process holds something. In the worker, on a thread of its own.
+/// Blocks so many threads of a runtime, if it can be while the process holds something. In the worker, on a thread of
+/// its own.
 pub fn block(block: Block, threads: usize, runtime: &Handle, sampler: &Sampler) -> Blocked {
     // Two that wait for all threads at once would wait for each other.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -146,15 +147,19 @@ pub fn block(block: Block, threads: usize, runtime: &Handle, sampler: &Sampler) 
     }
 }
 
-/// Has a worker block its threads; tells of it if it held anything meanwhile.
+/// Has a worker block its threads, and tells of it.
 pub async fn blocks(process: &mut Process, chronicle: &Chronicle, kind: Standstill, ms: u64) {
     let all = kind == Standstill::Runtime;
     let renews = process.renews;
     let Some(blocked) = process.block(Block { all, ms }).await else {
         return;
     };
+    let name = match blocked.held {
+        0 => "threads are blocked without a guard",
+        _ => kind.name(),
+    };
     let scope = Scope::Process(process.number);
-    chronicle.fault(kind.name(), scope, blocked.from, blocked.to);
+    chronicle.fault(name, scope, blocked.from, blocked.to);
     chronicle.edit(|seen| {
         let mut tell = |what, count| seen.harmless.extend(std::iter::repeat_n(what, count));
         if renews {
