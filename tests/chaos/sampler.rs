@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use redis_locking_worker::WorkGuard;
+use redis_locking_worker::{LeaseLost, WorkGuard};
 
 use crate::common::history::Look;
 use crate::now;
@@ -72,14 +72,18 @@ impl Sampler {
         valid.map(|sampled| sampled.fence).collect()
     }
 
-    /// How many of these are there and not valid.
-    pub fn invalid(&self, fences: &[u64]) -> usize {
+    /// How many of these are lost, and not because they were held for as long as they may be.
+    pub fn lost(&self, fences: &[u64]) -> usize {
         let guards = self.guards.lock().unwrap();
         let of_these = guards
             .iter()
             .filter(|sampled| fences.contains(&sampled.fence));
         let guards = of_these.filter_map(|sampled| sampled.guard.upgrade());
-        guards.filter(|guard| !guard.is_valid()).count()
+        let lost = guards.filter(|guard| {
+            let why = guard.check();
+            why.is_err_and(|why| !matches!(why, LeaseLost::MaxHold { .. }))
+        });
+        lost.count()
     }
 
     /// Says nothing after this.

@@ -104,7 +104,7 @@ pub struct Blocked {
     pub to: u64,
     /// How many valid guards the process held when it began.
     pub held: usize,
-    /// How many of them were there and not valid when it ended.
+    /// How many of them were lost when it ended, other than by the bound on holding.
     pub lost: usize,
 }
 
@@ -138,7 +138,7 @@ pub fn block(block: Block, threads: usize, runtime: &Handle, sampler: &Sampler) 
     let held = sampler.valid();
     // It ends with the last of the senders.
     let _ = is_over.recv();
-    let lost = sampler.invalid(&held);
+    let lost = sampler.lost(&held);
     Blocked {
         from,
         to: now(),
