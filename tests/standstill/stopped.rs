@@ -17,6 +17,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ),
     ("a_machine_that_slept_holds_no_more", slept),
     ("a_machine_that_slept_renews_no_more", slept_renewing),
+    (
+        "a_machine_whose_wall_clock_slept_too_holds_no_more",
+        slept_unaware,
+    ),
     ("a_paused_virtual_machine_holds_no_more", paused),
     (
         "a_paused_virtual_machine_asks_before_it_goes_on",
@@ -119,6 +123,14 @@ fn slept() {
 fn slept_renewing() {
     let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic]);
     hears_that_it_is_lost(&mut holder);
+}
+
+/// Only the clock that counts sleep tells of it.
+fn slept_unaware() {
+    for options in [&[][..], &["renew"]] {
+        let (mut holder, _server) = stand_still(options, &[Clock::Monotonic, Clock::Wall]);
+        hears_that_it_is_lost(&mut holder);
+    }
 }
 
 fn paused() {
