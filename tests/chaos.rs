@@ -1,9 +1,10 @@
 //! Fleets of processes under faults, and every history checked.
 //!
 //! 4 processes take part in the runs of 16 keys each, on a server of their own, while processes are killed and
-//! stopped, connections cut and stalled, and the server stopped, restarted, flushed, filled up and kept busy. Settings,
-//! plans and faults follow from a seed; what the machine makes of them does not. A run that violates an invariant
-//! names its seed, and its history is kept in `target/tmp`.
+//! stopped, their threads blocked and their clocks held back, connections cut and stalled, and the server
+//! stopped, restarted, flushed, filled up and kept busy. Settings, plans and faults follow from a seed; what the
+//! machine makes of them does not. A run that violates an invariant names its seed, and its history is kept in
+//! `target/tmp`.
 //!
 //! * `CHAOS_RUNS`: how many, 8 by default.
 //! * `CHAOS_SEED`: the first one's seed, 1 by default; the others follow.
@@ -23,6 +24,10 @@ mod failover;
 mod faults;
 #[path = "chaos/fleet.rs"]
 mod fleet;
+#[path = "chaos/sampler.rs"]
+mod sampler;
+#[path = "chaos/standstill.rs"]
+mod standstill;
 #[path = "chaos/worker.rs"]
 mod worker;
 
@@ -45,9 +50,7 @@ fn main() -> ExitCode {
     if let [flag, orders] = &args[..]
         && flag == "--worker"
     {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().build().unwrap();
-        runtime.block_on(worker::run(serde_json::from_str(orders).unwrap()));
+        worker::start(serde_json::from_str(orders).unwrap());
         return ExitCode::SUCCESS;
     }
     let tests = vec![
@@ -223,7 +226,7 @@ impl Judged {
     /// That much happened at all.
     fn floors(&mut self) {
         let totals = &self.totals;
-        let untouched = (1..12).filter(|nth| totals.examined[*nth] == 0);
+        let untouched = (1..13).filter(|nth| totals.examined[*nth] == 0);
         let untouched: Vec<usize> = untouched.collect();
         if totals.grants == 0 {
             self.failures.push("nothing was granted".to_owned());
@@ -248,8 +251,9 @@ struct Totals {
     unknown: u64,
     writes: [u64; 2],
     forgotten: u64,
+    looks: usize,
     faults: BTreeMap<&'static str, u64>,
-    examined: [u64; 12],
+    examined: [u64; 13],
 }
 
 impl Totals {
@@ -262,6 +266,7 @@ impl Totals {
         }
         self.processes += history.members.len();
         self.grants += grants(history);
+        self.looks += history.looks.len();
         for told in &history.told {
             match told.what {
                 What::Joined { .. } => self.streams += 1,
@@ -296,7 +301,7 @@ impl std::fmt::Display for Totals {
             f,
             "{} runs, {} of them with a violation or an error: {} processes, {} streams, {} grants, {} completions heard, \
              {} settlements told that the lease was lost, {} of unknown outcome, {accepted} writes \
-             accepted and {refused} refused by their fencing token, {} guards forgotten; faults: {:?}; invariants 1 to 11 were examined {:?} times",
+             accepted and {refused} refused by their fencing token, {} guards forgotten, {} looks of the samplers; faults: {:?}; invariants 1 to 12 were examined {:?} times",
             self.runs,
             self.failed,
             self.processes,
@@ -306,6 +311,7 @@ impl std::fmt::Display for Totals {
             self.lost,
             self.unknown,
             self.forgotten,
+            self.looks,
             self.faults,
             &self.examined[1..]
         )

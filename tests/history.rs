@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use common::history::{
-    Answer, Fault, History, How, Member, Scope, Step, Told, Violation, What, check,
+    Answer, Fault, History, How, Look, Member, Scope, Step, Told, Violation, What, brief, check,
 };
 use redis_locking_worker::internals::{Cause, Frame, Previous, Record, State, Token};
 
@@ -163,6 +163,7 @@ impl Story {
             wrote(DONE, done(DONE, confirmed, "42")),
         ];
         let history = History {
+            looks: Vec::new(),
             told,
             audit: [(KEY.to_owned(), steps)].into(),
             faults: Vec::new(),
@@ -220,6 +221,20 @@ impl Story {
             scope,
             from,
             to,
+        });
+    }
+
+    /// A look at a guard between these instants of the samplers' clock, in µs.
+    fn look(&mut self, fence: u64, between: [u64; 2], valid: bool) {
+        let [before, after] = between;
+        self.history.looks.push(Look {
+            key: KEY.to_owned(),
+            fence,
+            // By the server's time there is nothing to say against it.
+            at: fence,
+            before,
+            after,
+            valid,
         });
     }
 
@@ -440,6 +455,16 @@ fn invariant_6_valid_after_somebody_else_was_let_in() {
     let mut story = Story::new();
     story.tell(SECOND_GRANT + 1, 1, What::Valid { fence: FIRST });
     story.finds(6);
+}
+
+#[test]
+fn invariant_6_seen_valid_after_a_successor_was_let_in() {
+    let mut story = Story::new();
+    story.look(FIRST, [10, 11], true);
+    story.look(FIRST, [20, 21], true);
+    story.holds();
+    story.history.looks[1].at = SECOND_GRANT + 1;
+    story.breaks(6);
 }
 
 #[test]
@@ -1172,7 +1197,7 @@ fn invariant_11_each_has_a_cap_of_its_own() {
 
 #[test]
 fn each_invariant_is_examined_and_counted() {
-    let mut all = check(&Story::new().history).examined;
+    let mut all = check(&seen_in_turn().history).examined;
     for (all, one) in all
         .iter_mut()
         .zip(check(&dead_holder(5 * MS).history).examined)
@@ -1409,4 +1434,123 @@ fn who_has_left_does_not_wait_when_its_guard_ends() {
             story.check()
         );
     }
+}
+
+/// The first guard is seen valid from 11 to 30 and the second from 41 to 60, of the samplers' clock.
+fn seen_in_turn() -> Story {
+    let mut story = Story::new();
+    for (fence, from) in [(FIRST, 10), (SECOND_GRANT, 40)] {
+        story.look(fence, [from, from + 1], true);
+        story.look(fence, [from + 20, from + 21], true);
+        story.look(fence, [from + 25, from + 26], false);
+    }
+    story
+}
+
+#[test]
+fn invariant_12_two_guards_seen_valid_at_once() {
+    let mut story = seen_in_turn();
+    story.holds();
+    // The second is valid before the last look at the first.
+    story.history.looks[3].before = 29;
+    story.history.looks[3].after = 30;
+    story.breaks(12);
+    // That look may have been at any instant until it came back.
+    story.history.looks[3].after = 31;
+    story.holds();
+}
+
+#[test]
+fn invariant_12_a_single_look_within_anothers_time() {
+    let look_at_the_second = |between| {
+        let mut story = Story::new();
+        story.look(FIRST, [10, 11], true);
+        story.look(FIRST, [30, 31], true);
+        story.look(SECOND_GRANT, between, true);
+        story
+    };
+    look_at_the_second([11, 30]).breaks(12);
+    // Before it was certainly valid, or after.
+    look_at_the_second([9, 10]).holds();
+    look_at_the_second([30, 31]).holds();
+}
+
+#[test]
+fn invariant_12_single_looks_say_nothing_of_each_other() {
+    let mut story = Story::new();
+    story.look(FIRST, [10, 20], true);
+    story.look(SECOND_GRANT, [11, 19], true);
+    story.holds();
+}
+
+#[test]
+fn invariant_12_looks_at_another_key() {
+    let mut story = seen_in_turn();
+    for look in &mut story.history.looks[3..] {
+        look.key = format!("{KEY} in database 1");
+        look.before -= 30;
+        look.after -= 30;
+    }
+    story.holds();
+}
+
+#[test]
+fn invariant_12_valid_again() {
+    let mut story = seen_in_turn();
+    story.look(FIRST, [36, 37], true);
+    story.breaks(12);
+    // The look that said so may have been the later one.
+    story.history.looks[6].before = 35;
+    story.holds();
+}
+
+#[test]
+fn invariant_12_a_loss_excuses_only_what_came_before_it() {
+    let at_once = |lost_at| {
+        let mut story = seen_in_turn();
+        for look in &mut story.history.looks[3..] {
+            look.before -= 30;
+            look.after -= 30;
+        }
+        let place = match lost_at {
+            SECOND_GRANT.. => 2,
+            _ => 1,
+        };
+        story.steps().insert(place, Step::Forgot { at: lost_at });
+        story
+    };
+    at_once(SECOND_GRANT - 1).holds();
+    at_once(SECOND_GRANT + 1).finds(12);
+}
+
+#[test]
+fn long_results_are_told_apart() {
+    let long = |last: u8| [vec![b'x'; 1_000], vec![last]].concat();
+    assert_eq!(brief(&long(b'a')), brief(&long(b'a')));
+    assert_ne!(brief(&long(b'a')), brief(&long(b'b')));
+    assert_ne!(brief(&long(b'x')), brief(&[b'x'; 1_002]));
+    assert!(brief(&long(b'a')).len() < 128);
+    let short = [b'x'; 128];
+    assert_eq!(brief(&short), short);
+}
+
+#[test]
+fn invariant_8_the_outcome_of_another_database() {
+    let mut story = Story::new();
+    let elsewhere = |at, what| Told {
+        stream: 9,
+        key: format!("{KEY} in database 1"),
+        ..told(at, 3, what)
+    };
+    let heard = [What::Joined { rejoins: false }, completed("42"), What::End];
+    let heard = heard.into_iter().zip(DONE..);
+    story
+        .history
+        .told
+        .extend(heard.map(|(what, at)| elsewhere(at, what)));
+    story.breaks(8);
+    let there = format!("{KEY} in database 1");
+    let steps = story.steps().clone();
+    story.history.audit.insert(there, steps);
+    assert!(story.check().iter().all(|found| found.invariant != 8));
 }

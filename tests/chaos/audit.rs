@@ -12,13 +12,16 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::common::PATIENCE;
-use crate::common::history::Step;
-use crate::fleet::Chronicle;
+use crate::common::history::{Step, brief};
+use crate::fleet::{Chronicle, keys};
 use crate::now;
+use crate::worker::place;
 
 #[derive(Clone)]
 pub struct Audit {
     kept: Arc<Mutex<Kept>>,
+    /// Where each key lies.
+    names: Arc<BTreeMap<String, (u32, String)>>,
     chronicle: Chronicle,
 }
 
@@ -63,13 +66,23 @@ impl<T> Watching<T> {
 }
 
 impl Audit {
-    pub fn new(keys: &[String], chronicle: &Chronicle) -> Self {
+    /// Of all keys in so many databases.
+    pub fn new(databases: u32, chronicle: &Chronicle) -> Self {
+        let names = (0..databases).flat_map(|database| {
+            let keys = keys().into_iter();
+            keys.map(move |key| (place(database, &key), (database, key)))
+        });
+        let names: BTreeMap<_, _> = names.collect();
         let kept = Kept {
-            steps: keys.iter().map(|key| (key.clone(), Vec::new())).collect(),
+            steps: names
+                .keys()
+                .map(|name| (name.clone(), Vec::new()))
+                .collect(),
             ..Kept::default()
         };
         Self {
             kept: Arc::new(Mutex::new(kept)),
+            names: Arc::new(names),
             chronicle: chronicle.clone(),
         }
     }
@@ -140,16 +153,17 @@ impl Audit {
         let mut words = words(line);
         let command = words.first().map(|word| word.to_ascii_uppercase());
         // A replica repeats what its master did, but no script.
-        let by_script = line.windows(5).any(|word| word == b" lua]");
+        let script_in = database_of_script(line);
         match command.as_deref() {
-            Some(b"SPUBLISH") if by_script && words.len() == 3 => {
+            Some(b"SPUBLISH") if script_in.is_some() && words.len() == 3 => {
                 let text = words.pop().unwrap();
                 let channel = String::from_utf8(words.pop().unwrap()).unwrap_or_default();
                 let key = channel
                     .strip_prefix('{')
-                    .and_then(|name| name.strip_suffix("}:line"));
-                let frame = Frame::decode(&text.into()).map_err(|error| format!("{error:?}"))?;
-                self.keep(port, key.ok_or("no line's name")?, frame)?;
+                    .and_then(|name| name.split_once("}:line"));
+                let (key, _) = key.ok_or("no line's name")?;
+                let frame = decode(text)?;
+                self.keep(port, &place(script_in.unwrap_or_default(), key), frame)?;
             }
             Some(b"FLUSHALL") => self.all(|_| Step::Forgot { at }),
             Some(b"ECHO") => {
@@ -183,25 +197,21 @@ impl Audit {
 
     /// Reads what a server has that was started again, and that was not seen while it was not watched.
     pub async fn look(&self, port: u16) {
-        let keys: Vec<String> = self.kept.lock().unwrap().steps.keys().cloned().collect();
         let mut found = Vec::new();
-        for key in keys {
-            let answer = must(port, &format!("GET {key}"), "$").await.answer;
-            let Some((_, text)) = answer.split_once("\r\n").filter(|(size, _)| *size != "$-1")
-            else {
+        for (name, (database, key)) in &*self.names {
+            let Some(text) = get(port, *database, key).await else {
                 continue;
             };
-            let text = text.strip_suffix("\r\n").unwrap_or(text);
-            match Frame::decode(&text.to_owned().into()) {
-                Ok(frame) => found.push((key, frame)),
-                Err(error) => self.chronicle.error(format_args!("{error:?} in {text}")),
+            match decode(text) {
+                Ok(frame) => found.push((name, frame)),
+                Err(error) => self.chronicle.error(format_args!("{error} in {name}")),
             }
         }
         // What was watched after all has been heard then.
         self.catch_up(port).await;
         for (key, frame) in found {
             let mut kept = self.kept.lock().unwrap();
-            let steps = kept.steps.get_mut(&key).unwrap();
+            let steps = kept.steps.get_mut(key).unwrap();
             let at = frame.at;
             let later = |step: &Step| matches!(step, Step::Wrote(_)) && time(step) >= at;
             let place = steps.iter().position(later).unwrap_or(steps.len());
@@ -277,6 +287,59 @@ fn time(step: &Step) -> u64 {
         Step::Wrote(frame) => frame.at,
         Step::Forgot { at } | Step::Unwatched { to: at, .. } => *at,
     }
+}
+
+/// A record as histories keep it.
+fn decode(text: Vec<u8>) -> Result<Frame, String> {
+    let mut frame = Frame::decode(&text.into()).map_err(|error| format!("{error:?}"))?;
+    if let Some(record) = &mut frame.record {
+        let record = Arc::make_mut(record);
+        record.result = brief(&record.result).into();
+    }
+    Ok(frame)
+}
+
+/// In which database a script did what this line says, if it was one: `+1700000000.000000 [0 lua] …`.
+fn database_of_script(line: &[u8]) -> Option<u32> {
+    let head = line.get(..64).unwrap_or(line);
+    let head = std::str::from_utf8(head).ok()?;
+    let (_, client) = head.split_once(" [")?;
+    let (client, _) = client.split_once(']')?;
+    client.strip_suffix(" lua")?.parse().ok()
+}
+
+/// What lies under a key: asked until it is told, since other faults may be in the way.
+async fn get(port: u16, database: u32, key: &str) -> Option<Vec<u8>> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match timeout(PATIENCE, try_get(port, database, key)).await {
+            Ok(Ok(text)) => return text,
+            other => assert!(Instant::now() < until, "GET {key}: {other:?}"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn try_get(port: u16, database: u32, key: &str) -> std::io::Result<Option<Vec<u8>>> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let asked = format!("SELECT {database}\r\nGET {key}\r\n");
+    stream.write_all(asked.as_bytes()).await?;
+    let mut lines = BufReader::new(stream);
+    let mut said = [String::new(), String::new()];
+    for line in &mut said {
+        lines.read_line(line).await?;
+    }
+    let size = said[1].trim_end().strip_prefix('$');
+    let size = size.and_then(|size| size.parse::<i64>().ok());
+    let Some(size) = size.filter(|_| said[0] == "+OK\r\n") else {
+        return Err(std::io::Error::other(said.concat()));
+    };
+    let Ok(size) = usize::try_from(size) else {
+        return Ok(None);
+    };
+    let mut text = vec![0; size];
+    lines.read_exact(&mut text).await?;
+    Ok(Some(text))
 }
 
 /// Sends one command on a connection of its own; what the server says.

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::audit::{Audit, ask};
 use crate::common::history::Scope;
 use crate::common::{Cluster, Sentinels, Server, until};
-use crate::fleet::{Chronicle, PROCESSES, Process, Seen, keys, orders};
+use crate::fleet::{Chronicle, PROCESSES, Process, Seen, orders};
 use crate::now;
 
 const LEASES: [u64; 3] = [300, 500, 1_000];
@@ -155,7 +155,7 @@ pub async fn run(
     let mut random = StdRng::seed_from_u64(seed);
     let mut servers = Servers::start(kind).await;
     let old = servers.nodes()[0].port;
-    let audit = Audit::new(&keys(), chronicle);
+    let audit = Audit::new(1, chronicle);
     let mut watching = Vec::new();
     for node in servers.nodes().iter() {
         watching.push(audit.keep_watching(node.port).await);
@@ -164,7 +164,7 @@ pub async fn run(
     let mut processes = Vec::new();
     for process in 0..PROCESSES {
         let orders = orders(run, process, servers.url(), resource, &LEASES, &mut random);
-        processes.push(Process::start(&orders, chronicle, dir.path()));
+        processes.push(Process::start(&orders, chronicle, dir.path(), &[]));
     }
     until(async || audit.last_write(old).is_some()).await;
     sleep(Duration::from_millis(random.gen_range(300..1_500))).await;

@@ -17,8 +17,11 @@ use crate::audit::{Audit, Took, Watching, ask, must};
 use crate::common::Server;
 use crate::common::history::{Scope, Step};
 use crate::common::proxy::{Fate, Line, Proxy, Way};
-use crate::fleet::{Chronicle, PROCESSES, Process, Seen, keys, orders, successor};
+use crate::fleet::{Chronicle, PROCESSES, Process, Seen, orders, successor};
 use crate::now;
+use crate::standstill::{
+    Machine, Profile, SHORT_LEASES, Standstill, blocked_for, blocks, burst, stands_still, stood,
+};
 use crate::worker::Orders;
 
 /// The last is longer than anything may take: its end can't be what helped.
@@ -62,9 +65,10 @@ enum Kind {
     Evict,
     NoReplicas,
     ReadOnly,
+    Stands(Standstill),
 }
 
-const KINDS: [(Kind, u32); 23] = [
+const KINDS: [(Kind, u32); 28] = [
     (Kind::KillProcess, 2),
     (Kind::StopProcess, 1),
     (Kind::Cut(None), 1),
@@ -88,6 +92,11 @@ const KINDS: [(Kind, u32); 23] = [
     (Kind::Evict, 1),
     (Kind::NoReplicas, 1),
     (Kind::ReadOnly, 1),
+    (Kind::Stands(Standstill::Thread), 2),
+    (Kind::Stands(Standstill::Runtime), 2),
+    (Kind::Stands(Standstill::Bursts), 1),
+    (Kind::Stands(Standstill::Sleep), 1),
+    (Kind::Stands(Standstill::Pause), 1),
 ];
 
 /// One of them, when and for how long, in ms.
@@ -97,9 +106,17 @@ struct Planned {
     at: u64,
     lasts: u64,
     process: usize,
+    seed: u64,
 }
 
-fn plan(random: &mut StdRng) -> Vec<Planned> {
+impl Planned {
+    fn moves_clocks_of(&self, process: u32) -> bool {
+        let moves = matches!(self.kind, Kind::Stands(kind) if kind.moves_clocks());
+        moves && self.process == process as usize
+    }
+}
+
+fn plan(random: &mut StdRng, profile: Profile) -> Vec<Planned> {
     let count = random.gen_range(1..=5);
     let draw = |_| {
         let (kind, _) = *KINDS.choose_weighted(random, |kind| kind.1).unwrap();
@@ -114,9 +131,20 @@ fn plan(random: &mut StdRng) -> Vec<Planned> {
             at: random.gen_range(0..SPAN),
             lasts: random.gen_range(1..longest),
             process: random.gen_range(0..PROCESSES as usize),
+            seed: random.r#gen(),
         }
     };
-    (0..count).map(draw).collect()
+    let mut planned: Vec<Planned> = (0..count).map(draw).collect();
+    if profile.short {
+        planned.push(Planned {
+            kind: Kind::Stands(Standstill::Bursts),
+            at: random.gen_range(0..SPAN / 2),
+            lasts: 2_000,
+            process: 0,
+            seed: random.r#gen(),
+        });
+    }
+    planned
 }
 
 struct Fleet {
@@ -144,6 +172,17 @@ struct Slot {
     /// Whoever cuts or stalls it.
     way: Mutex<()>,
     process: Mutex<Incarnation>,
+    /// Of what its process believes of the time, if it shall be moved.
+    machine: Option<Mutex<Machine>>,
+}
+
+impl Slot {
+    async fn environment(machine: Option<&Mutex<Machine>>) -> Vec<(&'static str, String)> {
+        match machine {
+            Some(machine) => machine.lock().await.clocks.environment().into(),
+            None => Vec::new(),
+        }
+    }
 }
 
 struct Incarnation {
@@ -161,10 +200,19 @@ pub async fn run(chronicle: &Chronicle, seed: u64, resource: &Server) -> Seen {
         0 => CALM,
         _ => Duration::ZERO,
     };
-    let fleet = start(chronicle, resource, persistent, &mut random).await;
-    let planned = plan(&mut random);
+    let profile = Profile::draw(&mut random);
+    let planned = plan(&mut random, profile);
+    let fleet = start(
+        chronicle,
+        resource,
+        persistent,
+        profile,
+        &planned,
+        &mut random,
+    )
+    .await;
     let run = &chronicle.run;
-    println!("{run}: persistent {persistent}, calm {calm:?}, {planned:?}");
+    println!("{run}: persistent {persistent}, calm {calm:?}, {profile:?}, {planned:?}");
 
     let began = Instant::now();
     let all = planned.into_iter().map(async |planned| {
@@ -184,6 +232,7 @@ pub async fn run(chronicle: &Chronicle, seed: u64, resource: &Server) -> Seen {
     fleet.server.lock().await.watching.abort().await;
     let steps = fleet.audit.steps();
     chronicle.edit(|seen| seen.history.audit = steps);
+    fleet.tell_of_profile(profile).await;
     chronicle.close(resource).await
 }
 
@@ -191,24 +240,45 @@ async fn start(
     chronicle: &Chronicle,
     resource: &Server,
     persistent: bool,
+    profile: Profile,
+    planned: &[Planned],
     random: &mut StdRng,
 ) -> Fleet {
     let log: &[&str] = match persistent {
         true => &["--appendonly", "yes", "--appendfsync", "always"],
         false => &[],
     };
-    let args = [log, &["--busy-reply-threshold", "50"]].concat();
+    let args = [
+        log,
+        &["--busy-reply-threshold", "50"],
+        profile.server_args(),
+    ]
+    .concat();
     let server = block_in_place(|| Server::start_with(&args));
     let port = server.port;
-    let audit = Audit::new(&keys(), chronicle);
+    let databases = if profile.databases { 2 } else { 1 };
+    let audit = Audit::new(databases, chronicle);
+    let leases = if profile.short {
+        &SHORT_LEASES
+    } else {
+        &LEASES
+    };
     let watching = audit.watch(port).await.unwrap();
     let dir = TempDir::new().unwrap();
     let mut slots = Vec::new();
     for nth in 0..PROCESSES {
         let proxy = Proxy::start(port).await;
-        let url = format!("redis://127.0.0.1:{}", proxy.port);
-        let orders = orders(&chronicle.run, nth, url, resource, &LEASES, random);
-        let process = Process::start(&orders, chronicle, dir.path());
+        let database = nth % databases;
+        let url = format!("redis://127.0.0.1:{}/{database}", proxy.port);
+        let orders = Orders {
+            database,
+            large: profile.large,
+            ..orders(&chronicle.run, nth, url, resource, leases, random)
+        };
+        let moves = planned.iter().any(|planned| planned.moves_clocks_of(nth));
+        let machine = moves.then(|| block_in_place(|| Mutex::new(Machine::new())));
+        let environment = Slot::environment(machine.as_ref()).await;
+        let process = Process::start(&orders, chronicle, dir.path(), &environment);
         let process = Incarnation {
             orders,
             process,
@@ -218,6 +288,7 @@ async fn start(
             proxy,
             way: Mutex::default(),
             process: Mutex::new(process),
+            machine,
         });
     }
     Fleet {
@@ -249,6 +320,7 @@ impl Fleet {
                 let scope = Scope::Process(process.number);
                 return self.chronicle.fault(name(kind), scope, from, now());
             }
+            Kind::Stands(kind) => return self.stand_still(kind, planned).await,
             Kind::Cut(line) => {
                 let cut = async |proxy: &Proxy| interrupt(proxy, line, Way::Cut, lasting).await;
                 return self.strike(kind, slot, line, cut).await;
@@ -398,6 +470,7 @@ impl Fleet {
 
     /// Another in its place, as a supervisor would.
     async fn replace(&self, slot: &Slot, after: Duration) {
+        let environment = Slot::environment(slot.machine.as_ref()).await;
         let slot = &mut *slot.process.lock().await;
         let (from, number) = (now(), slot.process.number);
         slot.process.kill().await;
@@ -407,7 +480,71 @@ impl Fleet {
         self.chronicle.fault(killed, scope, from, u64::MAX);
         sleep(after).await;
         slot.orders = successor(&slot.orders);
-        slot.process = Process::start(&slot.orders, &self.chronicle, self.dir.path());
+        slot.process = Process::start(&slot.orders, &self.chronicle, self.dir.path(), &environment);
+    }
+
+    async fn stand_still(&self, kind: Standstill, planned: Planned) {
+        let mut random = StdRng::seed_from_u64(planned.seed);
+        let slot = &self.slots[planned.process];
+        match kind {
+            Standstill::Thread | Standstill::Runtime => {
+                let incarnation = &mut *slot.process.lock().await;
+                let ms = blocked_for(&mut random, incarnation.orders.span());
+                blocks(&mut incarnation.process, &self.chronicle, kind, ms).await;
+            }
+            Standstill::Sleep | Standstill::Pause => {
+                let process = &mut slot.process.lock().await.process;
+                let machine = slot.machine.as_ref().expect("clocks that can be moved");
+                let machine = &mut *machine.lock().await;
+                let seconds = stood(&mut random);
+                stands_still(process, &self.chronicle, kind, machine, seconds).await;
+            }
+            Standstill::Bursts => {
+                let until = Instant::now() + Duration::from_millis(planned.lasts);
+                while Instant::now() < until {
+                    self.stop_all(kind, burst(&mut random)).await;
+                    sleep(burst(&mut random)).await;
+                }
+            }
+        }
+    }
+
+    /// Stops all processes at once.
+    async fn stop_all(&self, kind: Standstill, lasting: Duration) {
+        let processes = self.slots.iter().map(|slot| slot.process.lock());
+        let mut processes = join_all(processes).await;
+        let from = now();
+        for slot in &mut processes {
+            slot.process.signal(Signal::SIGSTOP);
+        }
+        sleep(lasting).await;
+        for slot in &mut processes {
+            slot.process.signal(Signal::SIGCONT);
+        }
+        for slot in &processes {
+            let scope = Scope::Process(slot.process.number);
+            self.chronicle.fault(kind.name(), scope, from, now());
+        }
+    }
+
+    /// How often that came about which is no fault of a time.
+    async fn tell_of_profile(&self, profile: Profile) {
+        let info = self.must("INFO stats", "$").await.answer;
+        let thrown = info
+            .lines()
+            .find_map(|line| line.strip_prefix("client_output_buffer_limit_disconnections:"));
+        let thrown = thrown.and_then(|count| count.parse().ok()).unwrap_or(0);
+        self.chronicle.edit(|seen| {
+            let overflows = "a large result throws a subscriber out";
+            seen.harmless.extend(std::iter::repeat_n(overflows, thrown));
+            let profiles = [
+                (profile.short, "leases are short"),
+                (profile.databases, "two databases have the same keys"),
+                (profile.large, "some results are large"),
+            ];
+            let drawn = profiles.into_iter().filter(|(drawn, _)| *drawn);
+            seen.harmless.extend(drawn.map(|(_, name)| name));
+        });
     }
 
     async fn restart(&self, after: Duration) -> (u64, u64) {
@@ -475,5 +612,6 @@ fn name(kind: Kind) -> &'static str {
         Kind::Evict => "keys are evicted",
         Kind::NoReplicas => "replicas are wanting",
         Kind::ReadOnly => "the server is a replica",
+        Kind::Stands(kind) => kind.name(),
     }
 }

@@ -14,15 +14,20 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::common::history::{Fault, History, Member, Scope, Told, What};
-use crate::common::{Server, command};
+use crate::common::history::{Fault, History, Member, Scope, What};
+use crate::common::{PATIENCE, Server, command};
 use crate::now;
-use crate::worker::{Orders, written};
+use crate::standstill::{Block, Blocked};
+use crate::worker::{Orders, Said, written};
 
 pub const PROCESSES: u32 = 4;
+
+/// How long short leases are renewed at most, in ms; others for three leases.
+const LONGEST_HOLD: u64 = 2_500;
 
 pub fn keys() -> Vec<String> {
     (0..16).map(|nth| format!("key-{nth}")).collect()
@@ -49,9 +54,12 @@ pub fn orders(
         lease_ms,
         retention_ms: lease_ms.min(1_000) * random.gen_range(1..4) / 2,
         max_attempts: random.gen_range(1..7),
-        max_hold_ms: lease_ms * random.gen_range(1..4),
+        max_hold_ms: lease_ms * random.gen_range(1..=LONGEST_HOLD.div_ceil(lease_ms).max(3)),
         renews: random.gen_bool(0.5),
         rejoins: random.gen_bool(0.3),
+        database: 0,
+        large: false,
+        threads: *[0, 0, 1, 2].choose(random).unwrap(),
     }
 }
 
@@ -156,7 +164,9 @@ async fn accepted(resource: &Server, history: &mut History, run: &str) {
 /// A worker process; killed with its fleet, and gone by itself when its orders are closed.
 pub struct Process {
     pub number: u32,
+    pub renews: bool,
     child: Child,
+    blocked: mpsc::UnboundedReceiver<Blocked>,
     orders: ChildStdin,
     /// What is no line of a history, at its end.
     listening: JoinHandle<Option<String>>,
@@ -165,7 +175,12 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(orders: &Orders, chronicle: &Chronicle, dir: &Path) -> Self {
+    pub fn start(
+        orders: &Orders,
+        chronicle: &Chronicle,
+        dir: &Path,
+        environment: &[(&str, String)],
+    ) -> Self {
         chronicle.edit(|seen| {
             let member = Member {
                 label: orders.label.clone(),
@@ -177,6 +192,7 @@ impl Process {
         let errors = dir.join(&orders.label);
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--worker", &serde_json::to_string(orders).unwrap()])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             // What it panics with comes last.
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
@@ -187,6 +203,7 @@ impl Process {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let listener = chronicle.clone();
+        let (has_blocked, blocked) = mpsc::unbounded_channel();
         let listening = tokio::spawn(async move {
             loop {
                 let mut line = Vec::new();
@@ -195,8 +212,11 @@ impl Process {
                     Ok(0) => return None,
                     Err(error) => return Some(error.to_string()),
                 }
-                match serde_json::from_slice::<Told>(&line) {
-                    Ok(told) => listener.edit(|seen| seen.history.told.push(told)),
+                match serde_json::from_slice(&line) {
+                    Ok(Said::Told(told)) => listener.edit(|seen| seen.history.told.push(told)),
+                    Ok(Said::Look(look)) => listener.edit(|seen| seen.history.looks.push(look)),
+                    // Nothing waits for it when the fleet has gone.
+                    Ok(Said::Blocked(blocked)) => drop(has_blocked.send(blocked)),
                     Err(error) => {
                         let line = String::from_utf8_lossy(&line);
                         let broken = format!("{error}: {line:?}");
@@ -213,6 +233,8 @@ impl Process {
         });
         Self {
             number: orders.process,
+            renews: orders.renews,
+            blocked,
             orders: child.stdin.take().unwrap(),
             child,
             listening,
@@ -241,6 +263,23 @@ impl Process {
         self.must_live();
         if let Some(pid) = self.child.id() {
             kill(Pid::from_raw(pid as i32), signal).expect("a child to signal");
+        }
+    }
+
+    /// Has it block threads of its runtime. What came of it.
+    pub async fn block(&mut self, block: Block) -> Option<Blocked> {
+        self.must_live();
+        let mut order = serde_json::to_string(&block).unwrap();
+        order.push('\n');
+        if let Err(error) = self.orders.write_all(order.as_bytes()).await {
+            self.error(format_args!("takes no orders: {error}"));
+        }
+        match timeout(PATIENCE, self.blocked.recv()).await {
+            Ok(Some(blocked)) => Some(blocked),
+            other => {
+                self.error(format_args!("has not blocked: {other:?}"));
+                None
+            }
         }
     }
 

@@ -19,11 +19,14 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use redis_locking_worker::{Error, LockEvent, LockingWorker, OnceError, SettleError, WorkGuard};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::{Builder as RuntimeBuilder, Handle};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::common::history::{Answer, How, Told, What};
+use crate::common::history::{Answer, How, Look, Told, What, brief};
 use crate::now;
+use crate::sampler::Sampler;
+use crate::standstill::{Blocked, block};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orders {
@@ -43,11 +46,17 @@ pub struct Orders {
     pub max_hold_ms: u64,
     pub renews: bool,
     pub rejoins: bool,
+    /// Which database of the server it works in.
+    pub database: u32,
+    /// Whether some of its results have the longest length.
+    pub large: bool,
+    /// How many threads its runtime has; none is a current-thread runtime.
+    pub threads: usize,
 }
 
 impl Orders {
     /// Roughly how long things take here, in ms.
-    fn span(&self) -> u64 {
+    pub fn span(&self) -> u64 {
         self.lease_ms.min(1_000)
     }
 }
@@ -60,10 +69,38 @@ const WRITE: &str = "
     redis.call('RPUSH', KEYS[1], ARGV[1])
     return 1";
 
+/// A key of a database as histories name it.
+pub fn place(database: u32, key: &str) -> String {
+    match database {
+        0 => key.to_owned(),
+        database => format!("{key} in database {database}"),
+    }
+}
+
+/// What a worker says, line by line.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said {
+    Told(Told),
+    Look(Look),
+    Blocked(Blocked),
+}
+
+pub fn say(what: &Said) {
+    let mut line = serde_json::to_string(what).unwrap();
+    line.push('\n');
+    let mut out = std::io::stdout().lock();
+    // In one piece, for whoever is killed after it.
+    out.write_all(line.as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
 /// Where a run's writes for a key are kept.
 pub fn written(run: &str, key: &str) -> String {
     format!("{run}:{key}")
 }
+
+/// How many of the results are large, where any are.
+const LARGE: f64 = 0.03;
 
 struct Process {
     orders: Orders,
@@ -71,9 +108,23 @@ struct Process {
     streams: AtomicU64,
     /// All is well again: no new participation, and no more failures.
     finish: CancellationToken,
+    sampler: Arc<Sampler>,
 }
 
-pub async fn run(orders: Orders) {
+/// Takes part on a runtime as its orders say.
+pub fn start(orders: Orders) {
+    let runtime = match orders.threads {
+        0 => RuntimeBuilder::new_current_thread().enable_all().build(),
+        threads => RuntimeBuilder::new_multi_thread()
+            .worker_threads(threads)
+            .enable_all()
+            .build(),
+    };
+    let runtime = runtime.unwrap();
+    runtime.block_on(run(orders));
+}
+
+async fn run(orders: Orders) {
     // Whoever takes part would go missing otherwise. The work's own panics come without this.
     let says = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -93,8 +144,16 @@ pub async fn run(orders: Orders) {
         builder = builder.renew();
     }
     let finish = CancellationToken::new();
-    let told = finish.clone();
-    std::thread::spawn(move || told_to_finish(&told));
+    let sampler = Arc::new(Sampler::start());
+    let (told, blocks) = (
+        finish.clone(),
+        Blocks {
+            threads: orders.threads.max(1),
+            runtime: Handle::current(),
+            sampler: sampler.clone(),
+        },
+    );
+    std::thread::spawn(move || take_orders(&told, &blocks));
     let worker = loop {
         let is_well = finish.is_cancelled();
         match builder.clone().build().await {
@@ -115,6 +174,7 @@ pub async fn run(orders: Orders) {
         resource,
         streams: AtomicU64::new(0),
         finish,
+        sampler: sampler.clone(),
     });
     let all = keys.into_iter().map(|key| {
         let worker = worker.with_key(&key).unwrap();
@@ -124,12 +184,32 @@ pub async fn run(orders: Orders) {
         participant.await.unwrap();
     }
     worker.close().await;
+    // No line is to be cut off by the end of the process.
+    sampler.stop();
 }
 
-/// A line on standard input; with its end the fleet has gone.
-fn told_to_finish(finish: &CancellationToken) {
-    for _ in std::io::stdin().lines().map_while(Result::ok) {
-        finish.cancel();
+/// What blocks need to know.
+struct Blocks {
+    threads: usize,
+    runtime: Handle,
+    sampler: Arc<Sampler>,
+}
+
+/// Lines on standard input: to finish, or to block threads. With its end the fleet has gone.
+fn take_orders(finish: &CancellationToken, blocks: &Blocks) {
+    for order in std::io::stdin().lines().map_while(Result::ok) {
+        match &order[..] {
+            "finish" => finish.cancel(),
+            order => {
+                let order = serde_json::from_str(order).unwrap();
+                let Blocks {
+                    threads,
+                    runtime,
+                    sampler,
+                } = blocks;
+                say(&Said::Blocked(block(order, *threads, runtime, sampler)));
+            }
+        }
     }
     std::process::exit(1);
 }
@@ -153,12 +233,7 @@ impl Stream {
             key: self.key.clone(),
             what,
         };
-        let mut line = serde_json::to_string(&told).unwrap();
-        line.push('\n');
-        let mut out = std::io::stdout().lock();
-        // In one piece, for whoever is killed after it.
-        out.write_all(line.as_bytes()).unwrap();
-        out.flush().unwrap();
+        say(&Said::Told(told));
     }
 }
 
@@ -172,7 +247,7 @@ async fn participate(process: Arc<Process>, worker: LockingWorker, key: String) 
         let nth = u64::from(orders.process) << 32 | process.streams.fetch_add(1, Ordering::Relaxed);
         let stream = Stream {
             process: process.clone(),
-            key: key.clone(),
+            key: place(orders.database, &key),
             nth,
         };
         match random.gen_bool(0.15) {
@@ -216,11 +291,10 @@ async fn once(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
             let mut words = text.split(' ').skip(1);
             let attempt = words.next().unwrap().parse().unwrap();
             let holder = words.next().unwrap().to_owned();
-            let result = result.to_vec();
             What::Completed {
                 holder,
                 attempt,
-                result,
+                result: brief(&result),
             }
         }
         Err(OnceError::GaveUp(_)) => What::MaxAttempts,
@@ -241,6 +315,7 @@ fn turn(
         fence,
         attempt: guard.attempt(),
     });
+    stream.process.sampler.add(&stream.key, &guard);
     let turn = Turn {
         stream,
         fence,
@@ -254,8 +329,8 @@ fn turn(
             turn.how = How::Failed;
             return Err("it did not work");
         }
-        let result = result(stream, &guard);
-        turn.how = How::Done(result.clone());
+        let result = result(stream, &guard, &mut random);
+        turn.how = How::Done(brief(&result));
         Ok(result)
     }
 }
@@ -270,6 +345,10 @@ struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let (fence, how) = (self.fence, self.how.clone());
+        self.stream
+            .process
+            .sampler
+            .withdraw(&self.stream.key, fence);
         self.stream.tell(What::Ending { fence, how });
     }
 }
@@ -314,7 +393,7 @@ async fn follow(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
             Some(LockEvent::Completed(completed)) => What::Completed {
                 holder: completed.holder,
                 attempt: completed.attempt,
-                result: completed.result.to_vec(),
+                result: brief(&completed.result),
             },
             Some(LockEvent::MaxAttempts(_)) => What::MaxAttempts,
             Some(LockEvent::Failed(_)) => What::Failed,
@@ -366,7 +445,10 @@ const PLANS: [(Plan, u32); 12] = [
 ];
 
 async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
+    let guard = Arc::new(guard);
     let fence = guard.fencing_token();
+    let sampler = &stream.process.sampler;
+    sampler.add(&stream.key, &guard);
     let lease = stream.process.orders.span();
     let calm = stream.process.finish.is_cancelled();
     let (plan, _) = match calm {
@@ -409,14 +491,22 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
     }
     write(stream, &guard).await;
     let end = |how| stream.tell(What::Ending { fence, how });
-    let result = result(stream, &guard);
+    let result = result(stream, &guard, random);
+    if plan == Plan::Forget {
+        end(How::Forgotten);
+        // It is looked at for as long as its process lives.
+        std::mem::forget(guard);
+        return;
+    }
+    sampler.withdraw(&stream.key, fence);
+    let guard = Arc::into_inner(guard).expect("a guard with one owner");
     let settled = match plan {
         Plan::Done | Plan::Late | Plan::Long | Plan::Extend => {
-            end(How::Done(result.clone()));
+            end(How::Done(brief(&result)));
             guard.done_with(result).await
         }
         Plan::DoneUnheard => {
-            end(How::Done(result.clone()));
+            end(How::Done(brief(&result)));
             let mut done = Box::pin(guard.done_with(result));
             let _ = futures::poll!(&mut done);
             return;
@@ -450,11 +540,7 @@ async fn work(stream: &Stream, guard: WorkGuard, random: &mut StdRng) {
             let _ = work.await;
             return;
         }
-        Plan::Forget => {
-            end(How::Forgotten);
-            std::mem::forget(guard);
-            return;
-        }
+        Plan::Forget => unreachable!("it was forgotten"),
     };
     let answer = match settled {
         Ok(()) => Answer::Ok,
@@ -475,11 +561,15 @@ async fn labor(stream: &Stream, guard: &WorkGuard, random: &mut StdRng) {
     look(stream, guard).await;
 }
 
-/// Says whose it is.
-fn result(stream: &Stream, guard: &WorkGuard) -> Vec<u8> {
+/// Says whose it is, and may be as long as a result can be.
+fn result(stream: &Stream, guard: &WorkGuard, random: &mut StdRng) -> Vec<u8> {
     let (fence, attempt) = (guard.fencing_token(), guard.attempt());
-    let holder = &stream.process.orders.label;
-    format!("{fence} {attempt} {holder}").into_bytes()
+    let orders = &stream.process.orders;
+    let mut result = format!("{fence} {attempt} {} ", orders.label).into_bytes();
+    if orders.large && random.gen_bool(LARGE) {
+        result.resize(WorkGuard::MAX_RESULT, b'x');
+    }
+    result
 }
 
 /// Whether it is valid, no earlier than said.

@@ -1,4 +1,4 @@
-//! What happened in a fleet, and whether it may have happened: the eleven invariants of the crate.
+//! What happened in a fleet, and whether it may have happened: the twelve invariants of the crate.
 //!
 //! A history is what the workers did and heard, what the server wrote, what a resource behind the fencing
 //! tokens accepted, and which faults there were. All clocks are one: processes and servers share a machine.
@@ -16,17 +16,21 @@
 //! | 9 | with a live waiter and a healthy server, a grant follows at once on a failure, and on a lease's end |
 //! | 10 | after the last fault and one lease no stream is pending without a live holder |
 //! | 11 | what was dropped or has crashed holds nothing for longer than promised |
+//! | 12 | no two guards of a key are seen valid at once, and one that was seen invalid stays so |
 //!
-//! Where the server lost data, 1, 3, 4, 6 and what was recorded are suspended across the loss; that fencing
+//! Where the server lost data, 1, 3, 4, 6, 12 and what was recorded are suspended across the loss; that fencing
 //! tokens rise, and 2, never are.
 
 mod guards;
+mod looks;
 mod streams;
 mod timing;
 mod transitions;
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use redis_locking_worker::internals::{Frame, Record, Token};
 use serde::{Deserialize, Serialize};
@@ -44,6 +48,9 @@ const TICK: u64 = 2_000;
 /// How long a script may take that the machine holds up, in µs. A key lives for as long from when it is set, and
 /// `until` counts from when the script began.
 const SCRIPT: u64 = 200_000;
+
+/// How much of a long result a history keeps, in bytes.
+const BRIEF: usize = 64;
 
 /// What a worker did or heard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,6 +127,21 @@ pub enum Answer {
     Refused,
 }
 
+/// What a sampler saw of a guard: a thread of its own, which looks whatever the worker's runtime does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    pub key: String,
+    pub fence: u64,
+    /// Time before the look, in µs since the epoch.
+    pub at: u64,
+    /// Time before the look, in µs of a clock that all processes share and that is never set.
+    pub before: u64,
+    /// Time after the look, by the same clock.
+    pub after: u64,
+    /// What `is_valid` said.
+    pub valid: bool,
+}
+
 /// A process of the fleet, which holds under a label of its own.
 #[derive(Clone, Debug)]
 pub struct Member {
@@ -162,6 +184,8 @@ pub struct Fault {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub told: Vec<Told>,
+    /// Those at one guard in their order.
+    pub looks: Vec<Look>,
     pub audit: BTreeMap<String, Vec<Step>>,
     pub faults: Vec<Fault>,
     /// The tokens of the writes that a resource accepted for each key, in its order.
@@ -191,7 +215,7 @@ impl fmt::Display for Violation {
 pub struct Verdict {
     pub violations: Vec<Violation>,
     /// By the invariant's number.
-    pub examined: [u64; 12],
+    pub examined: [u64; 13],
     /// How long what nobody held was free while somebody waited, undisturbed, in µs.
     pub takeovers: Vec<u64>,
 }
@@ -201,6 +225,7 @@ pub fn check(history: &History) -> Verdict {
     checker.streams();
     checker.transitions();
     checker.guards();
+    checker.looks();
     checker.timing();
     checker.verdict
 }
@@ -366,6 +391,17 @@ fn records(steps: &[Step]) -> impl DoubleEndedIterator<Item = (usize, &Record, u
         Step::Wrote(frame) => Some((place, frame.record.as_deref()?, frame.at)),
         Step::Forgot { .. } | Step::Unwatched { .. } => None,
     })
+}
+
+/// A result as histories keep it: a long one by its beginning, its length and its hash.
+pub fn brief(result: &[u8]) -> Vec<u8> {
+    let Some(beginning) = result.get(..BRIEF).filter(|_| result.len() > 2 * BRIEF) else {
+        return result.to_vec();
+    };
+    let mut hasher = DefaultHasher::new();
+    result.hash(&mut hasher);
+    let rest = format!("… {} bytes, {:016x}", result.len(), hasher.finish());
+    [beginning, rest.as_bytes()].concat()
 }
 
 /// How many distinct grants a history has.

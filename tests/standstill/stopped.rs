@@ -18,6 +18,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_machine_that_slept_holds_no_more", slept),
     ("a_machine_that_slept_is_told_without_a_look", slept_unasked),
     ("a_machine_that_slept_renews_no_more", slept_renewing),
+    (
+        "a_machine_whose_wall_clock_slept_too_holds_no_more",
+        slept_unaware,
+    ),
     ("a_paused_virtual_machine_holds_no_more", paused),
     (
         "a_paused_virtual_machine_asks_before_it_goes_on",
@@ -134,6 +138,14 @@ fn slept_unasked() {
 fn slept_renewing() {
     let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic], true);
     hears_that_it_is_lost(&mut holder);
+}
+
+/// Only the clock that counts sleep tells of it.
+fn slept_unaware() {
+    for options in [&[][..], &["renew"]] {
+        let (mut holder, _server) = stand_still(options, &[Clock::Monotonic, Clock::Wall], true);
+        hears_that_it_is_lost(&mut holder);
+    }
 }
 
 fn paused() {

@@ -1,15 +1,17 @@
 //! 2, 5 and 6, and that a grant is given once: what a guard's holder is told, and what a resource takes.
 
+use std::fmt;
+
 use redis_locking_worker::internals::{Record, State};
 
-use super::{Answer, Checker, How, Step, TICK, Told, What, records};
+use super::{Answer, Checker, How, Name, Step, TICK, Told, What, records};
 
 impl<'a> Checker<'a> {
     pub(super) fn guards(&mut self) {
         for told in &self.history.told {
             match &told.what {
                 What::Acquired { fence, attempt } => self.acquired(told, *fence, *attempt),
-                What::Valid { fence } => self.valid(told, *fence),
+                What::Valid { fence } => self.valid((&told.key, *fence), told.at, told),
                 What::Ended { fence, answer } => self.ended(told, *fence, *answer),
                 What::Wrote { fence, accepted } => self.wrote(told, *fence, *accepted),
                 _ => {}
@@ -38,11 +40,13 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn valid(&mut self, told: &Told, fence: u64) {
-        let Some(grant) = self.grants.get(&(&told.key, fence)) else {
+    /// 6: what said so of this guard, no earlier than then.
+    pub(super) fn valid(&mut self, guard: Name<'_>, said: u64, what: impl fmt::Debug) {
+        let (key, fence) = guard;
+        let Some(grant) = self.grants.get(&guard) else {
             return;
         };
-        let after = &self.steps(&told.key)[grant.place + 1..];
+        let after = &self.steps(key)[grant.place + 1..];
         self.examines(6);
         for step in after {
             match step {
@@ -51,8 +55,8 @@ impl<'a> Checker<'a> {
                 Step::Unwatched { .. } => {}
                 Step::Wrote(frame) => {
                     let record = frame.record.as_deref();
-                    if frame.at < told.at && record.is_some_and(|record| record.fence != fence) {
-                        let text = format_args!("{told:?}, but {record:?} at {}", frame.at);
+                    if frame.at < said && record.is_some_and(|record| record.fence != fence) {
+                        let text = format_args!("{what:?}, but {record:?} at {}", frame.at);
                         return self.violates(6, text);
                     }
                 }
