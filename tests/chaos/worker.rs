@@ -158,7 +158,7 @@ async fn run(orders: Orders) {
         let is_well = finish.is_cancelled();
         match builder.clone().build().await {
             Ok(worker) => break worker,
-            Err(error) if is_well => panic!("cannot take part though all is well: {error}"),
+            Err(error) if is_well => panic!("cannot take part though all is well: {error:?}"),
             // The server is out of reach, which this fleet is about.
             Err(error) => eprintln!("{}: {error}", orders.label),
         }
