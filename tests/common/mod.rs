@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod bench;
-pub mod clock;
+#[cfg(target_os = "linux")]
+pub mod clocks;
 pub mod history;
 pub mod proxy;
 

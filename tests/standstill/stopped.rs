@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use redis_locking_worker::WorkGuard;
 use tokio::runtime::Runtime;
 
-use crate::common::clock::{Clock, Clocks};
+use crate::common::clocks::{Clock, Clocks};
 use crate::common::{Server, acquired, locked};
 use crate::holder::Holder;
 
@@ -16,6 +16,7 @@ pub const TESTS: &[(&str, fn())] = &[
         stopped,
     ),
     ("a_machine_that_slept_holds_no_more", slept),
+    ("a_machine_that_slept_is_told_without_a_look", slept_unasked),
     ("a_machine_that_slept_renews_no_more", slept_renewing),
     (
         "a_machine_whose_wall_clock_slept_too_holds_no_more",
@@ -38,12 +39,12 @@ const LEASE: Duration = Duration::from_secs(2);
 
 const STOOD: Duration = Duration::from_secs(3);
 
-fn holder(clocks: &Clocks, server: &Server, options: &[&str]) -> Holder {
+fn holder(clocks: &Clocks, server: &Server, lease: Duration, options: &[&str]) -> Holder {
     let environment = clocks.environment();
     let environment = environment
         .each_ref()
         .map(|(name, value)| (*name, &value[..]));
-    let mut holder = Holder::start(&server.url(), LEASE, options, &environment);
+    let mut holder = Holder::start(&server.url(), lease, options, &environment);
     assert_eq!(holder.hear(), "acquired");
     holder
 }
@@ -78,10 +79,10 @@ fn stopped() {
 }
 
 /// The holder's process stands still, and these clocks of its with it, until another holds the work.
-fn stand_still(options: &[&str], clocks: &[Clock]) -> (Holder, Server) {
+fn stand_still(options: &[&str], clocks: &[Clock], looks: bool) -> (Holder, Server) {
     let (server, runtime) = (Server::start(), Runtime::new().unwrap());
     let shim = Clocks::new();
-    let mut holder = holder(&shim, &server, options);
+    let mut holder = holder(&shim, &server, LEASE, options);
     if options.contains(&"renew") {
         // A renewal is due later than all this takes.
         holder.say("look");
@@ -98,7 +99,9 @@ fn stand_still(options: &[&str], clocks: &[Clock]) -> (Holder, Server) {
     }
     // The next holder is at work.
     std::mem::forget(guard);
-    holder.say("look");
+    if looks {
+        holder.say("look");
+    }
     holder.signal(Signal::SIGCONT);
     (holder, server)
 }
@@ -116,37 +119,51 @@ fn hears_that_it_is_lost(holder: &mut Holder) {
 }
 
 fn slept() {
-    let (mut holder, _server) = stand_still(&[], &[Clock::Monotonic]);
+    let (mut holder, _server) = stand_still(&[], &[Clock::Monotonic], true);
     hears_that_it_is_lost(&mut holder);
 }
 
+/// The wall clock tells of a sleep too, to the one who looks; so here nothing does.
+fn slept_unasked() {
+    for options in [&[][..], &["renew"]] {
+        let (mut holder, _server) = stand_still(options, &[Clock::Monotonic], false);
+        let woke = Instant::now();
+        let lost = holder.hear();
+        println!("{lost}, told within {:?}", woke.elapsed());
+        assert!(lost.starts_with("lost: "), "{lost}");
+        assert!(woke.elapsed() < Duration::from_millis(1_500));
+    }
+}
+
 fn slept_renewing() {
-    let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic]);
+    let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic], true);
     hears_that_it_is_lost(&mut holder);
 }
 
 /// Only the clock that counts sleep tells of it.
 fn slept_unaware() {
     for options in [&[][..], &["renew"]] {
-        let (mut holder, _server) = stand_still(options, &[Clock::Monotonic, Clock::Wall]);
+        let (mut holder, _server) = stand_still(options, &[Clock::Monotonic, Clock::Wall], true);
         hears_that_it_is_lost(&mut holder);
     }
 }
 
 fn paused() {
-    let (mut holder, _server) = stand_still(&[], &[Clock::Monotonic, Clock::Boot]);
+    let (mut holder, _server) = stand_still(&[], &[Clock::Monotonic, Clock::Boot], true);
     hears_that_it_is_lost(&mut holder);
 }
 
 fn paused_renewing() {
-    let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic, Clock::Boot]);
+    let (mut holder, _server) = stand_still(&["renew"], &[Clock::Monotonic, Clock::Boot], true);
     hears_that_it_is_lost(&mut holder);
 }
 
 fn set_forward() {
+    // Its next renewal would be due long after this.
+    let long = 15 * LEASE;
     let server = Server::start();
     let clocks = Clocks::new();
-    let mut holder = holder(&clocks, &server, &["renew"]);
+    let mut holder = holder(&clocks, &server, long, &["renew"]);
     holder.say("look");
     assert_eq!(holder.hear(), "valid");
     clocks.set(Clock::Wall, 3_600);

@@ -1,4 +1,4 @@
-//! The clocks of another process, which a library that it loads moves by whole seconds.
+//! The clocks of a process, moved by a preloaded library.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,16 +7,17 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// The clocks of the processes that are started with [`Clocks::environment`].
+/// What a process's clocks show beside the right time; of all processes that are started in this environment.
 pub struct Clocks {
     offsets: File,
     dir: TempDir,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Clock {
     Wall,
     Monotonic,
+    /// The one that counts the time for which the machine sleeps.
     Boot,
 }
 
@@ -28,20 +29,21 @@ impl Clocks {
         cc.args(["-shared", "-fPIC", "-o"]);
         cc.arg(dir.path().join("clock.so")).arg(source);
         assert!(cc.status().expect("a C compiler").success());
-        let path = dir.path().join("offset");
+        let path = dir.path().join("offsets");
         std::fs::write(&path, [0; 24]).unwrap();
         let offsets = File::options().write(true).open(path).unwrap();
         Self { offsets, dir }
     }
 
     pub fn environment(&self) -> [(&'static str, String); 2] {
-        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
+        let path = |name| self.dir.path().join(name).to_str().unwrap().to_owned();
         [
             ("LD_PRELOAD", path("clock.so")),
-            ("CLOCK_OFFSET", path("offset")),
+            ("CLOCK_OFFSET", path("offsets")),
         ]
     }
 
+    /// So many seconds from the right time.
     pub fn set(&self, clock: Clock, seconds: i64) {
         let at = clock as u64 * 8;
         self.offsets
