@@ -1436,7 +1436,7 @@ fn who_has_left_does_not_wait_when_its_guard_ends() {
     }
 }
 
-/// The first guard is seen valid from 11 to 30 and the second from 41 to 60, of the samplers' clock.
+/// The first guard is seen valid from 11 to 30 of the samplers' clock, the second from 41 to 60.
 fn seen_in_turn() -> Story {
     let mut story = Story::new();
     for (fence, from) in [(FIRST, 10), (SECOND_GRANT, 40)] {

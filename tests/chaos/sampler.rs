@@ -116,8 +116,8 @@ fn look(sampled: &mut Sampled) -> bool {
     true
 }
 
-/// In µs, by a clock of the kernel that nothing sets or slows, and that the library which moves the clocks of a
-/// process leaves alone.
+/// In µs, by a clock of the kernel that nothing sets or slows. The library that moves the clocks of a
+/// process leaves this one alone.
 fn raw() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const CLOCK: ClockId = ClockId::CLOCK_MONOTONIC_RAW;

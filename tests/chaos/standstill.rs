@@ -64,7 +64,7 @@ pub struct Profile {
     pub short: bool,
     /// Half of the processes work in another database of the server, with the same keys.
     pub databases: bool,
-    /// Some results have the longest length, and few of them fill what the server keeps for a subscriber.
+    /// Some results have the longest length, which exceeds what the server keeps for a subscriber.
     pub large: bool,
 }
 
@@ -139,8 +139,8 @@ pub struct Blocked {
 /// How long a block waits for a guard.
 const HOLDING: Duration = Duration::from_secs(2);
 
-/// Blocks so many threads of a runtime, if it can be while the process holds something. In the worker, on a thread of
-/// its own.
+/// Blocks threads of a runtime, if possible while the process holds a valid guard. Runs in the
+/// worker, on a thread that no runtime owns.
 pub fn block(block: Block, threads: usize, runtime: &Handle, sampler: &Sampler) -> Blocked {
     // Two that wait for all threads at once would wait for each other.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
