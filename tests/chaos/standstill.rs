@@ -78,7 +78,7 @@ impl Profile {
     }
 
     /// What the server is started with; it tells there of the subscribers that it throws out.
-    pub fn server_args<'a>(self, log: &'a str) -> Vec<&'a str> {
+    pub fn server_args(self, log: &str) -> Vec<&str> {
         match self.large {
             true => vec![
                 "--client-output-buffer-limit",
