@@ -1472,6 +1472,7 @@ fn invariant_12_a_single_look_within_anothers_time() {
     look_at_the_second([11, 30]).breaks(12);
     // Before it was certainly valid, or after.
     look_at_the_second([9, 10]).holds();
+    look_at_the_second([10, 25]).holds();
     look_at_the_second([30, 31]).holds();
 }
 
