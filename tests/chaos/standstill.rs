@@ -126,14 +126,14 @@ pub struct Block {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Blocked {
     pub from: u64,
     pub to: u64,
     /// How many valid guards the process held when it began.
     pub held: usize,
-    /// How many of them were lost when it ended, other than by the bound on holding.
-    pub lost: usize,
+    /// Why those of them were lost that were when it ended, other than by the bound on holding.
+    pub lost: Vec<String>,
 }
 
 /// How long a block waits for a guard.
@@ -188,11 +188,18 @@ pub async fn blocks(process: &mut Process, chronicle: &Chronicle, kind: Standsti
     };
     let scope = Scope::Process(process.number);
     chronicle.fault(name, scope, blocked.from, blocked.to);
+    if renews && !blocked.lost.is_empty() {
+        let run = &chronicle.run;
+        println!(
+            "{run}: process {} lost guards in a block: {blocked:?}",
+            process.number
+        );
+    }
     chronicle.edit(|seen| {
         let mut tell = |what, count| seen.harmless.extend(std::iter::repeat_n(what, count));
         if renews {
             tell("renewing guards are held over a block", blocked.held);
-            tell("renewing guards are lost in a block", blocked.lost);
+            tell("renewing guards are lost in a block", blocked.lost.len());
         } else {
             tell(
                 "guards that are not renewed are held over a block",
