@@ -302,6 +302,17 @@ mutant "checker: what nobody took is not looked at" $common/timing.rs \
     '(None, false) => began,' '(None, false) => return,' $history
 mutant "checker: the end of a lease is no failure" $common/timing.rs \
     'State::Held | State::Granted => record.until * 1_000,' 'State::Held | State::Granted => return,' $history
+mutant "checker: a look may have been at any instant" $common/looks.rs \
+    'self.first.after <= other.last.before' 'self.first.before <= other.last.after' \
+    $history invariant_12
+mutant "checker: two guards may be valid at once" $common/looks.rs \
+    'if !self.forgot_between(span.guard, other.guard) {' 'if false {' $history invariant_12
+mutant "checker: a loss excuses whatever is seen" $common/looks.rs \
+    'self.forgot(one.0, from, to)' 'self.forgot(one.0, 0, u64::MAX)' $history invariant_12
+mutant "checker: a guard may turn valid again" $common/looks.rs \
+    'look.before >= invalid.after' 'false' $history invariant_12
+mutant "checker: looks are not held against the record" $common/looks.rs \
+    'self.valid(guard, last.at, last);' '' $history invariant_6_seen
 
 mutant "failover: the sentinels are not listened to" src/store/redis.rs \
     '.and_then(|sentinels| sentinels.follow(places).ok())' '.and_then(|sentinels| sentinels.follow(places).ok()).filter(|_| false)' \

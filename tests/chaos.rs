@@ -1,10 +1,10 @@
 //! Fleets of processes under faults, and every history checked.
 //!
 //! 4 processes take part in the runs of 16 keys each, on a server of their own, while processes are killed and
-//! stopped, their threads blocked and their clocks held back, connections cut and stalled, and the server
-//! stopped, restarted, flushed, filled up and kept busy. Settings, plans and faults follow from a seed; what the
-//! machine makes of them does not. A run that violates an invariant names its seed, and its history is kept in
-//! `target/tmp`.
+//! stopped, their threads blocked and their clocks held back, connections cut and stalled, and the
+//! server stopped, restarted, flushed, filled up and kept busy. Settings, plans and faults follow
+//! from a seed; what the machine makes of them does not. A run that violates an invariant names its
+//! seed, and its history is kept in `target/tmp`.
 //!
 //! * `CHAOS_RUNS`: how many, 8 by default.
 //! * `CHAOS_SEED`: the first one's seed, 1 by default; the others follow.
@@ -301,7 +301,8 @@ impl std::fmt::Display for Totals {
             f,
             "{} runs, {} of them with a violation or an error: {} processes, {} streams, {} grants, {} completions heard, \
              {} settlements told that the lease was lost, {} of unknown outcome, {accepted} writes \
-             accepted and {refused} refused by their fencing token, {} guards forgotten, {} looks of the samplers; faults: {:?}; invariants 1 to 12 were examined {:?} times",
+             accepted and {refused} refused by their fencing token, {} guards forgotten, \
+             {} looks of the samplers; faults: {:?}; invariants 1 to 12 were examined {:?} times",
             self.runs,
             self.failed,
             self.processes,

@@ -299,7 +299,7 @@ fn decode(text: Vec<u8>) -> Result<Frame, String> {
     Ok(frame)
 }
 
-/// In which database a script did what this line says, if it was one: `+1700000000.000000 [0 lua] …`.
+/// The database in which a script did what this line says: `+1700000000.000000 [0 lua] …`.
 fn database_of_script(line: &[u8]) -> Option<u32> {
     let head = line.get(..64).unwrap_or(line);
     let head = std::str::from_utf8(head).ok()?;

@@ -40,6 +40,9 @@ const CALM: Duration = Duration::from_secs(8);
 /// How long a way keeps what it carries, at least and at most.
 const LATENCY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(300)];
 
+/// Where the server says what it does.
+const LOG: &str = "server.log";
+
 /// How long a fault waits for a connection to happen to.
 const CONNECTED: Duration = Duration::from_secs(5);
 
@@ -179,7 +182,7 @@ struct Slot {
 impl Slot {
     async fn environment(machine: Option<&Mutex<Machine>>) -> Vec<(&'static str, String)> {
         match machine {
-            Some(machine) => machine.lock().await.clocks.environment().into(),
+            Some(machine) => machine.lock().await.environment(),
             None => Vec::new(),
         }
     }
@@ -232,7 +235,7 @@ pub async fn run(chronicle: &Chronicle, seed: u64, resource: &Server) -> Seen {
     fleet.server.lock().await.watching.abort().await;
     let steps = fleet.audit.steps();
     chronicle.edit(|seen| seen.history.audit = steps);
-    fleet.tell_of_profile(profile).await;
+    profile.tell(&fleet.dir.path().join(LOG), chronicle);
     chronicle.close(resource).await
 }
 
@@ -248,12 +251,10 @@ async fn start(
         true => &["--appendonly", "yes", "--appendfsync", "always"],
         false => &[],
     };
-    let args = [
-        log,
-        &["--busy-reply-threshold", "50"],
-        profile.server_args(),
-    ]
-    .concat();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(LOG);
+    let profiles = profile.server_args(path.to_str().unwrap());
+    let args = [log, &["--busy-reply-threshold", "50"], &profiles].concat();
     let server = block_in_place(|| Server::start_with(&args));
     let port = server.port;
     let databases = if profile.databases { 2 } else { 1 };
@@ -264,7 +265,6 @@ async fn start(
         &LEASES
     };
     let watching = audit.watch(port).await.unwrap();
-    let dir = TempDir::new().unwrap();
     let mut slots = Vec::new();
     for nth in 0..PROCESSES {
         let proxy = Proxy::start(port).await;
@@ -525,26 +525,6 @@ impl Fleet {
             let scope = Scope::Process(slot.process.number);
             self.chronicle.fault(kind.name(), scope, from, now());
         }
-    }
-
-    /// How often that came about which is no fault of a time.
-    async fn tell_of_profile(&self, profile: Profile) {
-        let info = self.must("INFO stats", "$").await.answer;
-        let thrown = info
-            .lines()
-            .find_map(|line| line.strip_prefix("client_output_buffer_limit_disconnections:"));
-        let thrown = thrown.and_then(|count| count.parse().ok()).unwrap_or(0);
-        self.chronicle.edit(|seen| {
-            let overflows = "a large result throws a subscriber out";
-            seen.harmless.extend(std::iter::repeat_n(overflows, thrown));
-            let profiles = [
-                (profile.short, "leases are short"),
-                (profile.databases, "two databases have the same keys"),
-                (profile.large, "some results are large"),
-            ];
-            let drawn = profiles.into_iter().filter(|(drawn, _)| *drawn);
-            seen.harmless.extend(drawn.map(|(_, name)| name));
-        });
     }
 
     async fn restart(&self, after: Duration) -> (u64, u64) {

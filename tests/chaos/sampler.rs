@@ -72,18 +72,16 @@ impl Sampler {
         valid.map(|sampled| sampled.fence).collect()
     }
 
-    /// How many of these are lost, and not because they were held for as long as they may be.
-    pub fn lost(&self, fences: &[u64]) -> usize {
+    /// Why those of these are lost that are, unless they were held for as long as they may be.
+    pub fn lost(&self, fences: &[u64]) -> Vec<String> {
         let guards = self.guards.lock().unwrap();
         let of_these = guards
             .iter()
             .filter(|sampled| fences.contains(&sampled.fence));
         let guards = of_these.filter_map(|sampled| sampled.guard.upgrade());
-        let lost = guards.filter(|guard| {
-            let why = guard.check();
-            why.is_err_and(|why| !matches!(why, LeaseLost::MaxHold { .. }))
-        });
-        lost.count()
+        let lost = guards.filter_map(|guard| guard.check().err());
+        let lost = lost.filter(|why| !matches!(why, LeaseLost::MaxHold { .. }));
+        lost.map(|why| why.to_string()).collect()
     }
 
     /// Says nothing after this.
@@ -116,8 +114,8 @@ fn look(sampled: &mut Sampled) -> bool {
     true
 }
 
-/// In µs, by a clock of the kernel that nothing sets or slows, and that the library which moves the clocks of a
-/// process leaves alone.
+/// In µs, by a clock of the kernel that nothing sets or slows. The library that moves the clocks of a
+/// process leaves this one alone.
 fn raw() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const CLOCK: ClockId = ClockId::CLOCK_MONOTONIC_RAW;

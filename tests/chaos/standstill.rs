@@ -1,5 +1,6 @@
 //! Threads, processes and machines that stand still, and what a fleet's profile adds to its faults.
 
+use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
+#[cfg(target_os = "linux")]
 use crate::common::clocks::{Clock, Clocks};
 use crate::common::history::Scope;
 use crate::fleet::{Chronicle, Process};
@@ -62,7 +64,7 @@ pub struct Profile {
     pub short: bool,
     /// Half of the processes work in another database of the server, with the same keys.
     pub databases: bool,
-    /// Some results have the longest length, and few of them fill what the server keeps for a subscriber.
+    /// Some results have the longest length, which exceeds what the server keeps for a subscriber.
     pub large: bool,
 }
 
@@ -75,12 +77,38 @@ impl Profile {
         }
     }
 
-    /// What the server is started with.
-    pub fn server_args(self) -> &'static [&'static str] {
+    /// What the server is started with; it tells there of the subscribers that it throws out.
+    pub fn server_args(self, log: &str) -> Vec<&str> {
         match self.large {
-            true => &["--client-output-buffer-limit", "pubsub", "262144", "0", "0"],
-            false => &[],
+            true => vec![
+                "--client-output-buffer-limit",
+                "pubsub",
+                "262144",
+                "0",
+                "0",
+                "--logfile",
+                log,
+            ],
+            false => Vec::new(),
         }
+    }
+
+    /// Tells how often that came about which is no fault of a time.
+    pub fn tell(self, log: &Path, chronicle: &Chronicle) {
+        let said = std::fs::read(log).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let thrown = said.matches("overcoming of output buffer limits").count();
+        let profiles = [
+            (self.short, "leases are short"),
+            (self.databases, "two databases have the same keys"),
+            (self.large, "some results are large"),
+        ];
+        let drawn = profiles.into_iter().filter(|(drawn, _)| *drawn);
+        chronicle.edit(|seen| {
+            let overflows = "a large result throws a subscriber out";
+            seen.harmless.extend(std::iter::repeat_n(overflows, thrown));
+            seen.harmless.extend(drawn.map(|(_, name)| name));
+        });
     }
 }
 
@@ -98,21 +126,21 @@ pub struct Block {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Blocked {
     pub from: u64,
     pub to: u64,
     /// How many valid guards the process held when it began.
     pub held: usize,
-    /// How many of them were lost when it ended, other than by the bound on holding.
-    pub lost: usize,
+    /// Why those of them were lost that were when it ended, other than by the bound on holding.
+    pub lost: Vec<String>,
 }
 
 /// How long a block waits for a guard.
 const HOLDING: Duration = Duration::from_secs(2);
 
-/// Blocks so many threads of a runtime, if it can be while the process holds something. In the worker, on a thread of
-/// its own.
+/// Blocks threads of a runtime, if possible while the process holds a valid guard. Runs in the
+/// worker, on a thread that no runtime owns.
 pub fn block(block: Block, threads: usize, runtime: &Handle, sampler: &Sampler) -> Blocked {
     // Two that wait for all threads at once would wait for each other.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -160,11 +188,18 @@ pub async fn blocks(process: &mut Process, chronicle: &Chronicle, kind: Standsti
     };
     let scope = Scope::Process(process.number);
     chronicle.fault(name, scope, blocked.from, blocked.to);
+    if renews && !blocked.lost.is_empty() {
+        let run = &chronicle.run;
+        println!(
+            "{run}: process {} lost guards in a block: {blocked:?}",
+            process.number
+        );
+    }
     chronicle.edit(|seen| {
         let mut tell = |what, count| seen.harmless.extend(std::iter::repeat_n(what, count));
         if renews {
             tell("renewing guards are held over a block", blocked.held);
-            tell("renewing guards are lost in a block", blocked.lost);
+            tell("renewing guards are lost in a block", blocked.lost.len());
         } else {
             tell(
                 "guards that are not renewed are held over a block",
@@ -191,13 +226,15 @@ pub async fn stands_still(
     chronicle.fault(kind.name(), Scope::Process(process.number), from, now());
 }
 
-/// The clocks of a process, and of those that take its place.
+/// What the processes of a slot believe of the time.
+#[cfg(target_os = "linux")]
 pub struct Machine {
-    pub clocks: Clocks,
+    clocks: Clocks,
     monotonic: i64,
     boot: i64,
 }
 
+#[cfg(target_os = "linux")]
 impl Machine {
     pub fn new() -> Self {
         Self {
@@ -205,6 +242,10 @@ impl Machine {
             monotonic: 0,
             boot: 0,
         }
+    }
+
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        self.clocks.environment().into()
     }
 
     fn stood_for(&mut self, kind: Standstill, seconds: u64) {
@@ -216,6 +257,23 @@ impl Machine {
             self.clocks.set(Clock::Boot, self.boot);
         }
     }
+}
+
+/// Where no clock can be moved, its process is only stopped.
+#[cfg(not(target_os = "linux"))]
+pub struct Machine;
+
+#[cfg(not(target_os = "linux"))]
+impl Machine {
+    pub fn new() -> Self {
+        Self
+    }
+
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn stood_for(&mut self, _: Standstill, _: u64) {}
 }
 
 pub fn stood(random: &mut StdRng) -> u64 {

@@ -89,7 +89,7 @@ pub fn say(what: &Said) {
     let mut line = serde_json::to_string(what).unwrap();
     line.push('\n');
     let mut out = std::io::stdout().lock();
-    // In one piece, for whoever is killed after it.
+    // In one piece: the process may be killed at any moment.
     out.write_all(line.as_bytes()).unwrap();
     out.flush().unwrap();
 }

@@ -18,8 +18,8 @@
 //! | 11 | what was dropped or has crashed holds nothing for longer than promised |
 //! | 12 | no two guards of a key are seen valid at once, and one that was seen invalid stays so |
 //!
-//! Where the server lost data, 1, 3, 4, 6, 12 and what was recorded are suspended across the loss; that fencing
-//! tokens rise, and 2, never are.
+//! Where the server lost data, 1, 3, 4, 6, 12 and what was recorded are suspended across the loss;
+//! that fencing tokens rise, and 2, never are.
 
 mod guards;
 mod looks;
@@ -127,7 +127,7 @@ pub enum Answer {
     Refused,
 }
 
-/// What a sampler saw of a guard: a thread of its own, which looks whatever the worker's runtime does.
+/// What a sampler saw of a guard. The sampler is a thread that no runtime of the worker can block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     pub key: String,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Checker, Look, Name};
 
-/// For how long a guard was certainly valid: from after the first look that said so until before the last. A single
-/// look leaves open when in between it was.
+/// The time in which a guard was certainly valid: from after the first look that said so until
+/// before the last. A single look leaves open at which instant it was made.
 struct Span<'a> {
     guard: Name<'a>,
     first: &'a Look,
