@@ -156,7 +156,9 @@ mutant "renewal: an old checkpoint is sent again" src/hub/run/renewal.rs \
 mutant "renewal: sent for a guard that has ended" src/hub/run/renewal.rs \
     '!self.settling && !self.lease.is_lost()' 'true' $renewal::a_renewal_ends_with_its_guard
 mutant "renewal: counted from the answer" src/lease.rs \
-    'let due = term.server_ends.saturating_sub(lease.saturating_sub(every));' \
+    'let due = term
+            .ends
+            .saturating_sub(lease.saturating_sub(every + margin));' \
     'let due = self.clock.now() + every;' $renewal::a_slow_answer
 mutant "loss: a guard that is lost from the start is renewed" src/hub.rs \
     'self.hub.send(Message::Expired(self.lease.clone()));' '' $renewal::a_guard_that_is_lost_from_the_start
@@ -607,7 +609,7 @@ mutant "keeper: told nowhere" src/keeper.rs \
 mutant "clock: stands still while the machine sleeps" src/clock.rs \
     'ClockId::CLOCK_BOOTTIME' 'ClockId::CLOCK_MONOTONIC' $standstill a_machine_that_slept_is_told
 mutant "clock: a sleep is noticed by timers only" src/hub/task.rs \
-    'if leases > timers + STOOD_STILL {' 'if false {' $standstill a_machine_that_slept_is_told
+    'leases > timers + STOOD_STILL || has_paused' 'has_paused' $standstill a_machine_that_slept_is_told
 mutant "clock: a pause is not told by the wall clock" src/lease.rs \
     'true => outrun,' 'true => Duration::ZERO,' $standstill a_paused_virtual_machine_holds
 mutant "clock: a wall clock that is set costs the lease" src/keeper.rs \
@@ -624,6 +626,21 @@ mutant "lease: valid again after it was not" src/lease.rs \
 mutant "lease: no margin but the least" src/terms.rs \
     'share.max(term / 100 + Duration::from_millis(3))' 'term / 100 + Duration::from_millis(3)' --test observability \
     --features tracing,metrics the_end_of_a_lease
+mutant "keeper: after a long term too late" src/lease.rs \
+    'let due = term
+            .ends
+            .saturating_sub(lease.saturating_sub(every + margin));' \
+    'let due = term
+            .server_ends
+            .saturating_sub(lease.saturating_sub(every + margin));' --lib extended_for_long
+mutant "keeper: without a connection nothing renews" src/keeper.rs \
+    '(self.tell)(News::Due(lease));' '' --test faults takes_no_more_clients
+mutant "keeper: a pause that the server says nothing of is passed over" src/keeper.rs \
+    'has_paused && tried && lease.remaining().is_zero()' 'false' $standstill a_paused_virtual_machine_is_told
+mutant "clock: a pause is told to the one who looks only" src/hub/task.rs \
+    'leases > timers + STOOD_STILL || has_paused' 'leases > timers + STOOD_STILL' $standstill a_paused_virtual_machine_is_told
+mutant "lease: restarts that were lost hide the next" src/lease.rs \
+    'restart <= term.restart && asked.moment <= term.answered' 'restart <= term.restart' --lib restarts_that_the_server_has_lost
 mutant "outage: told again to a stream that rejoins" src/acquire.rs \
     'if self.outage.replace(outage) != Some(outage) {' 'if self.outage.replace(outage).is_none_or(|_| true) {' \
     --test faults an_outage_that_costs

@@ -304,7 +304,7 @@ impl Builder {
         self
     }
 
-    /// How long the runtime that a guard was acquired on may not run before the guard is renewed no
+    /// How long the runtime that the worker was built on may not run before the guard is renewed no
     /// longer; the greater of 60 s and ten lock timeouts by default.
     ///
     /// Renewal does not need that runtime: a thread that is blocked, or all of them, cost no guard

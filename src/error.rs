@@ -37,7 +37,9 @@ pub enum KeyError {
 #[non_exhaustive]
 pub enum BuildError {
     /// The thread that renews leases cannot be started: the process or its user may have no more.
-    #[error("the thread that renews leases cannot be started")]
+    #[error(
+        "the thread that renews leases cannot be started; see the limit on processes (ulimit -u, pids)"
+    )]
     Thread(#[source] Arc<std::io::Error>),
     /// The key is none.
     #[error(transparent)]
@@ -266,7 +268,7 @@ pub enum LeaseLost {
         #[source]
         source: Option<Error>,
     },
-    /// The lease ended because the process, or the runtime that the guard was acquired on, did not
+    /// The lease ended because the process, or the runtime that the worker was built on, did not
     /// run for so long: it was stopped, or its machine slept, or the runtime hung for longer than
     /// [`Builder::stall_limit`](crate::Builder::stall_limit).
     #[error("the lease was lost: the process or its runtime did not run for {time:?}")]

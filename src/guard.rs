@@ -27,7 +27,8 @@ use crate::store::{Failure, GRAIN, Outcome, millis};
 ///
 /// Dropping is synchronous, never blocks and never panics, on any thread, inside a runtime or not:
 /// it leaves a message for the worker's task, which tells the server. Once that task's runtime has
-/// shut down, or when the process dies, the end of the lease does the same.
+/// shut down, the thread that renews leases tells it, if the worker renews; otherwise, and when the
+/// process dies, the end of the lease does the same.
 ///
 /// # Validity
 ///

@@ -43,6 +43,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What one call renews at most. More of them hold up the server for others.
 const MOST: usize = 128;
 
+/// So many leases are kept before those whose guards have been settled are looked for. They are
+/// forgotten when they would have been due, but that may be long after.
+const SWEEP: usize = 1_024;
+
 /// How long a settlement is tried, if the lease does not end later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -74,6 +78,8 @@ enum Task {
 pub(crate) enum News {
     /// The lease is lost.
     Lost(Arc<Lease>),
+    /// A renewal is due, and the keeper has no connection yet.
+    Due(Arc<Lease>),
     /// The server does not carry out renewals of the key.
     Failing(Key, Error),
     /// It does again.
@@ -151,17 +157,22 @@ impl Keeper {
     /// Renews it from now on.
     pub(crate) fn keep(&self, lease: &Arc<Lease>) {
         lease.keep();
-        self.ask(Task::Keep(lease.clone()));
+        if !self.ask(Task::Keep(lease.clone())) {
+            // What would renew it has ended.
+            lease.lose(LeaseLost::Stopped);
+        }
     }
 
     /// Ends a grant for a hub that has gone, if the keeper works on without it.
     pub(crate) fn settle(&self, lease: &Arc<Lease>, outcome: Outcome) {
         if self.0.outlives_hub {
-            self.ask(Task::Settle(lease.clone(), outcome));
+            // Without it the lease ends the grant.
+            let _ = self.ask(Task::Settle(lease.clone(), outcome));
         }
     }
 
-    fn ask(&self, task: Task) {
+    /// Whether the keeper is there.
+    fn ask(&self, task: Task) -> bool {
         let begin = self
             .0
             .begin
@@ -171,8 +182,7 @@ impl Keeper {
         if let Some(run) = begin {
             self.0.runtime.spawn(run);
         }
-        // Fails only when its runtime has shut down, and its leases are lost then.
-        let _ = self.0.tasks.send(task);
+        self.0.tasks.send(task).is_ok()
     }
 
     pub(crate) fn downgrade(&self) -> WeakKeeper {
@@ -269,6 +279,8 @@ struct Work<S, T> {
     kept: HashMap<Id, Kept>,
     due: BTreeSet<(Moment, Id)>,
     next: Id,
+    /// How many are kept when those that have ended are next looked for.
+    sweep_at: usize,
     /// Ends of grants that wait for the connection.
     settling: Vec<(Arc<Lease>, Outcome)>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -297,6 +309,7 @@ async fn run<S, C, F, T>(
         kept: HashMap::new(),
         due: BTreeSet::new(),
         next: 0,
+        sweep_at: SWEEP,
         settling: Vec::new(),
         in_flight: FuturesUnordered::new(),
         wall_lead: clock.wall_lead(),
@@ -341,13 +354,11 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                     // The guard is in use: its process does something.
                     Probe::see(&probe.seen, self.clock);
                 }
+                self.sweep();
                 let id = self.next;
                 self.next += 1;
                 // Later pauses are noticed as they come.
-                let at = match lease.may_have_paused() {
-                    true => self.clock.now(),
-                    false => due_of(&lease),
-                };
+                let at = next_of(&lease, self.clock.now());
                 let kept = Kept {
                     lease: Arc::downgrade(&lease),
                     at,
@@ -360,6 +371,17 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                 self.due.insert((at, id));
             }
             Task::Settle(lease, outcome) => self.settling.push((lease, outcome)),
+        }
+    }
+
+    fn sweep(&mut self) {
+        if self.kept.len() >= self.sweep_at {
+            let is_over = |kept: &Kept| kept.lease.upgrade().is_none_or(|lease| !lease.is_wanted());
+            let over = self.kept.iter().filter(|(_, kept)| is_over(kept));
+            for id in over.map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.forget(id);
+            }
+            self.sweep_at = SWEEP.max(2 * self.kept.len());
         }
     }
 
@@ -434,41 +456,46 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
             return None;
         };
         let ends = lease.ends();
-        if ends <= now {
+        let has_paused = lease.may_have_paused();
+        // After a pause the server is asked first: it may have been the wall clock that was set.
+        let tried = kept.asked || kept.refused || kept.failing;
+        if ends <= now || has_paused && tried && lease.remaining().is_zero() {
             self.kept.remove(&id);
             lease.expire();
             (self.tell)(News::Lost(lease));
             return None;
         }
         let due = lease.renewal_due();
+        let look_again = if has_paused {
+            ends.min(now + LOOK / 2)
+        } else {
+            ends
+        };
         let at = match due {
-            _ if kept.asked || kept.refused => ends,
-            None => ends,
+            _ if kept.asked || kept.refused => look_again,
+            None => look_again,
             // It was restarted meanwhile: extended, or confirmed.
-            Some(due) if due > now && !kept.failing && !lease.may_have_paused() => due.min(ends),
+            Some(due) if due > now && !has_paused => due.min(ends),
             Some(_) => match stall(self.probe.as_ref(), &lease) {
                 Some(silence) => {
                     lease.stalled(silence);
-                    // It may wake up in time.
+                    // The runtime may run again before the lease ends.
                     let again = lease.terms.renew_every.unwrap_or(LOOK).min(LOOK / 4);
                     ends.min(now + again)
                 }
-                // There is no connection yet.
+                // There is no connection yet, or the server takes no more of them. The hub has one.
                 None if self.store.is_none() => {
-                    let error = self.refused.as_ref().map(|error| about(error, &lease.key));
-                    if let Some(error) = &error
-                        && !std::mem::replace(&mut kept.failing, true)
-                    {
-                        (self.tell)(News::Failing(lease.key.clone(), error.clone()));
-                    }
-                    lease.asked(error);
-                    ends.min(now + RETRY_FIRST)
+                    lease.asked(self.refused.as_ref().map(|error| about(error, &lease.key)));
+                    (self.tell)(News::Due(lease));
+                    let delay = jittered(kept.delay);
+                    kept.delay = next_delay(kept.delay);
+                    look_again.min(now + delay)
                 }
                 None => {
                     kept.asked = true;
                     lease.asked(None);
-                    kept.at = ends;
-                    self.due.insert((ends, id));
+                    kept.at = look_again;
+                    self.due.insert((look_again, id));
                     return Some(lease);
                 }
             },
@@ -544,7 +571,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
             },
             Err(error) => Some(error),
         };
-        // One that ended meanwhile.
+        // It ended while the renewal was on its way.
         let Some(kept) = kept else {
             return;
         };
@@ -554,7 +581,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
             if std::mem::take(&mut kept.failing) {
                 (self.tell)(News::Working(lease.key.clone()));
             }
-            return self.requeue(id, due_of(&lease));
+            return self.requeue(id, next_of(&lease, now));
         };
         lease.asked(Some(error.clone()));
         if error.is_fatal() {
@@ -629,13 +656,17 @@ fn about(error: &Error, key: &Key) -> Error {
     }
 }
 
-/// When something is next to be done about a lease.
-fn due_of(lease: &Lease) -> Moment {
+/// When something is next to be done about a lease: now, if it may have paused since it was asked
+/// for.
+fn next_of(lease: &Lease, now: Moment) -> Moment {
     let ends = lease.ends();
-    lease.renewal_due().map_or(ends, |due| due.min(ends))
+    match lease.may_have_paused() {
+        true => now,
+        false => lease.renewal_due().map_or(ends, |due| due.min(ends)),
+    }
 }
 
-/// For how long the runtime of a guard has not run, if that is too long.
+/// How long the worker's runtime has not run, if that is longer than it may.
 fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
     let silence = probe?.silence();
     (silence > lease.terms.stall_limit).then_some(silence)

@@ -18,6 +18,9 @@ use crate::terms::Terms;
 /// Tells participations in one process apart, in the order in which they joined.
 pub(crate) type Id = u64;
 
+/// How late the end of a lease is noticed at the most by a process that runs.
+const PUNCTUAL: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) key: Key,
@@ -54,6 +57,8 @@ pub(crate) struct Term {
     wall_lead: i64,
     /// The restart that it began with, as the record counts them.
     restart: u64,
+    /// When that was answered.
+    answered: Moment,
     renewal: Renewal,
     /// Whether a guard was made of it.
     given: bool,
@@ -70,7 +75,7 @@ enum Renewal {
     Kept,
     /// The keeper has asked, with this answer so far, if any.
     Asked(Option<Error>),
-    /// The keeper does not: the runtime that the guard was acquired on has not run for so long.
+    /// The keeper does not: the runtime that the worker was built on has not run for so long.
     Stalled(Duration),
 }
 
@@ -85,6 +90,7 @@ impl Term {
             server_ends: asked.moment + left,
             wall_lead: asked.wall_lead,
             restart: 0,
+            answered: asked.moment,
             renewal: Renewal::Manual,
             given: false,
             completing: false,
@@ -134,7 +140,9 @@ impl Lease {
     /// record counts them, is what the server goes by. Whether it was that.
     pub(crate) fn restart(&self, restart: u64, asked: Stamp, left: Duration) -> bool {
         let mut term = self.term();
-        if restart <= term.restart {
+        // One that counts fewer, and was asked for after the last was answered: the server has lost
+        // those between.
+        if restart <= term.restart && asked.moment <= term.answered {
             return false;
         }
         // Once a guard has said that it is not valid, it stays so. The server's end counts all the
@@ -143,6 +151,7 @@ impl Lease {
         let next = Term::new(asked, left, self.hold_ends(), &self.terms);
         let kept = std::mem::replace(&mut *term, next);
         (term.restart, term.given, term.completing) = (restart, kept.given, kept.completing);
+        term.answered = self.clock.now();
         term.renewal = kept.renewal;
         if !matches!(term.renewal, Renewal::Manual) {
             term.renewal = Renewal::Kept;
@@ -170,12 +179,16 @@ impl Lease {
     }
 
     fn why_over(&self) -> LeaseLost {
-        let now = self.clock.now();
         let due = self.renewal_due();
         let term = self.term();
+        let now = self.clock.now() + self.paused(&term);
         let over = term.server_ends + GRAIN >= self.hold_ends();
         match &term.renewal {
             Renewal::Manual => LeaseLost::Expired,
+            // Its end is noticed at once, unless nothing ran.
+            Renewal::Asked(None) if now > term.ends + PUNCTUAL => LeaseLost::Stalled {
+                time: now.saturating_since(term.ends),
+            },
             Renewal::Asked(source) => LeaseLost::Unreachable {
                 source: source.clone(),
             },
@@ -241,8 +254,13 @@ impl Lease {
         if term.server_ends + GRAIN >= self.hold_ends() {
             return None;
         }
+        // Counted back from its end for the holder: of a long term the margin is greater than that of a
+        // lease, and a renewal must come before the end all the same.
         let lease = Duration::from_millis(self.terms.lease);
-        let due = term.server_ends.saturating_sub(lease.saturating_sub(every));
+        let margin = self.terms.margin_of(lease);
+        let due = term
+            .ends
+            .saturating_sub(lease.saturating_sub(every + margin));
         Some(match due > term.began {
             true => due,
             false => term.began + term.ends.saturating_since(term.began) / 3,
@@ -325,6 +343,11 @@ impl Lease {
         }
     }
 
+    /// Whether the keeper renews it.
+    pub(crate) fn is_kept(&self) -> bool {
+        !matches!(self.term().renewal, Renewal::Manual)
+    }
+
     /// Whether the wall clock tells of a pause that the lease's clock has not counted.
     pub(crate) fn may_have_paused(&self) -> bool {
         !self.paused(&self.term()).is_zero()
@@ -365,6 +388,10 @@ mod tests {
 
     /// A lease on Tokio's clock, from now on, with a tenth as its margin.
     fn lease(left: Duration) -> (Lease, Clock) {
+        lease_held_for(left, 10 * LEASE)
+    }
+
+    fn lease_held_for(left: Duration, max_hold: Duration) -> (Lease, Clock) {
         let clock = Clock::tokio();
         let terms = Arc::new(Terms {
             lease: 1_000,
@@ -373,7 +400,7 @@ mod tests {
             label: "a".into(),
             margin: LEASE / 10,
             renew_every: Some(LEASE / 4),
-            max_hold: 10 * LEASE,
+            max_hold,
             stall_limit: 60 * LEASE,
             replicated: false,
         });
@@ -443,5 +470,22 @@ mod tests {
         assert_eq!(due, Some(clock.now() + LEASE * 9 / 60));
         window.restart(1, clock.stamp(), 10 * LEASE);
         assert_eq!(window.renewal_due(), None, "no renewal reaches further");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_term_is_renewed_before_it_ends_for_its_holder() {
+        let (lease, clock) = lease_held_for(LEASE, 1_000 * LEASE);
+        lease.restart(1, clock.stamp(), 500 * LEASE);
+        let due = lease.renewal_due().unwrap();
+        assert!(due < lease.ends(), "{due:?} {:?}", lease.ends());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn restarts_that_the_server_has_lost_do_not_hide_those_that_follow() {
+        let (lease, clock) = lease(LEASE);
+        assert!(lease.restart(3, clock.stamp(), LEASE));
+        advance(LEASE / 2).await;
+        assert!(lease.restart(1, clock.stamp(), LEASE));
+        assert_eq!(lease.left(), LEASE * 9 / 10);
     }
 }

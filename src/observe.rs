@@ -87,8 +87,9 @@ impl Span {
 /// subscriber, and its recorder, as far as the end of a lease needs it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Observers {
+    /// `None` where there is no subscriber yet: then the global one is told, when there is one.
     #[cfg(feature = "tracing")]
-    dispatch: tracing::Dispatch,
+    dispatch: Option<tracing::Dispatch>,
     #[cfg(feature = "metrics")]
     recorder: figures::Carried,
 }
@@ -98,7 +99,10 @@ impl Observers {
     pub(crate) fn here() -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            dispatch: tracing::dispatcher::get_default(Clone::clone),
+            dispatch: tracing::dispatcher::get_default(|dispatch| {
+                let is_none = dispatch.is::<tracing::subscriber::NoSubscriber>();
+                (!is_none).then(|| dispatch.clone())
+            }),
             #[cfg(feature = "metrics")]
             recorder: figures::Carried::here(),
         }
@@ -109,7 +113,16 @@ impl Observers {
         #[cfg(feature = "metrics")]
         let future = self.recorder.follow(future);
         #[cfg(feature = "tracing")]
-        let future = tracing::instrument::WithSubscriber::with_subscriber(future, self.dispatch);
+        let future = {
+            let dispatch = self.dispatch;
+            let mut future = Box::pin(future);
+            std::future::poll_fn(move |cx| match &dispatch {
+                Some(dispatch) => {
+                    tracing::dispatcher::with_default(dispatch, || future.as_mut().poll(cx))
+                }
+                None => future.as_mut().poll(cx),
+            })
+        };
         future
     }
 }

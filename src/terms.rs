@@ -21,7 +21,7 @@ pub(crate) struct Terms {
     pub(crate) renew_every: Option<Duration>,
     /// How long renewals keep a grant at most.
     pub(crate) max_hold: Duration,
-    /// How long the runtime of a guard may not run before its lease is renewed no longer.
+    /// How long the worker's runtime may not run before its leases are renewed no longer.
     pub(crate) stall_limit: Duration,
     /// Whether a grant counts only once replicas have acknowledged it.
     pub(crate) replicated: bool,

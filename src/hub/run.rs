@@ -31,7 +31,7 @@ use grants::{Live, Settling};
 use news::View;
 use observers::Observers;
 pub(super) use observers::Sight;
-use outage::Outage;
+use outage::{Outage, RenewalOutage};
 use renewal::Asker;
 use subscription::Subscription;
 
@@ -107,8 +107,7 @@ pub(super) struct Run {
     /// Those who wait have not been told the newest.
     behind: bool,
     outage: Option<Outage>,
-    /// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
-    renewals_fail: Option<(OutageId, Error)>,
+    renewals_fail: Option<RenewalOutage>,
     /// Calls that have not come back.
     calls: usize,
     /// Claims among them.

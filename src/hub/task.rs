@@ -210,6 +210,10 @@ impl<S: Store> Hub<S> {
             Message::Kept(News::Lost(lease)) => {
                 self.with_known(&lease.key, now, |run| run.lost(&lease));
             }
+            Message::Kept(News::Due(lease)) => {
+                let key = lease.key.clone();
+                self.with_known(&key, now, |run| run.renew_for_keeper(lease));
+            }
             Message::Kept(News::Failing(key, error)) => {
                 self.with_known(&key, now, |run| run.renewals_fail(error));
             }
@@ -331,7 +335,9 @@ impl<S: Store> Hub<S> {
             .instant
             .saturating_duration_since(before.instant);
         let leases = self.looked.moment.saturating_since(before.moment);
-        if leases > timers + STOOD_STILL {
+        // A paused virtual machine is told by the wall clock. 1 ms is less than any margin.
+        let has_paused = self.looked.wall_lead - before.wall_lead > 1_000;
+        if leases > timers + STOOD_STILL || has_paused {
             self.with_all(|run| run.woke(Instant::now()));
         }
     }

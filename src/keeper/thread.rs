@@ -3,8 +3,12 @@
 use std::io;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
+
+/// Longer than any process lives.
+const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 
 /// The one of this process: a forked child has the memory of its parent's, and no thread.
 static THREAD: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
@@ -33,8 +37,13 @@ pub(crate) fn runtime() -> io::Result<Handle> {
         .name("lease-keeper".to_owned())
         .spawn(move || {
             take_no_signals();
-            match Builder::new_current_thread().enable_all().build() {
+            // A name look-up takes a thread. One that cannot be started later would panic within the
+            // client library; so the first stays, and takes them all.
+            let mut builder = Builder::new_current_thread();
+            builder.enable_all().on_thread_start(take_no_signals);
+            match builder.thread_keep_alive(FOR_GOOD).build() {
                 Ok(runtime) => {
+                    let _ = runtime.block_on(runtime.spawn_blocking(|| {}));
                     let _ = made.send(Ok(runtime.handle().clone()));
                     runtime.block_on(std::future::pending::<()>());
                 }

@@ -442,3 +442,17 @@ async fn an_outage_that_costs_a_lease_is_one_error() {
     let (outages, ()) = join(join_all(told), stopping).await;
     assert_eq!(outages, [1; 3]);
 }
+
+/// The keeper's connection is one more than there may be; the hub's is there.
+#[tokio::test]
+async fn a_server_that_takes_no_more_clients_costs_no_renewed_guard() {
+    let server = Server::start_with(&["--maxclients", "2"]);
+    let lease = Duration::from_secs(1);
+    let builder = server.builder("job").lock_timeout(lease).renew();
+    let worker = builder.build().await.unwrap();
+    let mut events = worker.acquire();
+    let guard = acquired(&mut events).await;
+    guard.run(tokio::time::sleep(4 * lease)).await.unwrap();
+    guard.done().await.unwrap();
+    assert!(matches!(end(&mut events).await, LockEvent::Completed(_)));
+}

@@ -24,6 +24,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ),
     ("a_paused_virtual_machine_holds_no_more", paused),
     (
+        "a_paused_virtual_machine_is_told_without_a_look",
+        paused_unasked,
+    ),
+    (
         "a_paused_virtual_machine_asks_before_it_goes_on",
         paused_renewing,
     ),
@@ -102,6 +106,9 @@ fn stand_still(options: &[&str], clocks: &[Clock], looks: bool) -> (Holder, Serv
     if looks {
         holder.say("look");
     }
+    if options.contains(&"cut off") {
+        server.signal(Signal::SIGSTOP);
+    }
     holder.signal(Signal::SIGCONT);
     (holder, server)
 }
@@ -125,8 +132,17 @@ fn slept() {
 
 /// The wall clock tells of a sleep too, to the one who looks; so here nothing does.
 fn slept_unasked() {
-    for options in [&[][..], &["renew"]] {
-        let (mut holder, _server) = stand_still(options, &[Clock::Monotonic], false);
+    is_told_without_a_look(&[Clock::Monotonic]);
+}
+
+/// Only the wall clock tells of a pause, and a server that is out of reach, as after a resume, does not.
+fn paused_unasked() {
+    is_told_without_a_look(&[Clock::Monotonic, Clock::Boot]);
+}
+
+fn is_told_without_a_look(clocks: &[Clock]) {
+    for options in [&[][..], &["renew"], &["renew", "cut off"]] {
+        let (mut holder, _server) = stand_still(options, clocks, false);
         let woke = Instant::now();
         let lost = holder.hear();
         println!("{lost}, told within {:?}", woke.elapsed());

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Acquire, LeaseLost, LockEvent, LockingWorker, SettleError, WorkGuard};
+use redis_locking_worker::{
+    Acquire, Builder, LeaseLost, LockEvent, LockingWorker, SettleError, WorkGuard,
+};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -457,9 +459,13 @@ fn time_for_command(grace: Duration) -> Duration {
     grace - LONGEST_ANSWER.min(grace / 10)
 }
 
-/// Whether a lease ends then because of the bound: for its holder, by the margin of 1 %, it ends before that.
+/// Whether a lease ends then because of the bound: for its holder it ends before that, by the
+/// margin.
 fn is_by(bound: Duration, ends: Duration, lease: Duration) -> bool {
-    ends + lease / 100 + Duration::from_millis(100) >= bound
+    let margin = (lease / 10)
+        .min(Builder::MAX_DEFAULT_MARGIN)
+        .max(lease / 100);
+    ends + margin + Duration::from_millis(100) >= bound
 }
 
 /// Resolves when a third is left of the lease, or the grace if that is less: enough to end in, and less than what is left
@@ -522,6 +528,12 @@ mod tests {
         // Renewed for the last time after 40 minutes, for the 20 that were left.
         assert!(is_by(seconds(3_600), seconds(3_588), seconds(3_600)));
         assert!(is_by(seconds(3), Duration::from_millis(2_960), seconds(3)));
+        // The last renewal is for less than a lease, and its margin for less than a whole one.
+        assert!(is_by(
+            seconds(16),
+            Duration::from_millis(15_050),
+            seconds(10)
+        ));
         assert!(!is_by(seconds(3_600), seconds(2_400), seconds(3_600)));
         assert!(!is_by(seconds(60), seconds(55), seconds(10)));
     }

@@ -125,6 +125,13 @@ impl Run {
             live.look(now);
         }
         self.lapse(now);
+        // What the keeper renews, it asks the server about first.
+        let manual = self.grants.iter().map(|live| &live.lease);
+        let manual = manual.filter(|lease| lease.is_given() && !lease.is_kept());
+        let over = manual.filter(|lease| lease.remaining().is_zero());
+        for lease in over.cloned().collect::<Vec<_>>() {
+            self.lost(&lease);
+        }
         self.unwatch_if_idle();
     }
 

@@ -27,6 +27,13 @@ pub(super) struct Outage {
     observed: observe::Outage,
 }
 
+/// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
+pub(super) struct RenewalOutage {
+    id: OutageId,
+    error: Error,
+    observed: observe::Outage,
+}
+
 impl Outage {
     fn park(&mut self, call: Call, now: Instant) {
         if let Purpose::Renew { lease, .. } = &call.purpose {
@@ -166,18 +173,26 @@ impl Run {
     pub(super) fn present_outage(&self) -> Option<(OutageId, &Error)> {
         let outage = self.outage.as_ref();
         let outage = outage.map(|outage| (outage.id, &outage.error));
-        outage.or(self.renewals_fail.as_ref().map(|(id, error)| (*id, error)))
+        let renewals = self.renewals_fail.as_ref();
+        outage.or(renewals.map(|outage| (outage.id, &outage.error)))
     }
 
     /// The keeper's renewals of a lease fail.
     pub(in crate::hub) fn renewals_fail(&mut self, error: Error) {
         let id = self.tell_outage(&error);
-        self.renewals_fail = Some((id, error));
+        let observed = self.hub.outages.begin(&self.key, &error);
+        self.renewals_fail = Some(RenewalOutage {
+            id,
+            error,
+            observed,
+        });
     }
 
     /// They succeed again, or there is none any more.
     pub(in crate::hub) fn renewals_work(&mut self) {
-        self.renewals_fail = None;
+        if let Some(outage) = self.renewals_fail.take() {
+            outage.observed.over();
+        }
     }
 
     /// The server refuses this key to everybody who wants it.
@@ -221,7 +236,7 @@ impl Run {
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
     pub(super) fn recover(&mut self, is_claim: bool) {
         // That a lease was lost does not end the outage which cost it: an answer does.
-        self.renewals_fail = None;
+        self.renewals_work();
         if self
             .outage
             .as_ref()

@@ -20,6 +20,8 @@ pub(super) enum Asker {
     /// The stream, or the guard on its behalf when it begins: it is told in its mailbox.
     Stream,
     Guard(oneshot::Sender<Result<(), RenewError>>),
+    /// The keeper, which has no connection of its own yet and asks again by itself.
+    Keeper,
 }
 
 impl Live {
@@ -49,6 +51,10 @@ impl Run {
         };
         let nth = live.checkpoints;
         self.ask(op, Purpose::Renew { lease, asker, nth });
+    }
+
+    pub(in crate::hub) fn renew_for_keeper(&mut self, lease: Arc<Lease>) {
+        self.renew(lease, None, None, Asker::Keeper);
     }
 
     /// What is left to be asked of a renewal that has waited; `None` if nothing.
@@ -114,6 +120,7 @@ impl Run {
             }
             // A guard that does not wait any more has gone.
             Asker::Guard(reply) => drop(reply.send(Ok(()))),
+            Asker::Keeper => {}
         }
     }
 
@@ -138,6 +145,7 @@ impl Run {
                 let _ = reply.send(Err(RenewError::Refused(error.clone())));
                 None
             }
+            Asker::Keeper => None,
             asker => Some(asker),
         }
     }

@@ -221,6 +221,17 @@ async fn a_guard_that_was_extended_is_renewed_when_that_ends() {
     assert!(left(&good).await <= LEASE as f64);
 }
 
+/// Its margin is more than is left of a lease when a renewal is due.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_was_extended_for_long_is_renewed_before_that_ends() {
+    let memory = Memory::new();
+    let a = renewing(&Bad::good(&memory), "a");
+    let guard = acquired(&mut new_stream(&a)).await;
+    guard.extend(Duration::from_secs(1_000)).await.unwrap();
+    let work = tokio::time::sleep(Duration::from_secs(2_000));
+    guard.run(work).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_no_replica_has_is_given_back() {
     let memory = Memory::new();

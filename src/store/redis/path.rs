@@ -126,17 +126,22 @@ impl Path {
             self.beat(commands, subscriber, slot, node, &channel).await
         });
         let beats = join_all(beats).await;
-        let heard: Result<Vec<bool>, FredError> = beats.into_iter().collect();
-        let heard = heard?.into_iter().all(|heard| heard);
+        // Before the errors: a node that is away leaves the paths of the others to be mended.
+        let is_broken = beats.iter().any(|heard| matches!(heard, Ok(false)));
+        let failed = beats.into_iter().find_map(Result::err);
+        let heard = !is_broken && failed.is_none();
         if heard {
             self.unheard.store(0, Ordering::Relaxed);
-        } else {
+        } else if is_broken {
             subscriber.renew();
             if self.unheard.fetch_add(1, Ordering::Relaxed) > 0 {
                 commands.renew();
             }
         }
-        Ok(heard)
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(heard),
+        }
     }
 
     /// The same for one key, which need not be awaited.
