@@ -241,7 +241,8 @@ async fn few_descriptors_stop_all_or_start_nothing() {
     std::fs::write(desk.path("far.sh"), format!("echo > far; {FOR_LONG}")).unwrap();
     let script = format!("(setsid sh far.sh &); echo > near; {FOR_LONG}");
     let mut codes = Vec::new();
-    for files in 9..20 {
+    // From too few to begin with, to as many as the connections and the thread that renews need.
+    for files in 9..36 {
         let limit = ["prlimit".to_owned(), format!("--nofile={files}")];
         let key = format!("job-{files}");
         let wait = "--wait-for-server=0s";
