@@ -254,8 +254,8 @@ impl Lease {
         if term.server_ends + GRAIN >= self.hold_ends() {
             return None;
         }
-        // Counted back from its end for the holder: of a long term the margin is greater than that of a
-        // lease, and a renewal must come before the end all the same.
+        // Counted back from its end for the holder: of a long term the margin is greater than that
+        // of a lease, and a renewal must come before the end all the same.
         let lease = Duration::from_millis(self.terms.lease);
         let margin = self.terms.margin_of(lease);
         let due = term

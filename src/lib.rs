@@ -90,10 +90,11 @@
 //! # What is promised
 //!
 //! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
-//!   turns false on this machine's clock before that, also if the machine slept, provided that the two
-//!   clocks drift apart by less than the [`margin`](Builder::margin); so do [`WorkGuard::lost`] and the
-//!   others, provided that the process gets CPU. [`LockingWorker::clear`] is the exception: a holder that it takes the work from
-//!   is valid by its own clock until somebody tells it, or its lease would have ended.
+//!   turns false on this machine's clock before that, also if the machine slept, provided that the
+//!   two clocks drift apart by less than the [`margin`](Builder::margin); so do [`WorkGuard::lost`]
+//!   and the others, provided that the process gets CPU. [`LockingWorker::clear`] is the exception:
+//!   a holder that it takes the work from is valid by its own clock until a message or an answer
+//!   tells it, or its lease would have ended.
 //! * [`WorkGuard::fencing_token`] rises with every grant of a key.
 //! * `Ok` from [`WorkGuard::done`] means that the server's record says that this guard completed
 //!   the run. There is at most one such guard a run.

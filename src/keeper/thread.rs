@@ -37,8 +37,8 @@ pub(crate) fn runtime() -> io::Result<Handle> {
         .name("lease-keeper".to_owned())
         .spawn(move || {
             take_no_signals();
-            // A name look-up takes a thread. One that cannot be started later would panic within the
-            // client library; so the first stays, and takes them all.
+            // A name look-up takes a thread. One that cannot be started later would panic within
+            // the client library; so the first stays, and takes them all.
             let mut builder = Builder::new_current_thread();
             builder.enable_all().on_thread_start(take_no_signals);
             match builder.thread_keep_alive(FOR_GOOD).build() {

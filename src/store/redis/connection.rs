@@ -360,8 +360,9 @@ impl Connection {
     /// Subscribes to a channel of this slot. One a call: `fred` counts the acknowledgements of one
     /// only.
     ///
-    /// Not `ssubscribe`, which `fred` leaves in its buffer while other commands are in its queue.
-    /// It counts among those the ones that ended with a task (`Driver::run`), and so for ever.
+    /// Not `ssubscribe`, which `fred` leaves in its buffer while it counts other commands in its
+    /// queue. Commands that were queued when a task of `fred` was ended (`Driver::run`) stay in that
+    /// count for ever.
     pub(super) async fn subscribe(&self, slot: u16, channel: &str) -> Result<(), FredError> {
         let command = CustomCommand::new_static("SSUBSCRIBE", ClusterHash::Custom(slot), false);
         let client = self.0.client.with_options(&once());
