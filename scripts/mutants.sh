@@ -508,6 +508,10 @@ mutant "silence: a master that was replaced is waited for" $connection \
     'told.any(|masters| !away' 'told.any(|masters| masters.is_empty() && !away' ${silence}a_stopped_master
 mutant "silence: a request between two tasks is the end" $connection \
     'details == DROPPED || GONE.contains(&details)' 'details == DROPPED' ${silence}a_silent_connection_with
+mutant "silence: an answer counts for its slot only" $connection \
+    'self.shared.share_answers(&nodes);' '' ${silence}waits_behind
+mutant "path: connections that stay apart are made anew without rest" src/store/redis/path.rs \
+    '0 | 1 => Duration::ZERO,' '_ if true => Duration::ZERO,' --lib connections_that_stay_apart
 mutant "path: a beat that is not heard is no news" src/store/redis/path.rs \
     'subscriber.renew();' '' ${silence}when_the_address
 mutant "path: the commands stay where they are" src/store/redis/path.rs \
@@ -654,6 +658,11 @@ mutant "settle: a hand-off hides the failure" $lua/settle.lua \
     "if r.cause == '-' or r.cause == 'handed_over' then" 'if true then' --test conformance redis::a_failure_and_its_reason
 mutant "settle: a hand-off after a failure is told as lost" src/hub/run/grants.rs \
     'if cause == Cause::HandedOver && previous.attempt < lease.attempt {' 'if false {' $hub::a_hand_off_after_a_failure_is_ok
+mutant "settle: a late hand-off of an unconfirmed grant is told as done" src/hub/run/grants.rs \
+    'lease.is_counted() || matches!(record.state,' 'true || matches!(record.state,' $hub::a_hand_off_that_was_too_late
+mutant "settle: only a confirmed grant is handed off" src/hub/run/grants.rs \
+    'lease.is_counted() || matches!(record.state, State::Granted | State::Open)' 'lease.is_counted()' \
+    $hub::a_hand_off_after_a_failure_is_ok
 mutant "run: cut short, it has left" src/stream_ext/run.rs \
     '*this.recorded = outcome.take();' '*this.recorded = None;' --test adapters run_that_is_cut_short_tells
 mutant "run: what came before the wait is told" src/stream_ext/run.rs \

@@ -671,3 +671,41 @@ fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
     let silence = probe?.silence();
     (silence > lease.terms.stall_limit).then_some(silence)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::tests::lease;
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_that_are_settled_are_forgotten_long_before_they_are_due() {
+        let mut work = Work {
+            clock: Clock::tokio(),
+            store: None::<MemoryStore>,
+            refused: None,
+            probe: None,
+            tell: |_| {},
+            kept: HashMap::new(),
+            due: BTreeSet::new(),
+            next: 0,
+            sweep_at: SWEEP,
+            settling: Vec::new(),
+            in_flight: FuturesUnordered::new(),
+            wall_lead: 0,
+        };
+        let in_use: Vec<_> = (0..10).map(|_| Arc::new(lease(PATIENCE).0)).collect();
+        in_use
+            .iter()
+            .for_each(|lease| work.begin(Task::Keep(lease.clone())));
+        for _ in 0..10 * SWEEP {
+            let settled = Arc::new(lease(PATIENCE).0);
+            settled.lose(LeaseLost::Settled);
+            work.begin(Task::Keep(settled));
+        }
+        assert!(work.kept.len() <= SWEEP);
+        assert_eq!(work.kept.len(), work.due.len());
+        let kept = work.kept.values().filter_map(|kept| kept.lease.upgrade());
+        assert_eq!(kept.filter(|lease| lease.is_wanted()).count(), in_use.len());
+    }
+}

@@ -12,7 +12,7 @@ use crate::event::PreviousAttempt;
 use crate::observe::{self, Work};
 use crate::store::GRAIN;
 use crate::store::key::Key;
-use crate::store::record::{Record, Token};
+use crate::store::record::{Record, State, Token};
 use crate::terms::Terms;
 
 /// Tells participations in one process apart, in the order in which they joined.
@@ -28,6 +28,8 @@ pub(crate) struct Lease {
     pub(crate) max_attempts: u32,
     pub(crate) fence: u64,
     pub(crate) previous: Option<PreviousAttempt>,
+    /// Whether it was taken by a claim, and needs no confirmation to count as an attempt.
+    claimed: bool,
     pub(crate) work: Work,
     pub(crate) token: Token,
     pub(crate) terms: Arc<Terms>,
@@ -116,6 +118,7 @@ impl Lease {
             max_attempts: record.max_attempts,
             fence: record.fence,
             previous: PreviousAttempt::of(record),
+            claimed: record.state == State::Held,
             work: Work::default(),
             token,
             terms,
@@ -134,6 +137,12 @@ impl Lease {
         self.term
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether the server is known to count the attempt: a grant that was handed over and never
+    /// confirmed lapses uncounted.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.claimed || self.term().restart > 0
     }
 
     /// The server has restarted it. Answers may overtake each other: the last restart, as the
@@ -377,17 +386,16 @@ impl Lease {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use bytes::Bytes;
     use tokio::time::advance;
 
     use super::*;
-    use crate::store::record::State;
 
     const LEASE: Duration = Duration::from_secs(1);
 
     /// A lease on Tokio's clock, from now on, with a tenth as its margin.
-    fn lease(left: Duration) -> (Lease, Clock) {
+    pub(crate) fn lease(left: Duration) -> (Lease, Clock) {
         lease_held_for(left, 10 * LEASE)
     }
 
@@ -487,5 +495,23 @@ mod tests {
         advance(LEASE / 2).await;
         assert!(lease.restart(1, clock.stamp(), LEASE));
         assert_eq!(lease.left(), LEASE * 9 / 10);
+    }
+
+    /// What was asked and not answered by the end is the server's silence if the end is noticed in
+    /// time, and this process's standstill if it is not.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_ends_unnoticed_has_stalled() {
+        for (late, has_stalled) in [(Duration::from_millis(400), false), (LEASE, true)] {
+            let (lease, _) = lease(LEASE);
+            lease.keep();
+            lease.asked(None);
+            advance(LEASE * 9 / 10 + late).await;
+            lease.expire();
+            match lease.why_lost() {
+                Some(LeaseLost::Stalled { time }) if has_stalled => assert_eq!(*time, late),
+                Some(LeaseLost::Unreachable { source: None }) if !has_stalled => {}
+                reason => panic!("{reason:?}"),
+            }
+        }
     }
 }

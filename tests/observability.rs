@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{Server, acquired, command, end, locked, next};
 use fred::error::ErrorKind;
 use futures::{FutureExt, StreamExt, stream};
+use nix::sys::signal::Signal;
 use recorder::Recorder;
 use redis_locking_worker::{
     Builder, Error, Key, LeaseLost, LockEvent, LockStreamExt, LockingWorker, Memory, SettleError,
@@ -371,6 +372,35 @@ fn an_outage_is_told_once_and_is_nobodys() {
         .filter(|line| line.starts_with("startup/participation"));
     assert_eq!(of_streams.count(), others, "{told:?}");
     assert_eq!(recorder.figure("outages_total").as_deref(), Some("1"));
+}
+
+/// The thread that keeps leases has a connection of its own, whose outage is one of its key.
+#[tokio::test]
+async fn renewals_that_no_replica_acknowledges_are_an_outage() {
+    let recorder = Recorder::install();
+    let master = Server::start_with(&["--repl-diskless-sync-delay", "0"]);
+    let port = master.port.to_string();
+    let replica = Server::start_with(&["--replicaof", "127.0.0.1", &port]);
+    let client = replica.client().await;
+    common::until(async || common::is_in_step(&client).await).await;
+    let worker = master
+        .builder("1")
+        .lock_timeout(Duration::from_secs(30))
+        .renew_every(Duration::from_millis(50))
+        .replicas(1, Duration::from_secs(1));
+    let worker = worker.build().await.unwrap();
+    let mut stream = worker.acquire();
+    let guard = until!(stream, LockEvent::Acquired(guard) => guard);
+    let told = |what: &str| recorder.events().iter().any(|line| line.starts_with(what));
+    assert!(guard.is_valid());
+    common::until(async || told("participation/work: DEBUG renewed")).await;
+    replica.signal(Signal::SIGSTOP);
+    common::until(async || told(": WARN outage key=1 ")).await;
+    replica.signal(Signal::SIGCONT);
+    common::until(async || told(": INFO recovered")).await;
+    assert!(guard.is_valid());
+    assert_eq!(recorder.figure("outages_total").as_deref(), Some("1"));
+    guard.done().await.unwrap();
 }
 
 #[tokio::test]

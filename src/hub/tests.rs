@@ -878,10 +878,11 @@ async fn what_stops_the_work_is_why_the_attempt_failed() {
     assert_eq!(lost.to_string(), "the lease was lost: it ended");
 }
 
-/// The attempt before, which was handed over too, has the same number.
+/// The attempt before, which was handed over too, has the same number; and the reason of one that
+/// failed stays.
 #[tokio::test(start_paused = true)]
-async fn a_hand_off_that_was_too_late_is_not_taken_for_the_one_before() {
-    for label in ["a", "b"] {
+async fn a_hand_off_that_was_too_late_is_not_taken_for_one_that_was_done() {
+    for (label, fails) in [("a", false), ("b", false), ("b", true)] {
         let memory = Memory::new();
         let bad = Bad::new(&memory, |op| match op {
             Op::Renew { .. } => Fate::LostLate(Duration::from_secs(2)),
@@ -898,14 +899,18 @@ async fn a_hand_off_that_was_too_late_is_not_taken_for_the_one_before() {
         locked(&mut second).await;
         locked(&mut third).await;
         settle_down().await;
-        guard.hand_off().await.unwrap();
+        match fails {
+            true => guard.fail("no luck").await.unwrap(),
+            false => guard.hand_off().await.unwrap(),
+        }
         let guard = acquired(&mut second).await;
+        let attempt = guard.attempt();
         // Confirmed too late: it goes to the third, uncounted.
         let late = guard.hand_off();
         let next = async { acquired_past_locked(&mut third).await };
         let (told, next) = future::join(late, next).await;
         assert!(matches!(told, Err(SettleError::Lost(_))), "{told:?}");
-        assert_eq!(next.attempt(), 1);
+        assert_eq!(next.attempt(), attempt);
     }
 }
 

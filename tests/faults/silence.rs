@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::common::proxy::{Fate, Line, Proxy, Way};
 use crate::common::{
-    Cluster, PATIENCE, Server, acquired, command, end, locked, race, replicas_of, text, until,
-    until_quiet,
+    Cluster, PATIENCE, Server, acquired, command, end, locked, next, race, replicas_of, text,
+    until, until_quiet,
 };
 use fred::clients::Client;
 use nix::sys::signal::Signal;
-use redis_locking_worker::{Builder, LockEvent, LockingWorker};
+use redis_locking_worker::{Builder, Error, LockEvent, LockingWorker};
 
 /// Served again this soon, whatever the lease.
 const PROMISED: Duration = Duration::from_secs(3);
@@ -444,6 +444,34 @@ async fn a_silent_connection_to_replicas_is_left() {
     println!("replicas: {took:?}");
     assert!(took <= PROMISED.min(lease / 2) + timeout, "{took:?}");
     guard.done().await.unwrap();
+}
+
+/// The replica that they wait for does not exist, and the waits of a node are one behind the other.
+#[tokio::test]
+async fn waits_behind_each_other_on_a_node_are_no_silence() {
+    let cluster = Cluster::start().await;
+    let (wait, answer) = (Duration::from_millis(400), Duration::from_millis(200));
+    let builder = LockingWorker::builder("job").url(cluster.url());
+    let builder = builder.replicas(1, wait).answer_timeout(answer);
+    let worker = builder.build().await.unwrap();
+    let client = cluster.node(0).client().await;
+    let mut streams = Vec::new();
+    for key in (0..).map(|nth| format!("job-{nth}")) {
+        let slot = command(&client, [b"CLUSTER", b"KEYSLOT", key.as_bytes()]).await;
+        if slot.as_u64().unwrap() < 5_461 {
+            streams.push(worker.with_key(key).unwrap().acquire());
+        }
+        if streams.len() == 4 {
+            break;
+        }
+    }
+    let heard = futures::future::join_all(streams.iter_mut().map(next)).await;
+    for event in heard {
+        assert!(
+            matches!(event, LockEvent::Error(Error::NotReplicated { .. })),
+            "{event:?}"
+        );
+    }
 }
 
 #[tokio::test]

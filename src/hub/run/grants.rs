@@ -218,10 +218,10 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
     let Some(previous) = &record.previous else {
         return false;
     };
-    // A failure before ours is what a hand-off leaves as it is. Any other end of our attempt is
-    // remembered in its place.
+    // A failure before ours is what a hand-off leaves as it is. Any other end of a counted attempt
+    // is remembered in its place; one that lapsed uncounted was taken by a claim, and is held.
     if cause == Cause::HandedOver && previous.attempt < lease.attempt {
-        return true;
+        return lease.is_counted() || matches!(record.state, State::Granted | State::Open);
     }
     let ours =
         |attempt: u32, holder: &str| attempt == lease.attempt && *holder == *lease.terms.label;

@@ -156,12 +156,16 @@ struct Debt {
     /// Since when nothing was answered that was sent. A caller that gave up leaves it as it is: the
     /// connection still owes.
     since: Option<Instant>,
+    /// When the last answer came.
+    answered: Option<Instant>,
 }
 
 impl Debt {
     /// An answer came, or the connection is another one.
     fn restart(&mut self) {
-        self.since = (self.waiting > 0).then(Instant::now);
+        let now = Instant::now();
+        self.since = (self.waiting > 0).then_some(now);
+        self.answered = Some(now);
     }
 }
 
@@ -180,9 +184,6 @@ impl Drop for Owed<'_> {
             debt.waiting = debt.waiting.saturating_sub(1);
             if self.settled {
                 debt.restart();
-            }
-            if debt.since.is_none() {
-                debts.slots.remove(&self.slot);
             }
         }
     }
@@ -215,6 +216,26 @@ impl Shared {
         let oldest = debts.slots.values().filter_map(|debt| debt.since).min();
         debts.watched = oldest.is_some();
         oldest
+    }
+
+    /// Counts an answer for all slots of its node: in a cluster they share a connection, on which
+    /// waits for replicas are answered one after the other.
+    fn share_answers(&self, nodes: &ClusterRouting) {
+        let mut debts = self.debts();
+        let mut answered = HashMap::new();
+        for (slot, debt) in &debts.slots {
+            if let Some(node) = nodes.get_server(*slot) {
+                let latest = answered.entry(node).or_insert(debt.answered);
+                *latest = debt.answered.max(*latest);
+            }
+        }
+        debts.slots.retain(|slot, debt| {
+            let latest = nodes.get_server(*slot).and_then(|node| answered[node]);
+            if debt.since.is_some() {
+                debt.since = debt.since.max(latest);
+            }
+            debt.since.is_some()
+        });
     }
 
     /// The slots that have owed since before that.
@@ -478,6 +499,12 @@ impl Driver {
             if Instant::now() < due {
                 sleep_until(due).await;
                 continue;
+            }
+            if let Some(nodes) = self.client.cached_cluster_state() {
+                self.shared.share_answers(&nodes);
+                if self.shared.oldest().is_none_or(|shared| shared > oldest) {
+                    continue;
+                }
             }
             // One that has no connection is on its way to one, within bounds of its own.
             let verdict = match self.client.state() {

@@ -30,6 +30,9 @@ use crate::store::key::Key;
 /// before.
 const SOON: Duration = Duration::from_millis(10);
 
+/// How often the pause before beats that are not heard is doubled: to 16 of their periods.
+const MOST_DOUBLED: u64 = 4;
+
 /// The keys whose transitions are awaited, and how the last beats went.
 pub(super) struct Path {
     /// Ends the names of this store's beat channels, and of no other's.
@@ -117,10 +120,7 @@ impl Path {
         subscriber: &Connection,
         node: impl Fn(u16) -> Option<Server>,
     ) -> Result<bool, FredError> {
-        // Two connections that stay apart are not made anew again and again.
-        if self.unheard.load(Ordering::Relaxed) > 1 {
-            sleep(self.pace.beat).await;
-        }
+        sleep(self.pause()).await;
         let beats = self.channels(node).into_iter();
         let beats = beats.map(async |(slot, node, channel)| {
             self.beat(commands, subscriber, slot, node, &channel).await
@@ -141,6 +141,15 @@ impl Path {
         match failed {
             Some(error) => Err(error),
             None => Ok(heard),
+        }
+    }
+
+    /// How long the next beats wait: two connections that stay apart, as behind an address that
+    /// leads to two masters, are made anew ever more seldom.
+    fn pause(&self) -> Duration {
+        match self.unheard.load(Ordering::Relaxed) {
+            0 | 1 => Duration::ZERO,
+            unheard => self.pace.beat * (1 << (unheard - 2).min(MOST_DOUBLED)),
         }
     }
 
@@ -233,6 +242,21 @@ fn has_heard(messages: &mut Receiver<Message>, is_it: impl Fn(&Message) -> bool)
             Ok(_) => {}
             Err(TryRecvError::Lagged(_)) => return true,
             Err(_) => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_stay_apart_are_made_anew_ever_more_seldom() {
+        let path = Path::new(Pace::default());
+        let beat = path.pace.beat;
+        for periods in [0, 0, 1, 2, 4, 8, 16, 16] {
+            assert_eq!(path.pause(), periods * beat);
+            path.unheard.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
