@@ -658,6 +658,12 @@ mutant "settle: a hand-off hides the failure" $lua/settle.lua \
     "if r.cause == '-' or r.cause == 'handed_over' then" 'if true then' --test conformance redis::a_failure_and_its_reason
 mutant "settle: a hand-off after a failure is told as lost" src/hub/run/grants.rs \
     'if cause == Cause::HandedOver && previous.attempt < lease.attempt {' 'if false {' $hub::a_hand_off_after_a_failure_is_ok
+mutant "keeper: any answer ends an outage of renewals" src/hub/run/outage.rs \
+    'if !self.grants.iter().any(is_kept) {' 'if !self.grants.iter().any(is_kept) || true {' \
+    --lib renewal::an_outage_of_renewals
+mutant "keeper: an outage of renewals never ends" src/hub/run/outage.rs \
+    'if !self.grants.iter().any(is_kept) {' 'if false && !self.grants.iter().any(is_kept) {' \
+    --lib renewal::an_outage_of_renewals
 mutant "settle: a late hand-off of an unconfirmed grant is told as done" src/hub/run/grants.rs \
     'lease.is_counted() || matches!(record.state,' 'true || matches!(record.state,' $hub::a_hand_off_that_was_too_late
 mutant "settle: only a confirmed grant is handed off" src/hub/run/grants.rs \

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::grants::{Settling, failed};
+use super::grants::{Live, Settling, failed};
 use super::{Call, OutageId, Purpose, Run, Stage, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
@@ -235,8 +235,12 @@ impl Run {
 
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
     pub(super) fn recover(&mut self, is_claim: bool) {
-        // That a lease was lost does not end the outage which cost it: an answer does.
-        self.renewals_work();
+        // That a lease was lost does not end the outage which cost it: an answer does, when there
+        // is nothing left whose renewals fail.
+        let is_kept = |live: &Live| live.lease.is_kept() && !live.lease.is_lost();
+        if !self.grants.iter().any(is_kept) {
+            self.renewals_work();
+        }
         if self
             .outage
             .as_ref()

@@ -232,6 +232,32 @@ async fn a_guard_that_was_extended_for_long_is_renewed_before_that_ends() {
     guard.run(work).await.unwrap();
 }
 
+/// Claims of the same key are answered all the same.
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost() {
+    let memory = Memory::new();
+    let a = renewing(&on_renewals(&memory, |_| Fate::Refused), "a");
+    let guard = acquired(&mut new_stream(&a)).await;
+    assert!(guard.is_valid());
+    tokio::time::sleep(Duration::from_millis(LEASE / 2)).await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut stream = new_stream(&a);
+        let told = next(&mut stream).await;
+        assert!(matches!(told, LockEvent::Error(_)), "{told:?}");
+        locked(&mut stream).await;
+        waiting.push(stream);
+    }
+    guard.lost().await;
+    drop(waiting);
+    // Until it is answered.
+    let mut successor = new_stream(&a);
+    let told = next(&mut successor).await;
+    assert!(matches!(told, LockEvent::Error(_)), "{told:?}");
+    let _guard = acquired_past_locked(&mut successor).await;
+    locked(&mut new_stream(&a)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_no_replica_has_is_given_back() {
     let memory = Memory::new();
