@@ -511,7 +511,8 @@ mutant "silence: a request between two tasks is the end" $connection \
 mutant "silence: an answer counts for its slot only" $connection \
     'self.shared.share_answers(&nodes);' '' ${silence}waits_behind
 mutant "path: connections that stay apart are made anew without rest" src/store/redis/path.rs \
-    '0 | 1 => Duration::ZERO,' '_ if true => Duration::ZERO,' --lib connections_that_stay_apart
+    'if self.again.is_some_and(|again| now < again) {' 'if false {' \
+    --lib connections_that_stay_apart
 mutant "path: a beat that is not heard is no news" src/store/redis/path.rs \
     'subscriber.renew();' '' ${silence}when_the_address
 mutant "path: the commands stay where they are" src/store/redis/path.rs \
@@ -659,16 +660,23 @@ mutant "settle: a hand-off hides the failure" $lua/settle.lua \
 mutant "settle: a hand-off after a failure is told as lost" src/hub/run/grants.rs \
     'if cause == Cause::HandedOver && previous.attempt < lease.attempt {' 'if false {' $hub::a_hand_off_after_a_failure_is_ok
 mutant "keeper: any answer ends an outage of renewals" src/hub/run/outage.rs \
-    'if !self.grants.iter().any(is_kept) {' 'if !self.grants.iter().any(is_kept) || true {' \
+    'if !self.grants.iter().any(fails) {' 'if !self.grants.iter().any(fails) || true {' \
     --lib renewal::an_outage_of_renewals
 mutant "keeper: an outage of renewals never ends" src/hub/run/outage.rs \
-    'if !self.grants.iter().any(is_kept) {' 'if false && !self.grants.iter().any(is_kept) {' \
+    'if !self.grants.iter().any(fails) {' 'if false && !self.grants.iter().any(fails) {' \
     --lib renewal::an_outage_of_renewals
+mutant "keeper: a longer lease ends no outage of renewals" src/keeper.rs \
+    'if is_served && !kept.asked' 'if false && is_served && !kept.asked' \
+    --lib renewal::an_outage_of_renewals_ends
+mutant "keeper: settled leases are kept until they are due" src/keeper.rs \
+    'self.sweep();' '' --lib leases_that_are_settled
+mutant "silence: what was answered is owed by a server that is away" $connection \
+    'true => debt.since = debt.since.map(|_| Instant::now()),' 'true => debt.since = Some(Instant::now()),' \
+    --lib what_was_answered_is_owed
 mutant "settle: a late hand-off of an unconfirmed grant is told as done" src/hub/run/grants.rs \
-    'lease.is_counted() || matches!(record.state,' 'true || matches!(record.state,' $hub::a_hand_off_that_was_too_late
+    'return lease.is_counted() || lease' 'return true || lease' $hub::a_hand_off_that_was_too_late
 mutant "settle: only a confirmed grant is handed off" src/hub/run/grants.rs \
-    'lease.is_counted() || matches!(record.state, State::Granted | State::Open)' 'lease.is_counted()' \
-    $hub::a_hand_off_after_a_failure_is_ok
+    '|| lease.was_followed_in_time(record.fence)' '' $hub::a_hand_off_after_a_failure_is_ok
 mutant "run: cut short, it has left" src/stream_ext/run.rs \
     '*this.recorded = outcome.take();' '*this.recorded = None;' --test adapters run_that_is_cut_short_tells
 mutant "run: what came before the wait is told" src/stream_ext/run.rs \

@@ -80,10 +80,10 @@ pub(crate) enum News {
     Lost(Arc<Lease>),
     /// A renewal is due, and the keeper has no connection yet.
     Due(Arc<Lease>),
-    /// The server does not carry out renewals of the key.
-    Failing(Key, Error),
-    /// It does again.
-    Working(Key),
+    /// The server does not carry out renewals of the lease.
+    Failing(Arc<Lease>, Error),
+    /// It does again, or there will be no further one.
+    Working(Arc<Lease>),
 }
 
 impl Keeper {
@@ -471,10 +471,15 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         } else {
             ends
         };
+        // It was restarted meanwhile by another way than ours: extended, or confirmed. Or no renewal
+        // reaches further.
+        let is_served = due.is_none_or(|due| due > now && !has_paused);
+        if is_served && !kept.asked && std::mem::take(&mut kept.failing) {
+            (self.tell)(News::Working(lease.clone()));
+        }
         let at = match due {
             _ if kept.asked || kept.refused => look_again,
             None => look_again,
-            // It was restarted meanwhile: extended, or confirmed.
             Some(due) if due > now && !has_paused => due.min(ends),
             Some(_) => match stall(self.probe.as_ref(), &lease) {
                 Some(silence) => {
@@ -578,18 +583,24 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         kept.asked = false;
         let Some(error) = error else {
             kept.delay = RETRY_FIRST;
+            let at = next_of(&lease, now);
             if std::mem::take(&mut kept.failing) {
-                (self.tell)(News::Working(lease.key.clone()));
+                (self.tell)(News::Working(lease));
             }
-            return self.requeue(id, next_of(&lease, now));
+            return self.requeue(id, at);
         };
         lease.asked(Some(error.clone()));
         if error.is_fatal() {
             kept.refused = true;
-            return self.requeue(id, lease.ends());
+            let ends = lease.ends();
+            // A refusal is an answer: the server serves.
+            if std::mem::take(&mut kept.failing) {
+                (self.tell)(News::Working(lease));
+            }
+            return self.requeue(id, ends);
         }
         if !std::mem::replace(&mut kept.failing, true) {
-            (self.tell)(News::Failing(lease.key.clone(), error.clone()));
+            (self.tell)(News::Failing(lease.clone(), error.clone()));
         }
         let delay = jittered(kept.delay);
         kept.delay = next_delay(kept.delay);
@@ -698,10 +709,13 @@ mod tests {
         in_use
             .iter()
             .for_each(|lease| work.begin(Task::Keep(lease.clone())));
-        for _ in 0..10 * SWEEP {
-            let settled = Arc::new(lease(PATIENCE).0);
-            settled.lose(LeaseLost::Settled);
-            work.begin(Task::Keep(settled));
+        // Their hub still holds them.
+        let settled: Vec<_> = (0..10 * SWEEP)
+            .map(|_| Arc::new(lease(PATIENCE).0))
+            .collect();
+        for lease in &settled {
+            lease.lose(LeaseLost::Settled);
+            work.begin(Task::Keep(lease.clone()));
         }
         assert!(work.kept.len() <= SWEEP);
         assert_eq!(work.kept.len(), work.due.len());

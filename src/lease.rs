@@ -30,6 +30,8 @@ pub(crate) struct Lease {
     pub(crate) previous: Option<PreviousAttempt>,
     /// Whether it was taken by a claim, and needs no confirmation to count as an attempt.
     claimed: bool,
+    /// When its first term ends on the server, in ms of the server's time.
+    until: u64,
     pub(crate) work: Work,
     pub(crate) token: Token,
     pub(crate) terms: Arc<Terms>,
@@ -119,6 +121,7 @@ impl Lease {
             fence: record.fence,
             previous: PreviousAttempt::of(record),
             claimed: record.state == State::Held,
+            until: record.until,
             work: Work::default(),
             token,
             terms,
@@ -143,6 +146,12 @@ impl Lease {
     /// confirmed lapses uncounted.
     pub(crate) fn is_counted(&self) -> bool {
         self.claimed || self.term().restart > 0
+    }
+
+    /// Whether the server made the grant of that fencing token, which is its time in µs, before
+    /// this one's first term was over. Its own counts, too: then there was no other.
+    pub(crate) fn was_followed_in_time(&self, fence: u64) -> bool {
+        fence < self.until.saturating_mul(1_000)
     }
 
     /// The server has restarted it. Answers may overtake each other: the last restart, as the

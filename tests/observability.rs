@@ -387,7 +387,7 @@ async fn renewals_that_no_replica_acknowledges_are_an_outage() {
         .builder("1")
         .lock_timeout(Duration::from_secs(30))
         .renew_every(Duration::from_millis(50))
-        .replicas(1, Duration::from_secs(1));
+        .replicas(1, Duration::from_secs(2));
     let worker = worker.build().await.unwrap();
     let mut stream = worker.acquire();
     let guard = until!(stream, LockEvent::Acquired(guard) => guard);

@@ -214,11 +214,11 @@ impl<S: Store> Hub<S> {
                 let key = lease.key.clone();
                 self.with_known(&key, now, |run| run.renew_for_keeper(lease));
             }
-            Message::Kept(News::Failing(key, error)) => {
-                self.with_known(&key, now, |run| run.renewals_fail(error));
+            Message::Kept(News::Failing(lease, error)) => {
+                self.with_known(&lease.key, now, |run| run.renewals_fail(&lease, error));
             }
-            Message::Kept(News::Working(key)) => {
-                self.with_known(&key, now, Run::renewals_work);
+            Message::Kept(News::Working(lease)) => {
+                self.with_known(&lease.key, now, |run| run.renewals_work(&lease));
             }
             Message::Renew(renewal) => {
                 let key = renewal.lease.key.clone();

@@ -937,9 +937,11 @@ async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
     acquired(&mut second).await.hand_off().await.unwrap();
 }
 
+/// Nothing but the record tells, and it keeps the failure. Before the retry there is no successor,
+/// or one that was granted it, or one that has confirmed.
 #[tokio::test(start_paused = true)]
 async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
-    for waits in [false, true] {
+    for state in [State::Open, State::Granted, State::Held] {
         let memory = Memory::new();
         let mut settlements = 0;
         let bad = Bad::new(&memory, move |op| {
@@ -956,14 +958,24 @@ async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
         let (mut first, mut second) = (new_stream(&a), new_stream(&b));
         let guard = acquired(&mut first).await;
         locked(&mut second).await;
-        settle_down().await;
-        guard.fail("no luck").await.unwrap();
-        let guard = acquired(&mut second).await;
         let mut third = new_stream(&a);
-        if waits {
+        if state != State::Open {
             locked(&mut third).await;
         }
-        guard.hand_off().await.unwrap();
+        settle_down().await;
+        guard.fail("no luck").await.unwrap();
+        let handed_off = acquired(&mut second).await.hand_off();
+        match state {
+            State::Held => {
+                let successor = async { acquired_past_locked(&mut third).await };
+                let (told, guard) = future::join(handed_off, successor).await;
+                told.unwrap();
+                assert!(guard.is_valid());
+            }
+            _ => handed_off.await.unwrap(),
+        }
+        let reply = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
+        assert_eq!(reply.record().unwrap().state, state);
     }
 }
 

@@ -450,7 +450,7 @@ async fn a_silent_connection_to_replicas_is_left() {
 #[tokio::test]
 async fn waits_behind_each_other_on_a_node_are_no_silence() {
     let cluster = Cluster::start().await;
-    let (wait, answer) = (Duration::from_millis(400), Duration::from_millis(200));
+    let (wait, answer) = (Duration::from_millis(400), Duration::from_millis(800));
     let builder = LockingWorker::builder("job").url(cluster.url());
     let builder = builder.replicas(1, wait).answer_timeout(answer);
     let worker = builder.build().await.unwrap();

@@ -219,9 +219,10 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
         return false;
     };
     // A failure before ours is what a hand-off leaves as it is. Any other end of a counted attempt
-    // is remembered in its place; one that lapsed uncounted was taken by a claim, and is held.
+    // is remembered in its place. A grant that was not confirmed may also have lapsed, uncounted:
+    // then a claim took it, after its end.
     if cause == Cause::HandedOver && previous.attempt < lease.attempt {
-        return lease.is_counted() || matches!(record.state, State::Granted | State::Open);
+        return lease.is_counted() || lease.was_followed_in_time(record.fence);
     }
     let ours =
         |attempt: u32, holder: &str| attempt == lease.attempt && *holder == *lease.terms.label;

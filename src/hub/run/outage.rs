@@ -9,6 +9,7 @@ use super::grants::{Live, Settling, failed};
 use super::{Call, OutageId, Purpose, Run, Stage, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
+use crate::lease::Lease;
 use crate::observe;
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
 use crate::store::record::Token;
@@ -30,6 +31,8 @@ pub(super) struct Outage {
 /// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
 pub(super) struct RenewalOutage {
     id: OutageId,
+    /// The grant whose renewals fail, by fencing token.
+    fence: u64,
     error: Error,
     observed: observe::Outage,
 }
@@ -178,18 +181,26 @@ impl Run {
     }
 
     /// The keeper's renewals of a lease fail.
-    pub(in crate::hub) fn renewals_fail(&mut self, error: Error) {
+    pub(in crate::hub) fn renewals_fail(&mut self, lease: &Lease, error: Error) {
         let id = self.tell_outage(&error);
         let observed = self.hub.outages.begin(&self.key, &error);
         self.renewals_fail = Some(RenewalOutage {
             id,
+            fence: lease.fence,
             error,
             observed,
         });
     }
 
-    /// They succeed again, or there is none any more.
-    pub(in crate::hub) fn renewals_work(&mut self) {
+    /// They succeed again, or the lease is not renewed any more.
+    pub(in crate::hub) fn renewals_work(&mut self, lease: &Lease) {
+        let failing = self.renewals_fail.as_ref();
+        if failing.is_some_and(|outage| outage.fence == lease.fence) {
+            self.end_renewal_outage();
+        }
+    }
+
+    fn end_renewal_outage(&mut self) {
         if let Some(outage) = self.renewals_fail.take() {
             outage.observed.over();
         }
@@ -235,11 +246,11 @@ impl Run {
 
     /// An answer came: if that ends the outage, everybody who was turned away asks again.
     pub(super) fn recover(&mut self, is_claim: bool) {
-        // That a lease was lost does not end the outage which cost it: an answer does, when there
-        // is nothing left whose renewals fail.
-        let is_kept = |live: &Live| live.lease.is_kept() && !live.lease.is_lost();
-        if !self.grants.iter().any(is_kept) {
-            self.renewals_work();
+        // That a lease was lost does not end the outage which cost it: an answer does.
+        let failing = self.renewals_fail.as_ref().map(|outage| outage.fence);
+        let fails = |live: &Live| Some(live.lease.fence) == failing && !live.lease.is_lost();
+        if !self.grants.iter().any(fails) {
+            self.end_renewal_outage();
         }
         if self
             .outage

@@ -258,6 +258,26 @@ async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost()
     locked(&mut new_stream(&a)).await;
 }
 
+/// The keeper's own renewals come to nothing, and the guard's go over the hub's connection.
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_renewals_ends_with_a_longer_lease() {
+    let memory = Memory::new();
+    let bad = Bad::new(&memory, |op| match op {
+        Op::Renew { lease, .. } if *lease <= LEASE => Fate::Refused,
+        _ => Fate::Good,
+    });
+    let a = renewing(&bad, "a");
+    let guard = acquired(&mut new_stream(&a)).await;
+    assert!(guard.is_valid());
+    tokio::time::sleep(Duration::from_millis(LEASE / 2)).await;
+    let told = next(&mut new_stream(&a)).await;
+    assert!(matches!(told, LockEvent::Error(_)), "{told:?}");
+    let extended = Duration::from_millis(4 * LEASE);
+    guard.extend(extended).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(LEASE)).await;
+    locked(&mut new_stream(&a)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_no_replica_has_is_given_back() {
     let memory = Memory::new();

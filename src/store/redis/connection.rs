@@ -140,8 +140,8 @@ struct Shared {
     closed: AtomicBool,
 }
 
-/// The requests whose answers are due, by slot. In a cluster the slots of one node share a
-/// connection; elsewhere there is one slot.
+/// The requests whose answers are due, by slot, and when each slot was last answered. In a cluster
+/// the slots of one node share a connection; elsewhere there is one slot.
 #[derive(Default)]
 struct Debts {
     slots: HashMap<u16, Debt>,
@@ -190,6 +190,16 @@ impl Drop for Owed<'_> {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            debts: Mutex::default(),
+            begun: Notify::new(),
+            renew: Notify::new(),
+            torn: broadcast::Sender::new(4),
+            closed: AtomicBool::new(false),
+        }
+    }
+
     fn debts(&self) -> std::sync::MutexGuard<'_, Debts> {
         self.debts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,6 +225,9 @@ impl Shared {
         let mut debts = self.debts();
         let oldest = debts.slots.values().filter_map(|debt| debt.since).min();
         debts.watched = oldest.is_some();
+        if oldest.is_none() {
+            debts.slots.clear();
+        }
         oldest
     }
 
@@ -252,7 +265,7 @@ impl Shared {
         let mut debts = self.debts();
         debts.slots.retain(|_, debt| {
             match may_be_dead {
-                true => debt.since = Some(Instant::now()),
+                true => debt.since = debt.since.map(|_| Instant::now()),
                 false => debt.restart(),
             }
             debt.since.is_some()
@@ -277,13 +290,7 @@ impl Connection {
     }
 
     fn keep(client: &Client, config: Config, bound: Duration, owned: bool) -> Self {
-        let shared = Arc::new(Shared {
-            debts: Mutex::default(),
-            begun: Notify::new(),
-            renew: Notify::new(),
-            torn: broadcast::Sender::new(4),
-            closed: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new());
         let server = client.active_connections().pop();
         let driver = Driver {
             client: client.clone(),
@@ -697,6 +704,26 @@ async fn masters_by(config: &Config, node: &Server) -> Option<Vec<Server>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_answered_is_owed_by_no_server_that_is_away() {
+        let shared = Shared::new();
+        let pending = shared.owe(1);
+        shared.owe(2).settled = true;
+        for may_be_dead in [true, false] {
+            shared.restart(may_be_dead);
+            assert_eq!(shared.owing_since(Instant::now()), [1]);
+        }
+        drop(pending);
+        shared.restart(true);
+        assert_eq!(
+            shared.owing_since(Instant::now()),
+            [1],
+            "its caller gave up"
+        );
+        shared.restart(false);
+        assert_eq!(shared.oldest(), None);
+    }
 
     #[test]
     fn credentials_are_quoted_if_a_line_of_text_needs_it() {

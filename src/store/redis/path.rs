@@ -19,7 +19,7 @@ use fred::types::{ClusterHash, CustomCommand, Message, Value};
 use futures::future::join_all;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
 use super::once;
@@ -30,8 +30,8 @@ use crate::store::key::Key;
 /// before.
 const SOON: Duration = Duration::from_millis(10);
 
-/// How often the pause before beats that are not heard is doubled: to 16 of their periods.
-const MOST_DOUBLED: u64 = 4;
+/// How often the pause between two renewals of connections is doubled: to 16 periods of beats.
+const MOST_DOUBLED: u32 = 4;
 
 /// The keys whose transitions are awaited, and how the last beats went.
 pub(super) struct Path {
@@ -40,8 +40,31 @@ pub(super) struct Path {
     pace: Pace,
     awaited: Mutex<BTreeMap<u16, Awaited>>,
     nonce: AtomicU64,
-    /// How many beats in a row were not heard.
-    unheard: AtomicU64,
+    apart: Mutex<Apart>,
+}
+
+/// What was done about connections that do not hear of each other.
+#[derive(Default)]
+struct Apart {
+    renewals: u32,
+    /// Before that, they are not made anew once more.
+    again: Option<Instant>,
+}
+
+impl Apart {
+    /// Which renewal this is, if it is time for one: connections that stay apart, as behind an
+    /// address that leads to two masters, are made anew ever more seldom. The second, which is the
+    /// first of both, follows at once.
+    fn renew(&mut self, now: Instant, beat: Duration) -> Option<u32> {
+        if self.again.is_some_and(|again| now < again) {
+            return None;
+        }
+        self.renewals += 1;
+        let doubled = self.renewals.checked_sub(2);
+        let pause = doubled.map(|doubled| beat * (1 << doubled.min(MOST_DOUBLED)));
+        self.again = pause.map(|pause| now + pause);
+        Some(self.renewals)
+    }
 }
 
 /// The awaited keys of a slot, by their channels.
@@ -59,7 +82,7 @@ impl Path {
             pace,
             awaited: Mutex::default(),
             nonce: AtomicU64::default(),
-            unheard: AtomicU64::default(),
+            apart: Mutex::default(),
         }
     }
 
@@ -120,7 +143,6 @@ impl Path {
         subscriber: &Connection,
         node: impl Fn(u16) -> Option<Server>,
     ) -> Result<bool, FredError> {
-        sleep(self.pause()).await;
         let beats = self.channels(node).into_iter();
         let beats = beats.map(async |(slot, node, channel)| {
             self.beat(commands, subscriber, slot, node, &channel).await
@@ -130,26 +152,19 @@ impl Path {
         let is_broken = beats.iter().any(|heard| matches!(heard, Ok(false)));
         let failed = beats.into_iter().find_map(Result::err);
         let heard = !is_broken && failed.is_none();
+        let mut apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
         if heard {
-            self.unheard.store(0, Ordering::Relaxed);
-        } else if is_broken {
+            *apart = Apart::default();
+        } else if is_broken && let Some(nth) = apart.renew(Instant::now(), self.pace.beat) {
             subscriber.renew();
-            if self.unheard.fetch_add(1, Ordering::Relaxed) > 0 {
+            if nth > 1 {
                 commands.renew();
             }
         }
+        drop(apart);
         match failed {
             Some(error) => Err(error),
             None => Ok(heard),
-        }
-    }
-
-    /// How long the next beats wait: two connections that stay apart, as behind an address that
-    /// leads to two masters, are made anew ever more seldom.
-    fn pause(&self) -> Duration {
-        match self.unheard.load(Ordering::Relaxed) {
-            0 | 1 => Duration::ZERO,
-            unheard => self.pace.beat * (1 << (unheard - 2).min(MOST_DOUBLED)),
         }
     }
 
@@ -252,11 +267,11 @@ mod tests {
 
     #[test]
     fn connections_that_stay_apart_are_made_anew_ever_more_seldom() {
-        let path = Path::new(Pace::default());
-        let beat = path.pace.beat;
-        for periods in [0, 0, 1, 2, 4, 8, 16, 16] {
-            assert_eq!(path.pause(), periods * beat);
-            path.unheard.fetch_add(1, Ordering::Relaxed);
-        }
+        let (beat, began) = (Duration::from_secs(1), Instant::now());
+        let mut apart = Apart::default();
+        // The reconnection that the first of them makes is followed by a beat at once.
+        assert_eq!(apart.renew(began, beat), Some(1));
+        let renewed = (0..64).filter(|nth| apart.renew(began + *nth * beat, beat).is_some());
+        assert_eq!(renewed.collect::<Vec<_>>(), [0, 1, 3, 7, 15, 31, 47, 63]);
     }
 }
