@@ -79,7 +79,7 @@ impl Builder {
     /// lock timeout is longer: 1 hour.
     pub const DEFAULT_MAX_HOLD: Duration = Duration::from_secs(3_600);
 
-    /// The longest margin by default: 2 s.
+    /// The longest margin by default: 2 s. For terms over 197 s it is 1 % of the term plus 3 ms.
     pub const MAX_DEFAULT_MARGIN: Duration = Duration::from_secs(2);
 
     /// The least stall limit by default: 60 s.
@@ -180,8 +180,8 @@ impl Builder {
 
     /// How long before the lease ends on the server it ends for its holder: the time that the
     /// holder has to notice, on a machine that is loaded, and to stop. A tenth of the lock timeout
-    /// by default, and at most 2 s; never less than 1 % of the lock timeout and 3 ms, by which
-    /// clocks and timers may differ.
+    /// by default, and at most 2 s. Whatever is set, it is never less than 1 % of the term plus 3 ms,
+    /// by which clocks and timers may differ.
     ///
     /// Of a shorter term, such as that of a grant that was handed over and is not confirmed yet,
     /// the margin is as large a share as it is of the lock timeout.
@@ -312,6 +312,8 @@ impl Builder {
     /// work for ever. The runtime is asked to run a small task each time that a guard is renewed;
     /// when none has run for so long, the guard is lost at the end of its lease with
     /// [`LeaseLost::Stalled`](crate::LeaseLost::Stalled).
+    ///
+    /// Without renewal, and in memory, it has no effect.
     pub fn stall_limit(mut self, stall_limit: Duration) -> Self {
         self.stall_limit = Some(stall_limit);
         self
@@ -341,7 +343,9 @@ impl Builder {
     /// on a new connection. If the new one is answered and the old one is not, the old one has died
     /// in silence, and is made anew; a server that is merely stalled keeps its connections.
     ///
-    /// Let it be longer than the largest result or checkpoint takes to travel.
+    /// A quarter of the lock timeout by default, from 50 ms to 1.5 s. With more than that, a
+    /// connection that dies in silence may cost a guard that is renewed its lease. Let it be longer
+    /// than the largest result or checkpoint takes to travel. In memory it has no effect.
     pub fn answer_timeout(mut self, timeout: Duration) -> Self {
         self.answer_timeout = Some(timeout);
         self

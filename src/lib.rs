@@ -48,12 +48,14 @@
 //! | see only the guards, or only how it ends | [`LockStreamExt::guards`], [`LockStreamExt::outcome`] |
 //! | see no progress reports, or send them elsewhere | [`LockStreamExt::without_status`], [`LockStreamExt::inspect_status`] |
 //! | use a connection that there is | [`Builder::client`] |
+//! | leave a connection that died in silence sooner, or later | [`Builder::answer_timeout`] |
 //! | test without a server | [`Builder::in_memory`]; [`Memory::remove`] loses a record as a server may |
 //! | **while the work goes on** | |
 //! | work for longer than the lease | [`Builder::renew`], or [`WorkGuard::extend`] |
-//! | bound how long a guard that hangs is renewed | [`Builder::max_hold`] |
+//! | bound how long a guard that hangs is renewed | [`Builder::max_hold`], [`Builder::stall_limit`] |
+//! | leave more time between the end here and on the server | [`Builder::margin`] |
 //! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`], [`WorkGuard::cancellation_token`] |
-//! | look whether it still holds, and for how long | [`WorkGuard::is_valid`], [`WorkGuard::remaining`] |
+//! | look whether it still holds, and for how long | [`WorkGuard::check`], [`WorkGuard::is_valid`], [`WorkGuard::remaining`] |
 //! | know whether anybody could try after us | [`WorkGuard::is_last_attempt`] |
 //! | let the next attempt resume | [`WorkGuard::checkpoint`], [`WorkGuard::previous`] |
 //! | keep a late write out | [`WorkGuard::fenced`], or [`WorkGuard::fencing_token`] with a store that compares |
