@@ -3,7 +3,7 @@
 # from there. Nothing is installed. Remove that folder to fetch them again.
 #
 #   scripts/compatibility.sh                               # every test on every server
-#   scripts/compatibility.sh --test faults server           # some of them: the arguments go to cargo test
+#   scripts/compatibility.sh -p proof --test it faults       # some of them: the arguments go to cargo test
 #   SERVERS=sid/valkey-server scripts/compatibility.sh     # on one: the release and the package
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -45,7 +45,7 @@ mutant() {
 
 only=${1:-}
 lua=src/store/redis
-defects="--test ancestor_defects"
+defects="--test it"
 
 mutant "defect 01: a lease that nobody respects" $lua/claim.lua \
     'owned(r) and not over(r)' 'owned(r) and false' $defects defect_01
@@ -115,9 +115,9 @@ mutant "hub: what is forgotten late was worked on last" src/hub/run/grants.rs \
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \
     'let newer = order.is_gt() || lost;' 'let newer = true;' $hub::a_late_message
 mutant "hub: a dropped stream stays in line" src/hub/run.rs \
-    'member.stage != Stage::Holding && !member.claiming' 'false' --test cancellation acquire_as_waiter
+    'member.stage != Stage::Holding && !member.claiming' 'false' --test it acquire_as_waiter
 mutant "hub: an unwanted answer is kept" src/hub/run.rs \
-    'reply.ok || reply.position.is_some()' 'false' --test cancellation acquire_as_holder
+    'reply.ok || reply.position.is_some()' 'false' --test it acquire_as_holder
 mutant "hub: close does not wait" src/hub.rs \
     'tracker.wait().await;' '' $hub::draining_waits
 mutant "hub: what nobody takes is given back by a message of its own" src/hub/run/news.rs \
@@ -126,7 +126,7 @@ mutant "hub: what nobody takes is given back by a message of its own" src/hub/ru
 mutant "hub: who is refused stays in line" src/hub/run/outage.rs \
     'if !member.claiming {' 'if false {' $hub::a_waiter_that_is_refused
 mutant "guard: dropping says nothing" src/guard.rs \
-    'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' --test conformance a_dropped_guard
+    'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' --test it a_dropped_guard
 mutant "guard: a grant that was not yielded is kept" src/hub.rs \
     'self.hub.send(Message::Return(self.lease.clone()));' '' $hub::a_grant_that_is_not_taken
 mutant "stream: lost before it was settled" src/acquire.rs \
@@ -134,14 +134,14 @@ mutant "stream: lost before it was settled" src/acquire.rs \
                 attempt,
                 lost: true,
             },' '(State::Working { attempt, .. }, Update::Lost) => self.expired(attempt),' \
-    --test conformance an_expired_lease_may_still
+    --test it an_expired_lease_may_still
 mutant "stream: a stale grant is yielded as it is" src/hub.rs \
     'self.lease.remaining() < enough' 'false' $hub::a_grant_whose_lease
 
 renewal="--lib hub::tests::renewal"
 mutant "renewal: never sent" src/keeper.rs 'self.renew(due);' '' --lib renewal::a_renewal_that_fails
 mutant "renewal: begins with the guard" src/hub.rs \
-    'if !self.lease.give() {' 'self.in_use(); if !self.lease.give() {' --test conformance a_guard_that_nobody_uses
+    'if !self.lease.give() {' 'self.in_use(); if !self.lease.give() {' --test it a_guard_that_nobody_uses
 mutant "renewal: not tried again" src/keeper.rs \
     'true => now + delay.min(half),' 'true => lease.ends(),' $renewal::a_renewal_that_fails
 mutant "renewal: a checkpoint is not tried again" src/hub/run/renewal.rs \
@@ -149,7 +149,7 @@ mutant "renewal: a checkpoint is not tried again" src/hub/run/renewal.rs \
 mutant "renewal: past the longest hold" src/lease.rs \
     'length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(1)' 'length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(length)' $renewal::no_renewal_reaches
 mutant "renewal: shortens the lease" src/store/memory/transition.rs \
-    'record.until.max(self.now + lease)' 'self.now + lease' --test conformance an_extended_lease
+    'record.until.max(self.now + lease)' 'self.now + lease' --test it an_extended_lease
 mutant "renewal: an old checkpoint is sent again" src/hub/run/renewal.rs \
     'checkpoint.filter(|_| nth == live.checkpoints)' 'checkpoint.filter(|_| nth > 0)' \
     $renewal::an_old_checkpoint
@@ -165,7 +165,7 @@ mutant "loss: a guard that is lost from the start is renewed" src/hub.rs \
 mutant "replicas: a grant heard of is withdrawn while it is confirmed" src/hub/run.rs \
     'spared: self.spared(token),' 'spared: 0,' $renewal::a_claim_that_no_replica_has
 mutant "renewal: a checkpoint is forgotten" $lua/renew.lua \
-    'r.checkpoint = checkpoint' '' --test conformance redis::the_next_attempt_finds
+    'r.checkpoint = checkpoint' '' --test it redis::the_next_attempt_finds
 mutant "renewal: waiters are told of it" src/hub/run/news.rs \
     'if member.told != record.fence {' 'if true {' $renewal::renewals_are_no_news
 mutant "loss: the end of the lease is told to nobody" src/hub/run/grants.rs \
@@ -176,33 +176,33 @@ mutant "loss: told when the server lets others in" src/lease.rs \
 mutant "loss: a lost guard is valid until its lease ends" src/lease.rs \
     'if self.is_lost() {
             return Duration::ZERO;
-        }' '' --test conformance a_lost_record
+        }' '' --test it a_lost_record
 mutant "loss: a late answer brings the guard back" src/hub/run/grants.rs \
     'lease.expire();
                 self.lost(&lease);' 'live.lapsed = true;' $renewal::an_answer_that_comes_too_late
 mutant "loss: what works for a settled guard goes on" src/hub.rs \
-    'self.lease.lose(LeaseLost::Settled);' '' --test conformance the_end_of_a_guard
+    'self.lease.lose(LeaseLost::Settled);' '' --test it the_end_of_a_guard
 mutant "loss: a dead runtime tells nobody" src/hub/run/grants.rs \
     'self.lease.lose(LeaseLost::Stopped);' '' $renewal::when_the_runtime_dies
 mutant "loss: the successor is not named" src/store/record.rs \
     'record.state.is_owned() || record.state == State::Done' 'false' \
-    --test conformance a_renewal_of_a_lost_guard
+    --test it a_renewal_of_a_lost_guard
 mutant "once: who has failed leaves" src/once.rs \
-    'rejoin: true,' 'rejoin: false,' --test conformance once_fails_over
+    'rejoin: true,' 'rejoin: false,' --test it once_fails_over
 mutant "fenced: not looked at" $lua/fenced.lua \
-    'and fence == ARGV[1]' '' --test fencing a_holder_writes
+    'and fence == ARGV[1]' '' --test it a_holder_writes
 mutant "fenced: another slot is sent" src/store/redis.rs \
-    'if slot != key.slot() {' 'if false {' --test fencing in_a_cluster
+    'if slot != key.slot() {' 'if false {' --test it in_a_cluster
 mutant "fenced: a null is sent" src/guard.rs \
-    '| Value::Bytes(_)' '| Value::Bytes(_) | Value::Null' --test fencing what_is_wrong
+    '| Value::Bytes(_)' '| Value::Bytes(_) | Value::Null' --test it what_is_wrong
 mutant "replicas: not waited for" src/store/redis/replication.rs \
-    'Ok(acknowledged) if acknowledged >= count => {}' 'Ok(_) => {}' --test replicas without_its_replica
+    'Ok(acknowledged) if acknowledged >= count => {}' 'Ok(_) => {}' --test it without_its_replica
 mutant "replicas: a grant by push is relied on" src/hub.rs \
     '(self.lease.terms.replicated && !self.confirmed)' 'false' $renewal::a_grant_by_push
 mutant "replicas: a grant that none has is kept" src/hub/run/outage.rs \
     'if wanted && !unproven {' 'if wanted {' $renewal::a_grant_that_no_replica
 
-batches="--test batches"
+batches="--test it"
 mutant "batch: a refused one refuses all" src/store/redis.rs \
     'part.items.len() > 1 && blames_one(&error)' 'false' $batches a_key_without_permission
 mutant "batch: an error ends the script" $lua/each.lua \
@@ -230,27 +230,27 @@ mutant "lanes: everything waits for one answer" src/hub/lanes.rs \
 mutant "lanes: a few leave behind many" src/hub/lanes.rs \
     '|| 2 * waiting < self.items' '' --lib lanes::tests::a_few_do_not
 mutant "done: anybody may complete" $lua/settle_done.lua \
-    'if held == fence then' 'if held then' --test equivalence the_scripts_answer
+    'if held == fence then' 'if held then' -p proof --test it the_scripts_answer
 mutant "done: those who wait are forgotten" $lua/settle_done.lua \
-    'line=0 ' 'line=%d ' --test equivalence the_scripts_answer
+    'line=0 ' 'line=%d ' -p proof --test it the_scripts_answer
 mutant "claim: an absent key is taken from whoever has it" $lua/claim_absent.lua \
-    "'NX', 'GET', 'PX'" "'PX'" --test conformance redis::a_claim_on_a_held_key
+    "'NX', 'GET', 'PX'" "'PX'" --test it redis::a_claim_on_a_held_key
 mutant "line: nobody is known to wait" $lua/claim.lua \
-    'r.line = true' 'r.line = false' --test conformance redis::a_failure_is_handed
+    'r.line = true' 'r.line = false' --test it redis::a_failure_is_handed
 mutant "news: those who wait on are told nothing" src/hub/run/news.rs \
-    'self.behind = self.members.len() > 1;' '' --test conformance who_waits_on
+    'self.behind = self.members.len() > 1;' '' --test it who_waits_on
 
 mutant "redis: a subscriber that is back does not subscribe" src/hub/task.rs \
-    'self.with_all(Run::resubscribe);' '' --test faults a_subscriber_that_was_cut_off
+    'self.with_all(Run::resubscribe);' '' -p proof --test it a_subscriber_that_was_cut_off
 mutant "redis: a forgotten script is an error" src/store/redis.rs \
-    'starts_with("NOSCRIPT")' 'starts_with("NOSUCH")' --test faults forgotten_scripts
+    'starts_with("NOSCRIPT")' 'starts_with("NOSUCH")' -p proof --test it forgotten_scripts
 mutant "redis: a full server keeps what it holds" src/store/redis/scripts.rs \
-    '" flags=allow-oom"' '""' --test faults a_full_server
+    '" flags=allow-oom"' '""' -p proof --test it a_full_server
 mutant "redis: a passing error ends the stream" src/store/redis.rs \
-    '"READONLY",' '' --test faults a_replica
+    '"READONLY",' '' -p proof --test it a_replica
 
 # Each invariant broken, and found in a fleet's history.
-chaos="--test chaos no_fleet"
+chaos="-p proof --test chaos no_fleet"
 expect="invariant [0-9]*:" mutant "chaos 1: a lease that nobody respects" $lua/claim.lua \
     'owned(r) and not over(r)' 'owned(r) and false' $chaos
 expect="invariant [0-9]*:" mutant "chaos 2: the fence restarts with each run" $lua/claim_absent.lua \
@@ -276,8 +276,8 @@ expect="invariant [0-9]*:" mutant "chaos 10: an outage is not tried to end" src/
 expect="invariant [0-9]*:" mutant "chaos 11: a dropped guard says nothing" src/guard.rs \
     'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' $chaos
 # The checker itself: what it is told apart by.
-history="--test history"
-common=tests/common/history
+history="-p proof --test it history::"
+common=proof/src/history
 mutant "checker: how late is too late" $common.rs \
     'const SOON: u64 = 3_000_000' 'const SOON: u64 = 9_000_000' $history
 mutant "checker: how long a fault is felt" $common.rs \
@@ -318,29 +318,29 @@ mutant "checker: looks are not held against the record" $common/looks.rs \
 
 mutant "failover: the sentinels are not listened to" src/store/redis.rs \
     '.and_then(|sentinels| sentinels.follow(places).ok())' '.and_then(|sentinels| sentinels.follow(places).ok()).filter(|_| false)' \
-    --test faults after_a_switch
+    -p proof --test it after_a_switch
 mutant "failover: a sentinel that is behind is believed" src/store/redis/sentinels.rs \
     'if epoch < self.epoch {
             return false;
         }
-        if epoch > self.epoch {' 'if epoch != self.epoch {' --test faults failover
+        if epoch > self.epoch {' 'if epoch != self.epoch {' -p proof --test it failover
 mutant "cluster: nobody looks for moved slots" src/store/redis.rs \
-    'looks.boxed(),' '' --test faults a_subscription_moves
+    'looks.boxed(),' '' -p proof --test it a_subscription_moves
 mutant "cluster: what is asked elsewhere is the end of the client" src/store/redis.rs \
-    'max_attempts: Some(2),' 'max_attempts: Some(1),' --test faults cluster::
+    'max_attempts: Some(2),' 'max_attempts: Some(1),' -p proof --test it cluster::
 mutant "failover: only the nodes of the URL are dialled" src/store/redis/connection.rs \
-    'hosts.push(master);' 'drop(master);' --test faults the_nodes_of_the_url
+    'hosts.push(master);' 'drop(master);' -p proof --test it the_nodes_of_the_url
 
 mutant "decoders: zeros in front of a number" src/store/record/codec.rs \
-    "[] | [b'0', _, ..] => None" '[] => None' --test decoders what_is_accepted
+    "[] | [b'0', _, ..] => None" '[] => None' -p proof --test it what_is_accepted
 mutant "decoders: a cause without an attempt" src/store/record/codec.rs \
-    '(0, _) => return Err(Malformed("previous")),' '' --test decoders the_scripts_leave_alone
+    '(0, _) => return Err(Malformed("previous")),' '' -p proof --test it the_scripts_leave_alone
 mutant "decoders: the end of a label is not looked at by the scripts" $lua/record.lua \
-    'string.byte(text, p2 - 1) == 10 and ' '' --test decoders the_scripts_leave_alone
+    'string.byte(text, p2 - 1) == 10 and ' '' -p proof --test it the_scripts_leave_alone
 mutant "decoders: the scripts count past what they can write" $lua/record.lua \
-    '#ends < 15 and ' '' --test decoders the_scripts_leave_alone
+    '#ends < 15 and ' '' -p proof --test it the_scripts_leave_alone
 
-sweep="--test cancellation operations::"
+sweep="--test it operations::"
 mutant "cancellation: build is dropped as it is" src/builder/server.rs \
     'let connecting = tokio::spawn(connecting);' \
     'let connecting = async { Ok::<_, tokio::task::JoinError>(connecting.await) };' ${sweep}redis::build
@@ -353,9 +353,9 @@ mutant "cancellation: a renewal goes with its future" src/hub/task.rs \
             Message::Renew(renewal) => {' ${sweep}memory::extend
 
 mutant "stream: a grant is given before its event is taken" src/acquire.rs \
-    'grant.hold();' 'grant.hold(); grant.give();' --test conformance a_grant_behind
+    'grant.hold();' 'grant.hold(); grant.give();' --test it a_grant_behind
 mutant "stream: a grant is confirmed when its event is taken" src/acquire.rs \
-    'grant.hold();' 'let _ = &mut grant;' --test conformance who_takes_long
+    'grant.hold();' 'let _ = &mut grant;' --test it who_takes_long
 
 mutant "stream: a lost grant is yielded" src/acquire.rs \
     '(State::Granted { .. }, Update::Lost) => State::Idle,' '' $hub::a_grant_that_is_lost
@@ -363,7 +363,7 @@ mutant "stream: a grant is yielded however late" src/acquire.rs \
     ') if grant.is_doubtful() => {' ') if false => {' $hub::a_grant_whose_lease
 
 mutant "adapters: a panic keeps the guard" src/stream_ext/run.rs \
-    'if std::thread::panicking()' 'if false' --test adapters
+    'if std::thread::panicking()' 'if false' --test it adapters::
 mutant "adapters: who has a clone keeps the guard" src/stream_ext/run.rs \
     'self.0.abandon();
     }
@@ -372,31 +372,31 @@ mutant "adapters: who has a clone keeps the guard" src/stream_ext/run.rs \
 /// Work that' '}
 }
 
-/// Work that' --test adapters
+/// Work that' --test it adapters::
 mutant "adapters: a lost lease does not stop the work" src/stream_ext/run.rs \
-    'match lost.poll(cx) {' 'match { drop(lost); Poll::<()>::Pending } {' --test adapters
+    'match lost.poll(cx) {' 'match { drop(lost); Poll::<()>::Pending } {' --test it adapters::
 mutant "adapters: a cut stream is waited for" src/event.rs \
-    'None => Outcome::Left,' 'None => return None,' --test adapters
+    'None => Outcome::Left,' 'None => return None,' --test it adapters::
 
 mutant "jobs: what is due waits for what is new" src/claim_ext/claim_each.rs \
-    'this.later.due().is_some_and(|due| due <= now)' 'false' --test claim_each an_endless
+    'this.later.due().is_some_and(|due| due <= now)' 'false' --test it an_endless
 mutant "jobs: what others work on is looked at all the time" src/claim_ext/claim_each.rs \
     'let until = Instant::now() + locked.remaining;' 'let until = Instant::now() + locked.remaining / 100;' \
-    --test claim_each what_is_renewed
+    --test it what_is_renewed
 mutant "jobs: more than there are places" src/claim_ext/claim_each.rs \
-    'full && waiting.is_none()' 'false' --test claim_each no_more_guards
+    'full && waiting.is_none()' 'false' --test it no_more_guards
 mutant "jobs: a failed job is forgotten" src/claim_ext/claim_each.rs \
     'Step::Again => this.later.push(Instant::now(), job, worker),' 'Step::Again => drop((job, worker)),' \
-    --test claim_each alone
+    --test it alone
 mutant "jobs: a place is kept for what others work on" src/claim_ext/claim_each.rs \
     'Stage::Waiting { until } => Some(until),' 'Stage::Waiting { .. } => None,' \
-    --test claim_each what_others
+    --test it what_others
 mutant "jobs: a job comes again when its guard is refused" src/claim_ext/claim_each.rs \
-    'Stage::Ours => Step::Over,' 'Stage::Ours => Step::Failed(error),' --test claim_each a_settlement
+    'Stage::Ours => Step::Over,' 'Stage::Ours => Step::Failed(error),' --test it a_settlement
 mutant "jobs: a worker that has stopped takes all there is" src/claim_ext/claim_each.rs \
-    '*this.stopped = true;' '' --test claim_each a_worker_that_has_stopped
+    '*this.stopped = true;' '' --test it a_worker_that_has_stopped
 mutant "jobs: what was put off goes with its worker" src/claim_ext/claim_each.rs \
-    'return Poll::Ready(left);' 'return Poll::Ready(left.filter(|_| false));' --test claim_each a_worker_that_has_stopped
+    'return Poll::Ready(left);' 'return Poll::Ready(left.filter(|_| false));' --test it a_worker_that_has_stopped
 
 mutant "observers: what is missed is not looked at" src/hub/run/claims.rs \
     'if !self.refresh_again {' 'if false {' $hub::observers::what_was_not_heard
@@ -412,14 +412,14 @@ mutant "observers: looks with each try to subscribe" src/hub/run/subscription.rs
 mutant "observers: nothing is seen after an outage" src/hub/run/observers.rs \
     'observer.shown = None;' '' $hub::observers::an_outage
 mutant "observers: an outcome is shown for ever" src/hub/run/observers.rs \
-    'self.observers.forgotten.into_iter().chain(audit).min()' 'audit.into_iter().min()' --test conformance watch_tells_that
+    'self.observers.forgotten.into_iter().chain(audit).min()' 'audit.into_iter().min()' --test it watch_tells_that
 mutant "observers: nobody subscribes for them" src/hub/run/subscription.rs \
-    '(wanted || !self.observers.is_empty())' 'wanted' --test conformance a_watch_that
+    '(wanted || !self.observers.is_empty())' 'wanted' --test it a_watch_that
 mutant "clear: the fencing token stays" src/store/redis/clear.lua \
-    '  rise(r)' '' --test conformance what_is_cleared
+    '  rise(r)' '' --test it what_is_cleared
 mutant "clear: the holder is told that it has expired" src/store/record.rs \
-    'None if record.attempt < attempt => LeaseLost::RecordGone,' '' --test conformance clear_makes
-observed="--features tracing,metrics --test observability"
+    'None if record.attempt < attempt => LeaseLost::RecordGone,' '' --test it clear_makes
+observed="-p proof --test it observability::"
 mutant "observe: who has left waits for ever" src/observe.rs \
     'open.waits(false);
             count!' 'count!' $observed waiting_streams
@@ -473,9 +473,9 @@ mutant "startup: an old server is one that refuses" src/builder/server.rs \
 
 mutant "cluster: the beats of one node are those of all" src/store/redis/path.rs \
     'if nodes.insert(node.clone()) {' 'if nodes.insert(node.clone()) && nodes.len() == 1 {' \
-    --test faults secured::in_a_cluster
+    -p proof --test it secured::in_a_cluster
 
-silence="--test faults silence::"
+silence="-p proof --test it silence::"
 connection=src/store/redis/connection.rs
 mutant "silence: not looked into" $connection \
     'let due = oldest + self.bound;' 'let due = oldest + 100 * self.bound;' ${silence}silent_commands
@@ -518,23 +518,23 @@ mutant "path: a beat that is not heard is no news" src/store/redis/path.rs \
 mutant "path: the commands stay where they are" src/store/redis/path.rs \
     'commands.renew();' '' ${silence}when_the_address
 mutant "database: one channel for all" src/store/redis.rs \
-    'Some(database @ 1..) if' 'Some(database @ 200..) if' --test faults databases::
+    'Some(database @ 1..) if' 'Some(database @ 200..) if' -p proof --test it databases::
 mutant "database: SELECT by hand is believed" src/store/redis.rs \
-    '(selected != configured).then_some' 'false.then_some' --test faults databases::a_client
+    '(selected != configured).then_some' 'false.then_some' -p proof --test it databases::a_client
 mutant "build: what a waiter needs is not looked at" $lua/inspect.lua \
-    "{ 'SSUBSCRIBE', line }, { 'SUNSUBSCRIBE', line }," '' --test faults one_permission_less
+    "{ 'SSUBSCRIBE', line }, { 'SUNSUBSCRIBE', line }," '' -p proof --test it one_permission_less
 mutant "build: a password is written as it is" $connection \
-    'needing.for_each(|text| *text = quoted(text));' 'drop(needing);' --test faults a_password_may
+    'needing.for_each(|text| *text = quoted(text));' 'drop(needing);' -p proof --test it a_password_may
 mutant "build: the end of a password is shown" src/builder/server.rs \
-    "Some((secret, _)) if secret.contains(['?', '#']) => return scheme + \"…\"," '' --test bad_input a_url_is_checked
+    "Some((secret, _)) if secret.contains(['?', '#']) => return scheme + \"…\"," '' --test it a_url_is_checked
 mutant "close: QUIT after the end" $connection \
     'self.0.driver.abort();' 'let (inner, keeper) = (self.0.client.clone(), self.0.driver.abort_handle()); tokio::spawn(async move { keeper.abort(); tokio::task::yield_now().await; let _ = inner.quit().await; });' \
-    --test quiet
+    -p proof --test quiet
 mutant "result: none is large" src/store/redis.rs \
     'payload.len() > LARGE' 'payload.len() > 1_000 * LARGE' $observed a_large_result
 
-cli=src/bin/locking-worker
-shell="--features cli --test cli"
+cli=cli/src
+shell="-p locking-worker --test cli"
 mutant "cli: the command survives a lost lease" $cli/run.rs \
     'child.stop(Signal::SIGKILL);
                     kill_at = Some(Instant::now() + KILL_AGAIN);
@@ -590,7 +590,7 @@ mutant "cli: the command outlives us" $cli/child.rs \
 mutant "cli: what is another's is left in the environment" $cli/child.rs \
     'None => command.env_remove(name),' 'None => &mut command,' $shell is_told_of_its_attempt
 
-standstill="--test standstill"
+standstill="-p proof --test standstill"
 mutant "keeper: works on the hub's runtime" src/builder/server.rs \
     'Keeper::apart(runtime, connect' 'Keeper::apart({ drop(runtime); runtime::Handle::current() }, connect' \
     $standstill a_blocked_runtime_costs
@@ -610,7 +610,7 @@ mutant "keeper: a stop is no stall" src/lease.rs \
                     time: now.saturating_since(due),
                 },' 'Some(_) => LeaseLost::Expired,' $standstill a_process_stopped
 mutant "keeper: told nowhere" src/keeper.rs \
-    'let run = observers.follow(run);' 'drop(observers);' --features tracing,metrics --test observability a_lease_that_the_keeper
+    'let run = observers.follow(run);' 'drop(observers);' -p proof --test it a_lease_that_the_keeper
 mutant "clock: stands still while the machine sleeps" src/clock.rs \
     'ClockId::CLOCK_BOOTTIME' 'ClockId::CLOCK_MONOTONIC' $standstill a_machine_that_slept_is_told
 mutant "clock: a sleep is noticed by timers only" src/hub/task.rs \
@@ -629,7 +629,7 @@ mutant "lease: valid again after it was not" src/lease.rs \
             self.expire();
         }' '' --lib lease::tests::a_guard_that_has_said
 mutant "lease: no margin but the least" src/terms.rs \
-    'share.max(term / 100 + Duration::from_millis(3))' 'term / 100 + Duration::from_millis(3)' --test observability \
+    'share.max(term / 100 + Duration::from_millis(3))' 'term / 100 + Duration::from_millis(3)' -p proof --test it observability:: \
     --features tracing,metrics the_end_of_a_lease
 mutant "keeper: after a long term too late" src/lease.rs \
     'let due = term
@@ -639,7 +639,7 @@ mutant "keeper: after a long term too late" src/lease.rs \
             .server_ends
             .saturating_sub(lease.saturating_sub(every + margin));' --lib extended_for_long
 mutant "keeper: without a connection nothing renews" src/keeper.rs \
-    '(self.tell)(News::Due(lease));' '' --test faults takes_no_more_clients
+    '(self.tell)(News::Due(lease));' '' -p proof --test it takes_no_more_clients
 mutant "keeper: a pause that the server says nothing of is passed over" src/keeper.rs \
     'has_paused && tried && lease.remaining().is_zero()' 'false' $standstill a_paused_virtual_machine_is_told
 mutant "clock: a pause is told to the one who looks only" src/hub/task.rs \
@@ -648,15 +648,15 @@ mutant "lease: restarts that were lost hide the next" src/lease.rs \
     'restart <= term.restart && asked.moment <= term.answered' 'restart <= term.restart' --lib restarts_that_the_server_has_lost
 mutant "outage: told again to a stream that rejoins" src/acquire.rs \
     'if self.outage.replace(outage) != Some(outage) {' 'if self.outage.replace(outage).is_none_or(|_| true) {' \
-    --test faults an_outage_that_costs
+    -p proof --test it an_outage_that_costs
 mutant "outage: a lease that is lost ends it" src/hub/run/outage.rs \
-    'if let Some((id, _)) = self.present_outage() {' 'if let Some(id) = None {' --test faults an_outage_that_costs
+    'if let Some((id, _)) = self.present_outage() {' 'if let Some(id) = None {' -p proof --test it an_outage_that_costs
 mutant "claim: a record without time to live never ends" $lua/claim.lua \
-    'if forgotten(r) then' 'if false then' --test faults a_record_that_never_expires
+    'if forgotten(r) then' 'if false then' -p proof --test it a_record_that_never_expires
 mutant "record: one without time to live is shown for ever" src/store/record/codec.rs \
-    'record.forgotten_at() > at / 1_000' 'true' --test faults a_record_that_never_expires
+    'record.forgotten_at() > at / 1_000' 'true' -p proof --test it a_record_that_never_expires
 mutant "settle: a hand-off hides the failure" $lua/settle.lua \
-    "if r.cause == '-' or r.cause == 'handed_over' then" 'if true then' --test conformance redis::a_failure_and_its_reason
+    "if r.cause == '-' or r.cause == 'handed_over' then" 'if true then' --test it redis::a_failure_and_its_reason
 mutant "settle: a hand-off after a failure is told as lost" src/hub/run/grants.rs \
     'if cause == Cause::HandedOver && previous.attempt < lease.attempt {' 'if false {' $hub::a_hand_off_after_a_failure_is_ok
 mutant "keeper: any answer ends an outage of renewals" src/hub/run/outage.rs \
@@ -678,9 +678,9 @@ mutant "settle: a late hand-off of an unconfirmed grant is told as done" src/hub
 mutant "settle: only a confirmed grant is handed off" src/hub/run/grants.rs \
     '|| lease.was_followed_in_time(record.fence)' '' $hub::a_hand_off_after_a_failure_is_ok
 mutant "run: cut short, it has left" src/stream_ext/run.rs \
-    '*this.recorded = outcome.take();' '*this.recorded = None;' --test adapters run_that_is_cut_short_tells
+    '*this.recorded = outcome.take();' '*this.recorded = None;' --test it run_that_is_cut_short_tells
 mutant "run: what came before the wait is told" src/stream_ext/run.rs \
-    'if matches!(event, Some(LockEvent::Locked(_))) {' 'if false {' --test adapters run_that_is_cut_short_while
+    'if matches!(event, Some(LockEvent::Locked(_))) {' 'if false {' --test it run_that_is_cut_short_while
 
 echo "$caught caught, ${#missed[@]} missed"
 [ ${#missed[@]} -eq 0 ]

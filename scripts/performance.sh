@@ -9,9 +9,9 @@ cd "$(dirname "$0")/.."
 
 figures=$(mktemp)
 trap 'rm -f "$figures"' EXIT
-cargo bench --locked --no-run
+cargo bench --locked -p bench --no-run
 for bench in cycle handoff takeover scale keys server; do
-    cargo bench --locked --quiet --bench "$bench" -- "$@" | grep '^{' >>"$figures"
+    cargo bench --locked --quiet -p bench --bench "$bench" -- "$@" | grep '^{' >>"$figures"
 done
 cp "$figures" docs/performance.jsonl
-cargo bench --locked --quiet --bench plot
+cargo bench --locked --quiet -p bench --bench plot

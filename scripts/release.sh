@@ -12,13 +12,14 @@ tool() {
 }
 
 # All but native-tls, which needs OpenSSL of the system. enable-rustls needs a C compiler.
-features=json,tracing,metrics,cli,enable-rustls,enable-rustls-ring,unix-sockets,sentinel-auth,credential-provider
+features=json,tracing,metrics,enable-rustls,enable-rustls-ring,unix-sockets,sentinel-auth,credential-provider
 
 # Each by itself, without the examples and tests, which use other crates' features. Not locked: without those the
 # manifest is another.
 features() {
     tool cargo-hack
-    cargo hack check --each-feature --exclude-features enable-native-tls --no-dev-deps
+    cargo hack check -p redis-locking-worker -p locking-worker --each-feature --exclude-features enable-native-tls \
+        --no-dev-deps
 }
 
 # The compiler that Cargo.toml states.
@@ -61,7 +62,7 @@ semver() {
 }
 
 package() {
-    cargo publish --dry-run --locked
+    cargo publish --dry-run --locked -p redis-locking-worker
 }
 
 # One after the other: in a list with && a function would go on after a command that fails.

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs the tests that need no feature, on a real server: installs redis-server first if there is none.
+# Runs the tests on a real server: installs redis-server first if there is none.
 #
-#   scripts/test.sh --test faults                # some of them: the arguments go to cargo test
-#   scripts/test.sh --features cli --test cli    # those of the command line
+#   scripts/test.sh -p proof --test it faults    # some of them: the arguments go to cargo test
+#   scripts/test.sh -p locking-worker            # those of the command line
 #   PROPTEST_CASES=10000 scripts/test.sh         # a longer search for differences between the stores
 #
-# Those of TLS, unix sockets, JSON and what can be observed need features too: .ci/run, in the repository, names them.
+# Those of TLS, unix sockets and JSON need features of the library: .ci/run, in the repository, names
+# them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,4 +27,9 @@ if ! has_server; then
     exit 1
 fi
 
-cargo test --locked "$@"
+if [ $# -gt 0 ]; then
+    exec cargo test --locked "$@"
+fi
+# The library by itself first: the others have features of it.
+cargo test --locked
+cargo test --locked -p proof -p locking-worker

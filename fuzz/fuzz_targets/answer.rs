@@ -2,7 +2,7 @@
 //! for the time.
 #![no_main]
 
-#[path = "../../tests/common/text.rs"]
+#[path = "../../testkit/src/text.rs"]
 mod text;
 
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! Any bytes as a message: never a panic, and what is accepted has no other text.
 #![no_main]
 
-#[path = "../../tests/common/text.rs"]
+#[path = "../../testkit/src/text.rs"]
 mod text;
 
 use libfuzzer_sys::fuzz_target;

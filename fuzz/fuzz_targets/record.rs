@@ -2,7 +2,7 @@
 //! the text of another record.
 #![no_main]
 
-#[path = "../../tests/common/text.rs"]
+#[path = "../../testkit/src/text.rs"]
 mod text;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::store::Lane;
 
 /// Calls of one lane that may be on their way: the server works on one while the answers of the
-/// other are read. More of them are smaller, and cost more than they hide; `benches/cycle.rs` decided.
+/// other are read. More of them are smaller, and cost more than they hide; `bench/benches/cycle.rs` decided.
 const WINDOW: usize = 2;
 
 /// Fewer than this are not shared out among calls.

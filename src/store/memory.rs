@@ -1,6 +1,6 @@
 //! The transitions in plain Rust, in one process.
 //!
-//! This is the executable form of the protocol: `tests/equivalence.rs` compares every answer with
+//! This is the executable form of the protocol: `proof/tests/it/equivalence.rs` compares every answer with
 //! the scripts'.
 
 mod server;

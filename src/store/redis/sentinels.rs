@@ -2,7 +2,7 @@
 //!
 //! `fred` asks them only after it has lost its connection, and an old master that is alive keeps its
 //! connections until the sentinels have made a replica of it: for 11 s it was written to, and all of that was
-//! thrown away (`tests/chaos/failover.rs` measures it). So each sentinel is listened to, as the guide for clients
+//! thrown away (`proof/tests/chaos/failover.rs` measures it). So each sentinel is listened to, as the guide for clients
 //! recommends: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>.
 //!
 //! A message says that something has changed, and is only the occasion to ask. Each is asked besides once in a
