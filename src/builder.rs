@@ -297,8 +297,8 @@ impl Builder {
         self
     }
 
-    /// How long renewals and extensions keep a guard at most: one that is leaked, or whose work
-    /// hangs, ends then as if it had not been renewed.
+    /// How long renewals and extensions keep a guard at most, from its grant: one that is leaked, or
+    /// whose work hangs, ends then as if it had not been renewed.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = Some(max_hold);
         self

@@ -1,7 +1,7 @@
 //! How long a grant is good for on this process's clock; its hub, its keeper and its guard share
 //! it.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -110,10 +110,9 @@ impl Lease {
         token: Token,
         terms: Arc<Terms>,
         clock: Clock,
-        mut term: Term,
+        term: Term,
     ) -> Self {
         let began = clock.now();
-        term.ends = term.ends.min(began + terms.max_hold);
         Self {
             key: key.clone(),
             attempt: record.attempt,
@@ -133,6 +132,15 @@ impl Lease {
             lost: OnceLock::new(),
             cancelled: CancellationToken::new(),
         }
+    }
+
+    /// Counts the longest hold from when the server made the grant, if that was before now.
+    pub(crate) fn held_since(mut self, granted: Moment) -> Self {
+        self.began = self.began.min(granted);
+        let hold_ends = self.hold_ends();
+        let term = self.term.get_mut().unwrap_or_else(PoisonError::into_inner);
+        term.ends = term.ends.min(hold_ends);
+        self
     }
 
     fn term(&self) -> MutexGuard<'_, Term> {
