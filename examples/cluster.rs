@@ -151,10 +151,10 @@ async fn work(role: Role, args: Args) -> Result<()> {
                 attempt: completed.attempt,
                 holder: completed.holder.to_string(),
             })),
-            LockEvent::MaxAttempts(given_up) => role.says(Report::Ends(End {
+            LockEvent::GaveUp(gave_up) => role.says(Report::Ends(End {
                 completed: false,
-                attempt: given_up.attempts,
-                holder: given_up.holder.to_string(),
+                attempt: gave_up.attempts,
+                holder: gave_up.holder.to_string(),
             })),
             LockEvent::Error(error) => says(format!("Error from lock: {error}")),
             _ => {}

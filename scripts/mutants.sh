@@ -71,7 +71,7 @@ mutant "defect 10: a failure is not told" $lua/record.lua \
 mutant "defect 11: a late joiner believes in attempt 1" src/hub/run/news.rs \
     'attempt: record.attempt,' 'attempt: 1,' $defects defect_11
 mutant "defect 12: the last failure is one like others" src/hub/run/grants.rs \
-    '_ if record.state == State::Exhausted => Ended::MaxAttempts(given_up(record)),' '' $defects defect_12
+    '_ if record.state == State::GaveUp => Ended::GaveUp(gave_up(record)),' '' $defects defect_12
 
 hub="--lib hub::tests"
 mutant "hub: no second claim after subscribing" src/hub/run/subscription.rs \
@@ -211,11 +211,11 @@ mutant "batch: an error ends the script" $lua/each.lua \
     'pcall(carry_out, n)' 'true, carry_out(n)' $batches a_key_in_other_use
 mutant "batch: answers have no bound" $lua/each.lua \
     'if length > 262144 then' 'if false then' $batches long_answers
-mutant "lanes: long things travel with others" src/hub/lanes.rs \
-    'bytes <= MOST_BYTES' 'true' --lib lanes::tests::what_is_long
+mutant "lanes: long things travel with others" src/hub/batcher.rs \
+    'bytes <= MOST_BYTES' 'true' --lib batcher::tests::what_is_long
 mutant "lanes: a renewal is sent that nobody needs" src/hub/task.rs \
     'if call.is_renewal() {' 'if false {' $hub::a_renewal_that_has_waited
-mutant "lanes: an answer does not make room" src/hub/lanes.rs \
+mutant "lanes: an answer does not make room" src/hub/batcher.rs \
     'queue.answered(items);' '' $hub::what_waits_behind
 mutant "news: those who wait are told again and again" src/hub/task.rs \
     'entry.run.is_behind() && !was_behind' 'entry.run.is_behind()' $hub::a_grant_among
@@ -225,12 +225,12 @@ mutant "batch: in the order of the scripts" src/store/redis.rs \
     'results.sort_unstable_by_key(|(place, _)| *place);' '' $batches answers_are_in_the_order
 mutant "batch: claims before what makes room" src/store/redis/batch.rs \
     'Op::Withdraw { .. } => 2,' 'Op::Withdraw { .. } => 5,' $batches what_makes_room
-mutant "lanes: nothing gathers" src/hub/lanes.rs \
+mutant "lanes: nothing gathers" src/hub/batcher.rs \
     'let most = share.clamp(FEW, MOST);' 'let most = 1.min(share);' $batches what_is_asked_at_once
-mutant "lanes: everything waits for one answer" src/hub/lanes.rs \
-    'const WINDOW: usize = 2;' 'const WINDOW: usize = 1;' --lib lanes::tests::requests_that_come
-mutant "lanes: a few leave behind many" src/hub/lanes.rs \
-    '|| 2 * waiting < self.items' '' --lib lanes::tests::a_few_do_not
+mutant "lanes: everything waits for one answer" src/hub/batcher.rs \
+    'const WINDOW: usize = 2;' 'const WINDOW: usize = 1;' --lib batcher::tests::requests_that_come
+mutant "lanes: a few leave behind many" src/hub/batcher.rs \
+    '|| 2 * waiting < self.items' '' --lib batcher::tests::a_few_do_not
 mutant "done: anybody may complete" $lua/settle_done.lua \
     'if held == fence then' 'if held then' -p proof --test it the_scripts_answer
 mutant "done: those who wait are forgotten" $lua/settle_done.lua \
@@ -422,13 +422,13 @@ mutant "clear: the fencing token stays" src/store/redis/clear.lua \
 mutant "clear: the holder is told that it has expired" src/store/record.rs \
     'None if record.attempt < attempt => LeaseLost::RecordGone,' '' --test it clear_makes
 observed="-p proof --test it observability::"
-mutant "observe: who has left waits for ever" src/observe.rs \
+mutant "observe: who has left waits for ever" src/telemetry.rs \
     'open.waits(false);
             count!' 'count!' $observed waiting_streams
-mutant "observe: whose turn it is waits" src/observe.rs \
+mutant "observe: whose turn it is waits" src/telemetry.rs \
     'open.waits(false);
         let span' 'let span' $observed waiting_streams
-mutant "observe: who hears of another holder waits twice" src/observe.rs \
+mutant "observe: who hears of another holder waits twice" src/telemetry.rs \
     'if waits != self.waiting {' 'if true {' $observed waiting_streams
 mutant "observe: a stream that nobody polled took part" src/acquire.rs \
     'observed: Participation::default(),' \
@@ -436,23 +436,23 @@ mutant "observe: a stream that nobody polled took part" src/acquire.rs \
     $observed waiting_streams
 mutant "observe: work is outside of its span" src/guard.rs \
     'self.begin(|| work) => Ok(output)' 'work => Ok(output)' $observed a_failed_then_completed
-mutant "observe: work begins outside of its span" src/observe.rs \
+mutant "observe: work begins outside of its span" src/telemetry.rs \
     'let work = span.in_scope(work);' 'let work = work();' $observed the_work_of_once
-mutant "observe: work is nobody's" src/observe.rs \
+mutant "observe: work is nobody's" src/telemetry.rs \
     'parent: &open.span,' 'parent: None,' $observed a_failed_then_completed
-mutant "observe: an end is told within whatever is current" src/observe.rs \
+mutant "observe: an end is told within whatever is current" src/telemetry.rs \
     'event!($level, parent: &given.span, "settled"' 'event!($level, "settled"' $observed a_failed_then_completed
-mutant "observe: an outage is told within whatever is current" src/observe.rs \
+mutant "observe: an outage is told within whatever is current" src/telemetry.rs \
     'event!(WARN, parent: None, "outage"' 'event!(WARN, "outage"' $observed an_outage
-mutant "observe: a resync is told within whatever is current" src/observe.rs \
+mutant "observe: a resync is told within whatever is current" src/telemetry.rs \
     'event!(INFO, parent: None, "resync"' 'event!(INFO, "resync"' $observed an_outage
-mutant "observe: an outage is told for each key" src/observe.rs \
+mutant "observe: an outage is told for each key" src/telemetry.rs \
     'self.0.fetch_add(1, Ordering::Relaxed) == 0' 'self.0.fetch_add(1, Ordering::Relaxed) < 9' $observed an_outage
-mutant "observe: an outage is over with the first key" src/observe.rs \
+mutant "observe: an outage is over with the first key" src/telemetry.rs \
     'self.0.0.load(Ordering::Relaxed) == 1' 'true' $observed an_outage
-mutant "observe: a span stays open with its stream" src/observe.rs \
+mutant "observe: a span stays open with its stream" src/telemetry.rs \
     'if let Some(mut open) = self.0.take() {' 'if let Some(open) = &mut self.0 {' $observed a_failed_then_completed
-mutant "observe: a hand-over is timed until it is heard of" src/observe.rs \
+mutant "observe: a hand-over is timed until it is heard of" src/telemetry.rs \
     'measure!(HANDOFF, freed.elapsed());' 'measure!(HANDOFF, freed.elapsed() * 0);' $observed a_failed_then_completed
 mutant "observe: nobody tells of a lease's end" src/lease.rs \
     'observe::ended(self, reason);' 'let _ = reason;' $observed the_end_of_a_lease
@@ -658,9 +658,9 @@ mutant "claim: a record without time to live never ends" $lua/claim.lua \
 mutant "record: one without time to live is shown for ever" src/store/record/codec.rs \
     'record.forgotten_at() > at / 1_000' 'true' -p proof --test it a_record_that_never_expires
 mutant "settle: a hand-off hides the failure" $lua/settle.lua \
-    "if r.cause == '-' or r.cause == 'handed_over' then" 'if true then' --test it redis::a_failure_and_its_reason
+    "if r.cause == '-' or r.cause == 'handed_off' then" 'if true then' --test it redis::a_failure_and_its_reason
 mutant "settle: a hand-off after a failure is told as lost" src/hub/run/grants.rs \
-    'if cause == Cause::HandedOver && previous.attempt < lease.attempt {' 'if false {' $hub::a_hand_off_after_a_failure_is_ok
+    'if cause == Cause::HandedOff && previous.attempt < lease.attempt {' 'if false {' $hub::a_hand_off_after_a_failure_is_ok
 mutant "keeper: any answer ends an outage of renewals" src/hub/run/outage.rs \
     'if !self.grants.iter().any(fails) {' 'if !self.grants.iter().any(fails) || true {' \
     --lib renewal::an_outage_of_renewals

@@ -13,17 +13,17 @@ use pin_project::pin_project;
 use crate::error::Error;
 use crate::event::{Failed, LockEvent, Locked, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
-use crate::hub::{Ended, Grant, Handle, OutageId, Seat, Update};
-use crate::observe::Participation;
+use crate::hub::{Ended, Grant, Handle, OutageId, Participant, Update};
 use crate::store::key::Key;
-use crate::terms::Terms;
+use crate::telemetry::Participation;
+use crate::terms::RunConfig;
 
 /// What a stream needs to take part.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct AcquireConfig {
     pub(crate) hub: Handle,
     pub(crate) key: Key,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) terms: Arc<RunConfig>,
     pub(crate) status_level: StatusLevel,
     pub(crate) rejoin: bool,
 }
@@ -47,10 +47,10 @@ pub(crate) struct Entry {
 #[pin_project]
 #[must_use = "streams do nothing unless polled"]
 pub struct Acquire {
-    entry: Entry,
+    entry: AcquireConfig,
     /// Taken while it takes part.
     #[pin]
-    seat: Option<Seat>,
+    seat: Option<Participant>,
     state: State,
     /// What the last piece of news has brought and is not yielded yet.
     events: VecDeque<LockEvent>,
@@ -90,7 +90,7 @@ enum State {
 }
 
 impl Acquire {
-    pub(crate) fn new(entry: Entry) -> Self {
+    pub(crate) fn new(entry: AcquireConfig) -> Self {
         Self {
             entry,
             seat: None,
@@ -210,9 +210,9 @@ impl Acquire {
                 }
                 LockEvent::Completed(completed)
             }
-            Ended::MaxAttempts(given_up) => {
+            Ended::GaveUp(gave_up) => {
                 self.status(Status::GaveUp);
-                LockEvent::MaxAttempts(given_up)
+                LockEvent::GaveUp(gave_up)
             }
             Ended::Failed(failed) => LockEvent::Failed(failed),
         };
@@ -240,7 +240,7 @@ impl Stream for Acquire {
             let next = match this.state {
                 State::Finished => return Poll::Ready(None),
                 State::Idle => {
-                    let Entry { key, terms, .. } = &this.entry;
+                    let AcquireConfig { key, terms, .. } = &this.entry;
                     this.observed.begin(key, &terms.label);
                     this.seat.set(Some(
                         this.entry.hub.join(&this.entry.key, &this.entry.terms),

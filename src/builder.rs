@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use fred::clients::Client;
 
-use crate::acquire::Entry;
+use crate::acquire::AcquireConfig;
 use crate::error::BuildError;
 use crate::event::StatusLevel;
-use crate::observe;
 use crate::store::key::Key;
 use crate::store::memory::Memory;
 use crate::store::redis::Replicas;
 use crate::store::{GRAIN, Pace, millis};
-use crate::terms::Terms;
+use crate::telemetry;
+use crate::terms::RunConfig;
 use crate::worker::LockingWorker;
 use server::Server;
 pub use warning::Warning;
@@ -428,16 +428,16 @@ impl Builder {
             within("answer_timeout", timeout, min, max)?;
             pace.answer = timeout;
         }
-        observe::describe();
+        telemetry::describe();
         let connecting = self
             .server
             .connect(&key, replicas, pace, renew_every.is_some());
         let (hub, warnings) = connecting.await?;
-        warnings.iter().for_each(observe::warned);
-        let entry = Entry {
+        warnings.iter().for_each(telemetry::warned);
+        let entry = AcquireConfig {
             hub,
             key,
-            terms: Arc::new(Terms {
+            terms: Arc::new(RunConfig {
                 lease,
                 max_attempts: self.max_attempts,
                 retention,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::event::MaxAttempts;
+use crate::event::GaveUp;
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 
@@ -396,7 +396,7 @@ impl<T> ClaimError<T> {
 pub enum OnceError {
     /// All attempts failed; the last one for this reason.
     #[error("given up after {} attempts: {}", .0.attempts, .0.reason)]
-    GaveUp(MaxAttempts),
+    GaveUp(GaveUp),
     /// The stream ended with this error.
     #[error(transparent)]
     Stream(#[from] Error),

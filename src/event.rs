@@ -29,7 +29,7 @@ pub enum LockEvent {
     /// The work is complete. Terminal.
     Completed(Completed),
     /// The run was given up. Terminal.
-    MaxAttempts(MaxAttempts),
+    GaveUp(GaveUp),
     /// Our own attempt failed and we stand aside for the others. Terminal.
     Failed(Failed),
     /// Something went wrong. Terminal if [`Error::is_fatal`].
@@ -41,7 +41,7 @@ impl LockEvent {
     pub fn is_terminal(&self) -> bool {
         match self {
             LockEvent::Acquired(_) | LockEvent::Locked(_) | LockEvent::Status(_) => false,
-            LockEvent::Completed(_) | LockEvent::MaxAttempts(_) | LockEvent::Failed(_) => true,
+            LockEvent::Completed(_) | LockEvent::GaveUp(_) | LockEvent::Failed(_) => true,
             LockEvent::Error(error) => error.is_fatal(),
         }
     }
@@ -79,7 +79,7 @@ pub struct Completed {
 /// The run was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct MaxAttempts {
+pub struct GaveUp {
     /// How many attempts were made.
     pub attempts: u32,
     /// Who made the last one.
@@ -96,7 +96,7 @@ pub enum Outcome {
     /// The work is complete.
     Completed(Completed),
     /// The run was given up.
-    MaxAttempts(MaxAttempts),
+    GaveUp(GaveUp),
     /// Our own attempt failed and we stand aside for the others.
     Failed(Failed),
     /// The stream ended before that, as one does that was cut short with `take_until`.
@@ -109,7 +109,7 @@ impl Outcome {
         Some(Ok(match event {
             None => Outcome::Left,
             Some(LockEvent::Completed(completed)) => Outcome::Completed(completed),
-            Some(LockEvent::MaxAttempts(given_up)) => Outcome::MaxAttempts(given_up),
+            Some(LockEvent::GaveUp(gave_up)) => Outcome::GaveUp(gave_up),
             Some(LockEvent::Failed(failed)) => Outcome::Failed(failed),
             Some(LockEvent::Error(error)) if error.is_fatal() => return Some(Err(error)),
             Some(_) => return None,
@@ -167,7 +167,7 @@ pub enum Reason {
     /// The lease ended.
     Expired,
     /// The holder passed it on; it was not counted.
-    HandedOver,
+    HandedOff,
     /// The record was removed, or lost by the server.
     Lost,
     /// The server gave no answer: the attempt may have been settled or not.
@@ -181,7 +181,7 @@ impl fmt::Display for Reason {
             Reason::Panicked => "panicked",
             Reason::Failed(text) => text,
             Reason::Expired => "expired",
-            Reason::HandedOver => "handed over",
+            Reason::HandedOff => "handed off",
             Reason::Lost => "lost",
             Reason::Unknown => "unknown",
         })
@@ -195,7 +195,7 @@ impl From<&Previous> for Reason {
             Cause::Panicked => Reason::Panicked,
             Cause::Failed => Reason::Failed(previous.reason.clone()),
             Cause::Expired => Reason::Expired,
-            Cause::HandedOver => Reason::HandedOver,
+            Cause::HandedOff => Reason::HandedOff,
         }
     }
 }

@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
-use crate::event::{self, Completed, Failed, MaxAttempts, PreviousAttempt, Reason};
+use crate::event::{self, Completed, Failed, GaveUp, PreviousAttempt, Reason};
 use crate::hub::Grant;
 use crate::lease::Lease;
-use crate::observe::Within;
 use crate::store::key::Key;
 use crate::store::{Failure, GRAIN, Outcome, millis};
+use crate::telemetry::Within;
 
 /// The right to do the work, for as long as its lease lasts.
 ///
@@ -500,7 +500,7 @@ impl WorkGuard {
                     result: result.clone(),
                 });
             }
-            Outcome::HandOff => Reason::HandedOver,
+            Outcome::HandOff => Reason::HandedOff,
             Outcome::Fail(Failure::Dropped) => Reason::Dropped,
             Outcome::Fail(Failure::Panicked) => Reason::Panicked,
             Outcome::Fail(Failure::Reason(text)) | Outcome::FailPermanently(text) => {
@@ -510,7 +510,7 @@ impl WorkGuard {
         let is_last = lease.attempt >= lease.max_attempts;
         let counts = matches!(settlement, Outcome::Fail(_)) && is_last;
         match counts || matches!(settlement, Outcome::FailPermanently(_)) {
-            true => event::Outcome::MaxAttempts(MaxAttempts {
+            true => event::Outcome::GaveUp(GaveUp {
                 attempts: lease.attempt,
                 holder: lease.terms.label.to_string(),
                 reason,

@@ -3,7 +3,7 @@
 //! Streams and guards only send it messages, which never blocks and works on any thread, so that
 //! dropping either of them is enough: whatever is in flight is finished, or given back, here.
 
-mod lanes;
+mod batcher;
 mod message;
 mod run;
 mod task;
@@ -27,13 +27,13 @@ use crate::clock::Clock;
 use crate::error::{Error, FencedError, LeaseLost, RenewError, SettleError};
 use crate::keeper::{Keeper, News, WeakKeeper};
 use crate::lease::{Id, Lease};
-use crate::observe::Outages;
 use crate::store::key::Key;
-use crate::store::{Guarded, Op, Outcome, Reply, Store};
-use crate::terms::Terms;
+use crate::store::{FencedScript, Op, Outcome, Reply, Store};
+use crate::telemetry::Outages;
+use crate::terms::RunConfig;
 pub(crate) use message::{Ended, OutageId, Update};
 use message::{Message, Renewal, Settlement};
-use run::Sight;
+use run::WatchItem;
 
 /// The way to the hub. The hub ends, and its connections with it, once the last handle is gone and
 /// everything asked of it is answered.
@@ -98,9 +98,9 @@ impl Handle {
     }
 
     /// Takes part in the run of a key.
-    pub(crate) fn join(&self, key: &Key, terms: &Arc<Terms>) -> Seat {
+    pub(crate) fn join(&self, key: &Key, terms: &Arc<RunConfig>) -> Participant {
         let (mailbox, updates) = mailbox::unbounded();
-        let seat = Seat {
+        let seat = Participant {
             key: key.clone(),
             id: self.ids.fetch_add(1, Ordering::Relaxed),
             updates,
@@ -116,7 +116,7 @@ impl Handle {
     }
 
     /// Looks on, without taking part.
-    pub(crate) fn observe(&self, key: &Key) -> Lookout {
+    pub(crate) fn observe(&self, key: &Key) -> WatchHandle {
         let (mailbox, sights) = mailbox::unbounded();
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         self.send(Message::Observe {
@@ -124,7 +124,7 @@ impl Handle {
             id,
             mailbox,
         });
-        Lookout {
+        WatchHandle {
             key: key.clone(),
             id,
             sights,
@@ -225,7 +225,7 @@ impl WeakHandle {
 
 /// A participation. Dropping it leaves the run.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct Participant {
     key: Key,
     id: Id,
     /// Ends when the hub has gone.
@@ -233,7 +233,7 @@ pub(crate) struct Seat {
     hub: Handle,
 }
 
-impl Stream for Seat {
+impl Stream for Participant {
     type Item = Update;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Update>> {
@@ -241,7 +241,7 @@ impl Stream for Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Participant {
     fn drop(&mut self) {
         // A grant that is in it finds its own way back. A run that has ended lets go of the mailbox.
         let ended = loop {
@@ -260,23 +260,23 @@ impl Drop for Seat {
 
 /// A look at a key from outside. Dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Lookout {
+pub(crate) struct WatchHandle {
     key: Key,
     id: Id,
     /// Ends with a fatal error, or when the hub has gone.
-    sights: mailbox::UnboundedReceiver<Sight>,
+    sights: mailbox::UnboundedReceiver<WatchItem>,
     hub: Handle,
 }
 
-impl Stream for Lookout {
-    type Item = Sight;
+impl Stream for WatchHandle {
+    type Item = WatchItem;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Sight>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<WatchItem>> {
         Pin::new(&mut self.sights).poll_next(cx)
     }
 }
 
-impl Drop for Lookout {
+impl Drop for WatchHandle {
     fn drop(&mut self) {
         let key = self.key.clone();
         self.hub.send(Message::Leave { key, id: self.id });
@@ -363,7 +363,7 @@ impl Grant {
         let (reply, answer) = oneshot::channel();
         self.hub.send(Message::Fenced {
             key: self.lease.key.clone(),
-            script: Guarded {
+            script: FencedScript {
                 fence: self.lease.fence,
                 attempt: self.lease.attempt,
                 source,

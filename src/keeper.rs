@@ -7,7 +7,7 @@
 //!
 //! That a lease is kept without the user's runtime has a bound: a process that hangs for ever must
 //! not hold the work for ever. So the keeper asks that runtime to run a task now and then, and
-//! stops renewing when it has not for [`Terms::stall_limit`](crate::terms::Terms::stall_limit).
+//! stops renewing when it has not for [`RunConfig::stall_limit`](crate::terms::RunConfig::stall_limit).
 
 mod thread;
 
@@ -29,11 +29,11 @@ use tokio::time::sleep;
 use crate::clock::{Clock, Moment, Stamp};
 use crate::error::{Error, LeaseLost};
 use crate::lease::Lease;
-use crate::observe::{self, Observers};
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
 use crate::store::key::Key;
 use crate::store::record::loss;
 use crate::store::{GRAIN, Op, Outcome, Reply, Store};
+use crate::telemetry::{self, Observers};
 pub(crate) use thread::runtime;
 
 /// Timers stand still while the machine sleeps. So the clock is looked at this often while a lease
@@ -562,7 +562,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                 Some(record) => {
                     let left = record.remaining(reply.frame.at);
                     if lease.restart(record.renewal, asked, left) {
-                        observe::renewed(&lease);
+                        telemetry::renewed(&lease);
                     }
                     None
                 }

@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Moment, Stamp};
 use crate::error::{Error, LeaseLost};
 use crate::event::PreviousAttempt;
-use crate::observe::{self, Work};
 use crate::store::GRAIN;
 use crate::store::key::Key;
 use crate::store::record::{Record, State, Token};
-use crate::terms::Terms;
+use crate::telemetry::{self, Work};
+use crate::terms::RunConfig;
 
 /// Tells participations in one process apart, in the order in which they joined.
 pub(crate) type Id = u64;
@@ -34,7 +34,7 @@ pub(crate) struct Lease {
     until: u64,
     pub(crate) work: Work,
     pub(crate) token: Token,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) terms: Arc<RunConfig>,
     /// The participation it was granted to.
     pub(crate) id: Id,
     clock: Clock,
@@ -86,7 +86,7 @@ enum Renewal {
 impl Term {
     /// The server was asked then, and so much was left when it answered; but it ends for its holder
     /// no later than that.
-    pub(crate) fn new(asked: Stamp, left: Duration, latest: Moment, terms: &Terms) -> Self {
+    pub(crate) fn new(asked: Stamp, left: Duration, latest: Moment, terms: &RunConfig) -> Self {
         let ends = asked.moment + left.saturating_sub(terms.margin_of(left));
         Self {
             began: asked.moment,
@@ -108,7 +108,7 @@ impl Lease {
         record: &Record,
         id: Id,
         token: Token,
-        terms: Arc<Terms>,
+        terms: Arc<RunConfig>,
         clock: Clock,
         term: Term,
     ) -> Self {
@@ -192,7 +192,7 @@ impl Lease {
         if first {
             self.cancelled.cancel();
             if let Some(reason) = self.lost.get() {
-                observe::ended(self, reason);
+                telemetry::ended(self, reason);
             }
         }
         first
@@ -418,7 +418,7 @@ pub(crate) mod tests {
 
     fn lease_held_for(left: Duration, max_hold: Duration) -> (Lease, Clock) {
         let clock = Clock::tokio();
-        let terms = Arc::new(Terms {
+        let terms = Arc::new(RunConfig {
             lease: 1_000,
             max_attempts: 5,
             retention: 2_000,

@@ -148,16 +148,16 @@ mod guard;
 mod hub;
 mod keeper;
 mod lease;
-#[cfg(any(feature = "tracing", feature = "metrics"))]
-mod observe;
-#[cfg(not(any(feature = "tracing", feature = "metrics")))]
-#[path = "observe/off.rs"]
-mod observe;
 mod once;
 mod retry;
 mod snapshot;
 mod store;
 mod stream_ext;
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+mod telemetry;
+#[cfg(not(any(feature = "tracing", feature = "metrics")))]
+#[path = "telemetry/off.rs"]
+mod telemetry;
 mod terms;
 mod watch;
 mod worker;
@@ -170,7 +170,7 @@ pub use error::{
     SettleError,
 };
 pub use event::{
-    Completed, Failed, LockEvent, Locked, MaxAttempts, Outcome, PreviousAttempt, Reason, Status,
+    Completed, Failed, GaveUp, LockEvent, Locked, Outcome, PreviousAttempt, Reason, Status,
     StatusLevel,
 };
 pub use guard::WorkGuard;
@@ -206,7 +206,11 @@ mod pages {
 #[doc(hidden)]
 pub mod internals {
     pub use crate::store::memory::MemoryStore;
-    pub use crate::store::record::{Cause, Frame, Malformed, Previous, Record, State, Token};
+    pub use crate::store::record::{
+        Cause, Malformed, Previous, Record, RecordSnapshot, State, Token,
+    };
     pub use crate::store::redis::{RedisStore, Replicas};
-    pub use crate::store::{Failure, Guarded, Heard, Lane, Op, Outcome, Pace, Reply, Store};
+    pub use crate::store::{
+        BatchKey, Failure, FencedScript, Op, Outcome, Pace, Reply, Store, StoreEvent,
+    };
 }

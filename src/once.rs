@@ -3,14 +3,14 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use crate::acquire::{Acquire, Entry};
+use crate::acquire::{Acquire, AcquireConfig};
 use crate::error::{Error, OnceError};
 use crate::event::{Completed, Outcome};
 use crate::guard::WorkGuard;
 use crate::stream_ext::{IntoResult, LockStreamExt};
 
 /// Takes part until the run is over, working whenever it is our turn.
-pub(crate) async fn once<W, F, T, E>(entry: Entry, work: W) -> Result<Completed, OnceError>
+pub(crate) async fn once<W, F, T, E>(entry: AcquireConfig, work: W) -> Result<Completed, OnceError>
 where
     W: FnMut(Arc<WorkGuard>) -> F,
     F: Future<Output = Result<T, E>>,
@@ -18,20 +18,20 @@ where
     E: Display,
 {
     // Whoever has failed waits for the others' result.
-    let events = Acquire::new(Entry {
+    let events = Acquire::new(AcquireConfig {
         rejoin: true,
         ..entry
     });
     match events.run(work).await? {
         Outcome::Completed(completed) => Ok(completed),
-        Outcome::MaxAttempts(given_up) => Err(OnceError::GaveUp(given_up)),
+        Outcome::GaveUp(gave_up) => Err(OnceError::GaveUp(gave_up)),
         // Not of a stream that rejoins.
         Outcome::Failed(_) | Outcome::Left => Err(Error::Stopped.into()),
     }
 }
 
 #[cfg(feature = "json")]
-pub(crate) async fn once_json<W, F, T, E>(entry: Entry, mut work: W) -> Result<T, OnceError>
+pub(crate) async fn once_json<W, F, T, E>(entry: AcquireConfig, mut work: W) -> Result<T, OnceError>
 where
     W: FnMut(Arc<WorkGuard>) -> F,
     F: Future<Output = Result<T, E>>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::event::PreviousAttempt;
-use crate::store::record::{Frame, State};
+use crate::store::record::{RecordSnapshot, State};
 
 /// A run as it was at one instant of the server's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,14 +49,14 @@ pub enum RunState {
     /// The work is complete.
     Completed,
     /// No attempt is left.
-    GivenUp,
+    GaveUp,
 }
 
 impl Snapshot {
     /// How many of those who wait are named.
     pub const MAX_LINE: u32 = 1_000;
 
-    pub(crate) fn of(frame: &Frame) -> Self {
+    pub(crate) fn of(frame: &RecordSnapshot) -> Self {
         let Some(record) = frame.record.as_deref() else {
             return Self {
                 state: RunState::Free,
@@ -91,7 +91,7 @@ impl From<State> for RunState {
             State::Granted => RunState::Granted,
             State::Open => RunState::Open,
             State::Done => RunState::Completed,
-            State::Exhausted => RunState::GivenUp,
+            State::GaveUp => RunState::GaveUp,
         }
     }
 }
@@ -111,7 +111,7 @@ impl fmt::Display for RunState {
             RunState::Granted => "granted",
             RunState::Open => "open",
             RunState::Completed => "completed",
-            RunState::GivenUp => "given up",
+            RunState::GaveUp => "given up",
         })
     }
 }

@@ -16,7 +16,7 @@ use fred::types::Value;
 
 use crate::error::{Error, FencedError};
 use key::Key;
-use record::{Frame, Record, Token};
+use record::{Record, RecordSnapshot, Token};
 
 /// One transition. Durations are in whole milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub enum Failure {
 
 /// A script of the user's, to be run while a grant stands.
 #[derive(Clone, Debug)]
-pub struct Guarded {
+pub struct FencedScript {
     /// The grant, by its fencing token.
     pub fence: u64,
     /// The grant's attempt.
@@ -134,23 +134,23 @@ pub struct Reply {
     /// `Claim`: the token holds the key. Others: it was done as asked. `Inspect`: always.
     pub ok: bool,
     /// The record after the operation.
-    pub frame: Frame,
+    pub frame: RecordSnapshot,
     /// The claimer's place in the waiting line, from 0; for `Inspect` the line's length.
     pub position: Option<u64>,
 }
 
 /// What a subscriber hears.
 #[derive(Clone, Debug)]
-pub enum Heard {
+pub enum StoreEvent {
     /// A transition, on the channel of its key.
     Message {
         /// The key's channel.
         channel: Str,
         /// The record after the transition; `None` when it could not be read.
-        frame: Option<Frame>,
+        frame: Option<RecordSnapshot>,
     },
     /// Messages may have been missed; the subscriptions stand.
-    Gap,
+    Lagged,
     /// The connection is lost, and what is said from now on is missed.
     Disconnected,
     /// The connection is back, or a slot has moved: subscribe again.
@@ -191,7 +191,7 @@ impl Default for Pace {
 }
 
 /// A number for what travels together; see [`Store::lane`].
-pub type Lane = u32;
+pub type BatchKey = u32;
 
 /// Where runs are kept.
 ///
@@ -200,7 +200,7 @@ pub type Lane = u32;
 pub trait Store: Debug + Clone + Send + Sync + 'static {
     /// Which transitions may be carried out in one call: those of one lane. What waits for its turn in
     /// one lane does not hold up another.
-    fn lane(&self, key: &Key, op: &Op) -> Lane;
+    fn lane(&self, key: &Key, op: &Op) -> BatchKey;
 
     /// Carries out transitions of one lane, each by itself, in any order; the answers are in theirs.
     fn apply_all(
@@ -220,7 +220,7 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     fn fenced(
         &self,
         key: &Key,
-        script: &Guarded,
+        script: &FencedScript,
     ) -> impl Future<Output = Result<Value, FencedError>> + Send;
 
     /// The labels of those who wait, in their order; not more than so many.
@@ -246,7 +246,7 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     }
 
     /// What is heard on all watched keys. There is one hearer a store.
-    fn hear(&mut self) -> impl futures::Stream<Item = Heard> + Send + Unpin + 'static;
+    fn hear(&mut self) -> impl futures::Stream<Item = StoreEvent> + Send + Unpin + 'static;
 
     /// Ends the connections.
     fn close(&self) -> impl Future<Output = ()> + Send;

@@ -8,14 +8,14 @@ const CONFIRM_WINDOW: Duration = Duration::from_millis(500);
 
 /// What a participant asks for.
 #[derive(Debug)]
-pub(crate) struct Terms {
+pub(crate) struct RunConfig {
     /// The lease, in whole ms.
     pub(crate) lease: u64,
     pub(crate) max_attempts: u32,
     /// In whole ms.
     pub(crate) retention: u64,
     pub(crate) label: Arc<str>,
-    /// How long before a lease ends on the server it ends for its holder; see [`Terms::margin_of`].
+    /// How long before a lease ends on the server it ends for its holder; see [`RunConfig::margin_of`].
     pub(crate) margin: Duration,
     /// How often the lease of a guard that is in use is restarted, if at all.
     pub(crate) renew_every: Option<Duration>,
@@ -27,7 +27,7 @@ pub(crate) struct Terms {
     pub(crate) replicated: bool,
 }
 
-impl Terms {
+impl RunConfig {
     /// How long a successor has to confirm, in ms.
     pub(crate) fn window(&self) -> u64 {
         self.lease.min(CONFIRM_WINDOW.as_millis() as u64)
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn the_margin_is_a_share_of_the_term_and_never_less_than_clocks_may_differ() {
         let margin_of = |margin, term| {
-            let terms = Terms {
+            let terms = RunConfig {
                 lease: 10_000,
                 max_attempts: 1,
                 retention: 1,

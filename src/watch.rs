@@ -8,7 +8,7 @@ use futures::Stream;
 use futures::stream::FusedStream;
 
 use crate::error::Error;
-use crate::hub::{Handle, Lookout};
+use crate::hub::{Handle, WatchHandle};
 use crate::snapshot::Snapshot;
 use crate::store::key::Key;
 
@@ -31,7 +31,7 @@ enum State {
     /// Nothing is asked yet. Goes to `Watching`.
     Idle(Handle),
     /// Hears what happens. Goes to `Finished` after a fatal error.
-    Watching(Lookout),
+    Watching(WatchHandle),
     /// Yields `None` for ever.
     Finished,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::acquire::{Acquire, Entry};
+use crate::acquire::{Acquire, AcquireConfig};
 use crate::builder::{Builder, Warning};
 use crate::error::{Error, KeyError, OnceError};
 use crate::guard::WorkGuard;
@@ -24,7 +24,7 @@ use crate::watch::Watch;
 /// with the last worker, stream and guard.
 #[derive(Clone, Debug)]
 pub struct LockingWorker {
-    entry: Entry,
+    entry: AcquireConfig,
     warnings: Arc<[Warning]>,
 }
 
@@ -54,7 +54,7 @@ impl LockingWorker {
         Builder::new(key.as_ref())
     }
 
-    pub(crate) fn new(entry: Entry, warnings: Arc<[Warning]>) -> Self {
+    pub(crate) fn new(entry: AcquireConfig, warnings: Arc<[Warning]>) -> Self {
         Self { entry, warnings }
     }
 
@@ -86,7 +86,7 @@ impl LockingWorker {
 
     /// The same, and whatever the worker was told about rejoining, the stream ends with its attempt.
     pub(crate) fn acquire_once(&self) -> Acquire {
-        Acquire::new(Entry {
+        Acquire::new(AcquireConfig {
             rejoin: false,
             ..self.entry.clone()
         })

@@ -79,10 +79,10 @@ pub(crate) async fn run(args: args::Run) -> Exit {
         lost: false,
         told: None,
         exit_by: None,
-        hurries: false,
+        force_exit: false,
     };
     let exit = part.take(worker.acquire()).await;
-    if !part.hurries {
+    if !part.force_exit {
         // What was dropped reaches the server, unless we are told not to wait for it.
         tokio::select! {
             () = worker.close() => {}
@@ -139,7 +139,7 @@ struct Part {
     /// When we exit at the latest, since we were told to end: no answer is waited for any longer.
     exit_by: Option<Instant>,
     /// Whether nothing is to be waited for any more.
-    hurries: bool,
+    force_exit: bool,
 }
 
 /// How the command ended, and why if the lease is why we stopped it.
@@ -196,10 +196,10 @@ impl Part {
                     self.say(format_args!("done by {holder}, at attempt {attempt}"));
                     return Exit::DoneElsewhere;
                 }
-                Some(LockEvent::MaxAttempts(given_up)) => {
+                Some(LockEvent::GaveUp(gave_up)) => {
                     self.complain(format_args!(
                         "given up after {} attempts; the last, by {}: {}",
-                        given_up.attempts, given_up.holder, given_up.reason
+                        gave_up.attempts, gave_up.holder, gave_up.reason
                     ));
                     return Exit::GaveUp;
                 }
@@ -267,7 +267,7 @@ impl Part {
                 false
             }
             None => {
-                let why = match self.hurries {
+                let why = match self.force_exit {
                     true => "told to end again".to_owned(),
                     false => format!("no answer within --grace {}", self.grace()),
                 };
@@ -416,7 +416,7 @@ impl Part {
                 () = reached(self.exit_by) => return None,
                 signal = self.signals.end() => {
                     if self.told.replace(signal).is_some() {
-                        self.hurries = true;
+                        self.force_exit = true;
                         return None;
                     }
                     self.exit_within_grace();

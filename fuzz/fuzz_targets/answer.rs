@@ -7,13 +7,13 @@ mod text;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use redis_locking_worker::internals::Frame;
+use redis_locking_worker::internals::RecordSnapshot;
 
 fuzz_target!(|bytes: &[u8]| {
     let record = match bytes {
         [] => Some(None),
         bytes => text::decode(bytes).map(|frame| frame.record),
     };
-    let answer = Frame::answered(17, &Bytes::copy_from_slice(bytes));
-    assert_eq!(answer.ok(), record.map(|record| Frame { at: 17, record }));
+    let answer = RecordSnapshot::answered(17, &Bytes::copy_from_slice(bytes));
+    assert_eq!(answer.ok(), record.map(|record| RecordSnapshot { at: 17, record }));
 });

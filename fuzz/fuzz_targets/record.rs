@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use redis_locking_worker::internals::{Cause, Frame, Previous, Record, State, Token};
+use redis_locking_worker::internals::{Cause, RecordSnapshot, Previous, Record, State, Token};
 
 #[derive(Debug)]
 struct Case {
@@ -31,14 +31,14 @@ impl<'a> Arbitrary<'a> for Case {
             State::Held,
             State::Open,
             State::Done,
-            State::Exhausted,
+            State::GaveUp,
         ])?;
         let causes = [
             Cause::Dropped,
             Cause::Panicked,
             Cause::Failed,
             Cause::Expired,
-            Cause::HandedOver,
+            Cause::HandedOff,
         ];
         let previous = match u.arbitrary()? {
             false => None,
@@ -75,7 +75,7 @@ impl<'a> Arbitrary<'a> for Case {
 
 fuzz_target!(|case: Case| {
     let mut text = text::encode(&case.record, case.at, case.line);
-    let frame = Frame {
+    let frame = RecordSnapshot {
         at: case.at,
         record: Some(Arc::new(case.record)),
     };

@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-use redis_locking_worker::internals::{Frame, Record};
+use redis_locking_worker::internals::{Record, RecordSnapshot};
 use serde::{Deserialize, Serialize};
 
 /// How late a thing may come that nothing holds up, in µs: far later than it does.
@@ -83,7 +83,7 @@ pub enum What {
         attempt: u32,
         result: Vec<u8>,
     },
-    MaxAttempts,
+    GaveUp,
     Failed,
     Fatal(String),
     /// `None`.
@@ -155,7 +155,7 @@ pub struct Member {
 /// A step in the life of a key, in the server's order.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Wrote(Frame),
+    Wrote(RecordSnapshot),
     /// The server has forgotten the record, or may have.
     Forgot {
         at: u64,

@@ -53,7 +53,7 @@ enum Kind {
     Held,
     Open,
     Done,
-    Exhausted,
+    GaveUp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -368,7 +368,7 @@ impl Protocol {
             return (false, false);
         }
         match record.kind {
-            Kind::Done | Kind::Exhausted => return (false, false),
+            Kind::Done | Kind::GaveUp => return (false, false),
             Kind::Held | Kind::Granted if !over => {
                 if !s.line.contains(&token) {
                     s.line.push(token);
@@ -383,7 +383,7 @@ impl Protocol {
         }
         if record.attempt >= MAX_ATTEMPTS && !self.is(Mutant::UnboundedAttempts) {
             Self::disown(&mut record);
-            record.kind = Kind::Exhausted;
+            record.kind = Kind::GaveUp;
             record.until = s.now + RETENTION;
             s.record = Some(record);
             s.line.clear();
@@ -447,7 +447,7 @@ impl Protocol {
             End::HandOff => self.pass_on(s, record.attempt),
             End::Fail if record.attempt >= MAX_ATTEMPTS && !self.is(Mutant::UnboundedAttempts) => {
                 Self::disown(&mut record);
-                record.kind = Kind::Exhausted;
+                record.kind = Kind::GaveUp;
                 record.until = s.now + RETENTION;
                 s.record = Some(record);
                 s.line.clear();
@@ -595,7 +595,7 @@ impl Protocol {
                     Self::ask(s, worker, Op::Renew(view.fence));
                 }
             }
-            Kind::Done | Kind::Exhausted => w.stage = Stage::Ended,
+            Kind::Done | Kind::GaveUp => w.stage = Stage::Ended,
             _ => {}
         }
     }
@@ -1107,7 +1107,7 @@ fn the_protocol_keeps_its_promises() {
             let search = search(model, bound);
             let unique = search.unique_state_count();
             let how = if search.state_count() < bound {
-                "exhausted"
+                "gave_up"
             } else {
                 "bounded"
             };

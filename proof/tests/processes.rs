@@ -340,7 +340,7 @@ async fn terminated_holder() {
     let previous = guard.previous().expect("one that was handed over");
     assert_eq!(
         (&previous.holder[..], &previous.reason),
-        ("holder", &Reason::HandedOver)
+        ("holder", &Reason::HandedOff)
     );
     assert!(worker.child.wait().unwrap().success());
     guard.done().await.unwrap();

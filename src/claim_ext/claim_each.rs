@@ -121,7 +121,7 @@ impl<T> Taken<T> {
                     });
                 }
                 Some(LockEvent::Status(_) | LockEvent::Error(_)) => {}
-                Some(LockEvent::Completed(_) | LockEvent::MaxAttempts(_)) | None => {
+                Some(LockEvent::Completed(_) | LockEvent::GaveUp(_)) | None => {
                     return Poll::Ready(Step::Over);
                 }
             }

@@ -8,13 +8,13 @@ use futures::channel::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use super::run::Sight;
-use super::{Grant, Id, Lease, Terms};
+use super::run::WatchItem;
+use super::{Grant, Id, Lease, RunConfig};
 use crate::error::{Error, FencedError, RenewError, SettleError};
-use crate::event::{Completed, Failed, Locked, MaxAttempts};
+use crate::event::{Completed, Failed, GaveUp, Locked};
 use crate::keeper::News;
 use crate::store::key::Key;
-use crate::store::{Guarded, Op, Outcome, Reply};
+use crate::store::{FencedScript, Op, Outcome, Reply};
 
 /// Tells outages apart.
 pub(crate) type OutageId = u64;
@@ -23,14 +23,14 @@ pub(super) enum Message {
     Join {
         key: Key,
         id: Id,
-        terms: Arc<Terms>,
+        terms: Arc<RunConfig>,
         mailbox: UnboundedSender<Update>,
     },
     /// Look on.
     Observe {
         key: Key,
         id: Id,
-        mailbox: UnboundedSender<Sight>,
+        mailbox: UnboundedSender<WatchItem>,
     },
     Leave {
         key: Key,
@@ -57,7 +57,7 @@ pub(super) enum Message {
     Renew(Renewal),
     Fenced {
         key: Key,
-        script: Guarded,
+        script: FencedScript,
         reply: oneshot::Sender<Result<Value, FencedError>>,
     },
     /// A grant that nobody began to work on.
@@ -109,6 +109,6 @@ pub(crate) enum Update {
 #[derive(Debug)]
 pub(crate) enum Ended {
     Completed(Completed),
-    MaxAttempts(MaxAttempts),
+    GaveUp(GaveUp),
     Failed(Failed),
 }

@@ -21,16 +21,16 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::message::{OutageId, Renewal, Settlement, Update};
-use super::{Id, Lease, Terms, WeakHandle};
+use super::{Id, Lease, RunConfig, WeakHandle};
 use crate::clock::Stamp;
 use crate::error::Error;
 use crate::store::key::Key;
-use crate::store::record::{Frame, Token};
+use crate::store::record::{RecordSnapshot, Token};
 use crate::store::{Op, Reply};
-use grants::{Live, Settling};
+use grants::{ActiveGrant, Settling};
 use news::View;
 use observers::Observers;
-pub(super) use observers::Sight;
+pub(super) use observers::WatchItem;
 use outage::{Outage, RenewalOutage};
 use renewal::Asker;
 use subscription::Subscription;
@@ -57,7 +57,7 @@ enum Purpose {
     Claim {
         id: Id,
         token: Token,
-        terms: Arc<Terms>,
+        terms: Arc<RunConfig>,
     },
     Renew {
         lease: Arc<Lease>,
@@ -92,7 +92,7 @@ pub(super) struct Run {
     first: Cell<Id>,
     observers: Observers,
     /// Grants of this process that are neither settled nor given back.
-    grants: Vec<Live>,
+    grants: Vec<ActiveGrant>,
     /// The last grant that a guard was made of and that is over for us, by fencing token, and whose it was. The server
     /// need not know that it is over.
     worked: Option<(u64, Token)>,
@@ -118,7 +118,7 @@ pub(super) struct Run {
 
 struct Member {
     token: Token,
-    terms: Arc<Terms>,
+    terms: Arc<RunConfig>,
     mailbox: UnboundedSender<Update>,
     stage: Stage,
     /// Whether a claim of its is on its way.
@@ -185,7 +185,7 @@ impl Run {
 
     // What participants ask.
 
-    pub(super) fn join(&mut self, id: Id, terms: Arc<Terms>, mailbox: UnboundedSender<Update>) {
+    pub(super) fn join(&mut self, id: Id, terms: Arc<RunConfig>, mailbox: UnboundedSender<Update>) {
         let member = Box::new(Member {
             token: Token::random(),
             terms,
@@ -319,7 +319,7 @@ impl Run {
         self.unwatch_if_idle();
     }
 
-    pub(super) fn heard(&mut self, frame: Option<Frame>, now: Instant) {
+    pub(super) fn heard(&mut self, frame: Option<RecordSnapshot>, now: Instant) {
         match frame {
             Some(frame) => {
                 if self.merge(&frame, None, now) {
@@ -341,7 +341,7 @@ impl Run {
             .grants
             .iter()
             .filter(|live| !live.settling)
-            .map(Live::ends);
+            .map(ActiveGrant::ends);
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
         lapses
             .chain(retry)
@@ -373,7 +373,7 @@ impl Run {
     fn withdrawal(
         &self,
         token: Token,
-        terms: &Terms,
+        terms: &RunConfig,
         ticket: Option<TaskTrackerToken>,
         now: Instant,
     ) -> Call {

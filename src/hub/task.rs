@@ -15,15 +15,15 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
 
 use super::WeakHandle;
-use super::lanes::{Lanes, Queue};
+use super::batcher::{Batcher, Queue};
 use super::message::Message;
 use super::run::{Call, Effect, Run};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
 use crate::keeper::News;
-use crate::observe;
 use crate::store::key::Key;
-use crate::store::{Heard, Lane, Op, Reply, Store};
+use crate::store::{BatchKey, Op, Reply, Store, StoreEvent};
+use crate::telemetry;
 
 /// No timer is set further ahead: the queue has a bound, and looking again is free.
 const FAR: Duration = Duration::from_secs(3_600);
@@ -55,7 +55,7 @@ pub(super) async fn run<S: Store>(
         runs: HashMap::new(),
         timers: DelayQueue::new(),
         in_flight: FuturesUnordered::new(),
-        calls: Lanes::default(),
+        calls: Batcher::default(),
         subscriptions: Queue::default(),
         effects: Vec::new(),
         watched: 0,
@@ -128,7 +128,7 @@ struct Hub<S> {
     runs: HashMap<Str, Entry>,
     timers: DelayQueue<Key>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    calls: Lanes<(Key, Call)>,
+    calls: Batcher<(Key, Call)>,
     subscriptions: Queue<(Key, Subscribe)>,
     /// Empty between two acts.
     effects: Vec<Effect>,
@@ -160,7 +160,12 @@ struct Entry {
 /// What comes back from the store.
 enum Done {
     /// What travelled together in a lane, so many at first, since when, and the answers.
-    Calls(Lane, usize, Stamp, Vec<((Key, Call), Result<Reply, Error>)>),
+    Calls(
+        BatchKey,
+        usize,
+        Stamp,
+        Vec<((Key, Call), Result<Reply, Error>)>,
+    ),
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
@@ -274,38 +279,38 @@ impl<S: Store> Hub<S> {
                 self.pinging = false;
                 let connected = result.is_ok();
                 if connected != self.connected {
-                    observe::resync(if connected { "answered" } else { "unanswered" });
+                    telemetry::resync(if connected { "answered" } else { "unanswered" });
                     self.missed(connected);
                 }
             }
         }
     }
 
-    fn heard(&mut self, heard: Heard) {
+    fn heard(&mut self, heard: StoreEvent) {
         match heard {
-            Heard::Message { channel, frame } => {
+            StoreEvent::Message { channel, frame } => {
                 if let Some(entry) = self.runs.get(&channel) {
                     let (key, now) = (entry.key.clone(), Instant::now());
                     self.with_known(&key, now, |run| run.heard(frame, now));
                 }
             }
-            Heard::Gap => {
-                observe::resync("lagged");
+            StoreEvent::Lagged => {
+                telemetry::resync("lagged");
                 self.missed(self.connected);
             }
             // Said again and again while it lasts.
-            Heard::Disconnected if !self.connected => {}
-            Heard::Disconnected => {
-                observe::resync("disconnected");
+            StoreEvent::Disconnected if !self.connected => {}
+            StoreEvent::Disconnected => {
+                telemetry::resync("disconnected");
                 self.missed(false);
             }
-            Heard::Reconnected => {
-                observe::resync("reconnected");
+            StoreEvent::Reconnected => {
+                telemetry::resync("reconnected");
                 self.connected = true;
                 self.ping_is_due = true;
                 self.with_all(Run::resubscribe);
             }
-            Heard::CommandsReconnected => {
+            StoreEvent::CommandsReconnected => {
                 self.ping_is_due = true;
                 // Perhaps to a server that has never heard of us.
                 self.missed(self.connected);

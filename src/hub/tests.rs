@@ -17,15 +17,15 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Handle;
-use crate::acquire::{Acquire, Entry};
+use crate::acquire::{Acquire, AcquireConfig};
 use crate::error::{Error, FencedError, SettleError};
 use crate::event::{LockEvent, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 use crate::store::memory::{Memory, MemoryStore};
-use crate::store::record::{Frame, Record, State, Token};
-use crate::store::{Guarded, Heard, Lane, Op, Reply, Store};
-use crate::terms::Terms;
+use crate::store::record::{Record, RecordSnapshot, State, Token};
+use crate::store::{BatchKey, FencedScript, Op, Reply, Store, StoreEvent};
+use crate::terms::RunConfig;
 
 /// A lease that no test waits for.
 const LONG: u64 = 3_600_000;
@@ -70,7 +70,7 @@ struct Bad {
     cut: Arc<AtomicBool>,
     refuses_to_watch: bool,
     /// What this says is heard too.
-    rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
+    rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<StoreEvent>>>>,
     calls: Arc<AtomicU32>,
     lanes: Arc<AtomicU32>,
     one_lane: bool,
@@ -111,7 +111,7 @@ impl std::fmt::Debug for Bad {
 
 impl Store for Bad {
     /// Nothing waits for anything else, unless all share a lane.
-    fn lane(&self, _: &Key, _: &Op) -> Lane {
+    fn lane(&self, _: &Key, _: &Op) -> BatchKey {
         match self.one_lane {
             true => 0,
             false => self.lanes.fetch_add(1, Ordering::SeqCst),
@@ -175,7 +175,7 @@ impl Store for Bad {
         }
     }
 
-    async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
+    async fn fenced(&self, key: &Key, script: &FencedScript) -> Result<Value, FencedError> {
         self.store.fenced(key, script).await
     }
 
@@ -209,7 +209,7 @@ impl Store for Bad {
         }
     }
 
-    fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
+    fn hear(&mut self) -> impl Stream<Item = StoreEvent> + Send + Unpin + 'static {
         let deaf = self.deaf;
         let rumours = self.rumours.lock().unwrap().take();
         let rumours = rumours.map_or_else(|| stream::pending().boxed(), StreamExt::boxed);
@@ -235,12 +235,17 @@ fn key() -> Key {
 }
 
 /// A process of its own.
-fn process(store: &Bad, label: &str, lease: u64) -> Entry {
+fn process(store: &Bad, label: &str, lease: u64) -> AcquireConfig {
     process_with(store, label, lease, |terms| terms)
 }
 
-fn process_with(store: &Bad, label: &str, lease: u64, edit: impl Fn(Terms) -> Terms) -> Entry {
-    let terms = Terms {
+fn process_with(
+    store: &Bad,
+    label: &str,
+    lease: u64,
+    edit: impl Fn(RunConfig) -> RunConfig,
+) -> AcquireConfig {
+    let terms = RunConfig {
         lease,
         max_attempts: 5,
         retention: 2 * lease,
@@ -251,7 +256,7 @@ fn process_with(store: &Bad, label: &str, lease: u64, edit: impl Fn(Terms) -> Te
         stall_limit: Duration::from_millis(LONG),
         replicated: false,
     };
-    Entry {
+    AcquireConfig {
         hub: Handle::in_memory(store.clone()),
         key: key(),
         terms: Arc::new(edit(terms)),
@@ -260,7 +265,7 @@ fn process_with(store: &Bad, label: &str, lease: u64, edit: impl Fn(Terms) -> Te
     }
 }
 
-fn new_stream(process: &Entry) -> Acquire {
+fn new_stream(process: &AcquireConfig) -> Acquire {
     Acquire::new(process.clone())
 }
 
@@ -604,12 +609,12 @@ async fn a_late_message_of_the_last_run_ends_nothing() {
         ..now.record().unwrap().clone()
     };
     let record = Some(Arc::new(stale));
-    let frame = Some(Frame {
+    let frame = Some(RecordSnapshot {
         at: now.frame.at,
         record,
     });
     let channel = key().line().clone();
-    say.unbounded_send(Heard::Message { channel, frame })
+    say.unbounded_send(StoreEvent::Message { channel, frame })
         .unwrap();
     settle_down().await;
     assert!(
@@ -1141,7 +1146,7 @@ async fn is_told_of_attempt(stream: &mut Acquire, attempt: u32) {
     while format!("{:?}", stream.next().await.expect("an event")) != told {}
 }
 
-fn on_key(process: &Entry, name: &str) -> Acquire {
+fn on_key(process: &AcquireConfig, name: &str) -> Acquire {
     let mut process = process.clone();
     process.key = Key::new(name).unwrap();
     Acquire::new(process)
@@ -1234,7 +1239,7 @@ async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
     let guard = acquired(&mut on_key(&process, "held")).await;
     // Two calls that are not answered: the window is full.
     let mut stalling = process.clone();
-    stalling.terms = Arc::new(Terms {
+    stalling.terms = Arc::new(RunConfig {
         lease: LONG,
         max_attempts: 5,
         retention: LONG,

@@ -14,7 +14,7 @@ use futures::Stream;
 use futures::channel::mpsc;
 
 use super::key::Key;
-use super::{Guarded, Heard, Lane, Op, Reply, Store};
+use super::{BatchKey, FencedScript, Op, Reply, Store, StoreEvent};
 use crate::error::{Error, FencedError};
 use server::{Server, Watcher};
 
@@ -77,8 +77,8 @@ impl fmt::Debug for Memory {
 #[derive(Clone)]
 pub struct MemoryStore {
     memory: Memory,
-    hearer: Arc<Mutex<Option<mpsc::UnboundedReceiver<Heard>>>>,
-    watcher: mpsc::UnboundedSender<Heard>,
+    hearer: Arc<Mutex<Option<mpsc::UnboundedReceiver<StoreEvent>>>>,
+    watcher: mpsc::UnboundedSender<StoreEvent>,
     id: u64,
 }
 
@@ -123,7 +123,7 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn lane(&self, _: &Key, _: &Op) -> Lane {
+    fn lane(&self, _: &Key, _: &Op) -> BatchKey {
         0
     }
 
@@ -133,7 +133,7 @@ impl Store for MemoryStore {
         answers.collect()
     }
 
-    async fn fenced(&self, _: &Key, _: &Guarded) -> Result<Value, FencedError> {
+    async fn fenced(&self, _: &Key, _: &FencedScript) -> Result<Value, FencedError> {
         Err(FencedError::NoScripts)
     }
 
@@ -170,7 +170,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
+    fn hear(&mut self) -> impl Stream<Item = StoreEvent> + Send + Unpin + 'static {
         let mut hearer = self
             .hearer
             .lock()

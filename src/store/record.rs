@@ -96,7 +96,7 @@ pub enum State {
     /// Completed; remembered for the retention.
     Done,
     /// Given up; remembered for the retention.
-    Exhausted,
+    GaveUp,
 }
 
 impl State {
@@ -105,7 +105,7 @@ impl State {
         (State::Held, "held"),
         (State::Open, "open"),
         (State::Done, "done"),
-        (State::Exhausted, "exhausted"),
+        (State::GaveUp, "gave_up"),
     ];
 
     /// Whether somebody owns the key in this state.
@@ -126,7 +126,7 @@ pub enum Cause {
     /// Its lease ended.
     Expired,
     /// Its holder passed it on, uncounted.
-    HandedOver,
+    HandedOff,
 }
 
 impl Cause {
@@ -135,7 +135,7 @@ impl Cause {
         (Cause::Panicked, "panicked"),
         (Cause::Failed, "failed"),
         (Cause::Expired, "expired"),
-        (Cause::HandedOver, "handed_over"),
+        (Cause::HandedOff, "handed_off"),
     ];
 }
 
@@ -252,7 +252,7 @@ pub(crate) fn loss(record: Option<&Record>, attempt: u32) -> LeaseLost {
 
 /// A record as it was at one instant of its server's clock; `None` when the key was absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
+pub struct RecordSnapshot {
     /// The server's time, in µs since the Unix epoch.
     pub at: u64,
     /// What it remembered.

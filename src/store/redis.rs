@@ -32,17 +32,17 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::key::{Key, show};
-use super::record::{Frame, loss};
-use super::{Guarded, Heard, Lane, Op, Outcome, Pace, Reply, Store};
+use super::record::{RecordSnapshot, loss};
+use super::{BatchKey, FencedScript, Op, Outcome, Pace, Reply, Store, StoreEvent};
 use crate::error::{Error, FencedError};
-use crate::observe;
+use crate::telemetry;
 use batch::{Batch, batches, decode, names};
 use connection::Connection;
 use path::Path;
 pub use replication::Replicas;
 use replication::Replication;
 use scripts::{Script, Scripts};
-use sentinels::{Place, Sentinels};
+use sentinels::{Sentinels, TrackedClient};
 
 /// How long the server has to answer one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -280,8 +280,8 @@ impl RedisStore {
             .map(|(key, result)| result.map_err(|error| explain(key, error)))
             .collect();
         if let Some(replication) = replication {
-            let touch = &self.scripts.touch;
-            replication.prove(batch, touch, &mut results).await?;
+            let rewrite = &self.scripts.rewrite;
+            replication.prove(batch, rewrite, &mut results).await?;
         }
         Ok(results)
     }
@@ -342,7 +342,7 @@ impl Apart {
             following: None,
         };
         if let Some(sentinels) = &mut store.sentinels {
-            let mut switches = sentinels.follow(vec![Place::new(&store.commands)])?;
+            let mut switches = sentinels.follow(vec![TrackedClient::new(&store.commands)])?;
             let following = async move { while switches.next().await.is_some() {} };
             let following = AbortOnDropHandle::new(tokio::spawn(following));
             store.following = Some(Arc::new(following));
@@ -361,10 +361,10 @@ impl fmt::Debug for RedisStore {
 }
 
 impl Store for RedisStore {
-    fn lane(&self, key: &Key, op: &Op) -> Lane {
+    fn lane(&self, key: &Key, op: &Op) -> BatchKey {
         // What waits for replicas holds up only its like, and a call has one slot.
-        let slot = Lane::from(self.commands.lane(key.slot()));
-        slot << 1 | Lane::from(self.replicating(op).is_some())
+        let slot = BatchKey::from(self.commands.lane(key.slot()));
+        slot << 1 | BatchKey::from(self.replicating(op).is_some())
     }
 
     async fn apply_all(&self, asked: &[(&Key, &Op)]) -> Vec<Result<Reply, Error>> {
@@ -384,13 +384,13 @@ impl Store for RedisStore {
                 && payload.len() > LARGE
                 && result.as_ref().is_ok_and(|reply| reply.ok)
             {
-                observe::large_result(key, payload.len());
+                telemetry::large_result(key, payload.len());
             }
         }
         results.into_iter().map(|(_, result)| result).collect()
     }
 
-    async fn fenced(&self, key: &Key, script: &Guarded) -> Result<Value, FencedError> {
+    async fn fenced(&self, key: &Key, script: &FencedScript) -> Result<Value, FencedError> {
         if self.commands.client().is_clustered() {
             for name in &script.keys {
                 let bytes = name.as_bytes().unwrap_or_default();
@@ -485,12 +485,12 @@ impl Store for RedisStore {
         self.pace.beat
     }
 
-    fn hear(&mut self) -> impl Stream<Item = Heard> + Send + Unpin + 'static {
+    fn hear(&mut self) -> impl Stream<Item = StoreEvent> + Send + Unpin + 'static {
         let (path, database) = (self.path.clone(), self.database.clone());
         let messages = BroadcastStream::new(self.subscriber.client().message_rx());
         let messages = messages.filter_map(move |message| {
             let Ok(message) = message else {
-                return ready(Some(Heard::Gap));
+                return ready(Some(StoreEvent::Lagged));
             };
             // One of another database is not for us, wherever it comes from.
             let channel = message.channel.strip_suffix(&*database);
@@ -501,9 +501,9 @@ impl Store for RedisStore {
             });
             ready(channel.map(|channel| {
                 let frame = message.value.into_bytes();
-                Heard::Message {
+                StoreEvent::Message {
                     channel,
-                    frame: frame.and_then(|frame| Frame::decode(&frame).ok()),
+                    frame: frame.and_then(|frame| RecordSnapshot::decode(&frame).ok()),
                 }
             }))
         });
@@ -522,14 +522,14 @@ impl Store for RedisStore {
         let looks = BroadcastStream::new(self.subscriber.client().cluster_change_rx());
         let looks = looks.filter_map(move |_| {
             let before = std::mem::replace(&mut known, slots());
-            ready((known != before).then_some(Heard::Reconnected))
+            ready((known != before).then_some(StoreEvent::Reconnected))
         });
         let replication = self
             .replication
             .iter()
             .map(|replicating| &replicating.connection);
         let all = [&self.commands, &self.subscriber].into_iter();
-        let places: Vec<Place> = all.chain(replication).map(Place::new).collect();
+        let places: Vec<TrackedClient> = all.chain(replication).map(TrackedClient::new).collect();
         let switches = self
             .sentinels
             .as_mut()
@@ -538,13 +538,13 @@ impl Store for RedisStore {
         // Polls only what has something to say; the hub polls this each time that anything happens.
         select_all([
             messages.boxed(),
-            errors.map(|_| Heard::Disconnected).boxed(),
-            torn.map(|_| Heard::Disconnected).boxed(),
-            reconnects.map(|_| Heard::Reconnected).boxed(),
-            elsewhere.map(|_| Heard::CommandsReconnected).boxed(),
-            moves.map(|_| Heard::Reconnected).boxed(),
+            errors.map(|_| StoreEvent::Disconnected).boxed(),
+            torn.map(|_| StoreEvent::Disconnected).boxed(),
+            reconnects.map(|_| StoreEvent::Reconnected).boxed(),
+            elsewhere.map(|_| StoreEvent::CommandsReconnected).boxed(),
+            moves.map(|_| StoreEvent::Reconnected).boxed(),
             looks.boxed(),
-            switches.map(|()| Heard::Reconnected).boxed(),
+            switches.map(|()| StoreEvent::Reconnected).boxed(),
         ])
     }
 

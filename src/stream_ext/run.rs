@@ -13,8 +13,8 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::error::{Error, SettleError};
 use crate::event::{LockEvent, Outcome};
 use crate::guard::{WorkGuard, failure};
-use crate::observe::Within;
 use crate::store;
+use crate::telemetry::Within;
 
 /// What work is completed with: nothing, or bytes that every participant gets in
 /// [`Completed::result`](crate::Completed::result).

@@ -48,9 +48,9 @@ fn tell(event: Option<&LockEvent>) {
                 holder = completed.holder
             );
         }
-        Some(LockEvent::MaxAttempts(given_up)) => {
-            let reason = &given_up.reason;
-            tell!("gave up", attempt = given_up.attempts, holder = given_up.holder, %reason);
+        Some(LockEvent::GaveUp(gave_up)) => {
+            let reason = &gave_up.reason;
+            tell!("gave up", attempt = gave_up.attempts, holder = gave_up.holder, %reason);
         }
         Some(LockEvent::Failed(failed)) => {
             tell!("failed", attempt = failed.attempt, reason = %failed.reason);

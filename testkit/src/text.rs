@@ -1,7 +1,7 @@
 //! The one text that a record has, as the scripts write it.
 
 use bytes::Bytes;
-use redis_locking_worker::internals::{Frame, Record, Token};
+use redis_locking_worker::internals::{Record, RecordSnapshot, Token};
 
 /// The text of this record, written at this server time in µs; `line` says whether anybody has waited.
 pub fn encode(record: &Record, at: u64, line: bool) -> Vec<u8> {
@@ -44,8 +44,8 @@ pub fn encode(record: &Record, at: u64, line: bool) -> Vec<u8> {
 }
 
 /// Reads a text. What is accepted is the text of what it is taken for, byte for byte.
-pub fn decode(text: &[u8]) -> Option<Frame> {
-    let frame = Frame::decode(&Bytes::copy_from_slice(text)).ok()?;
+pub fn decode(text: &[u8]) -> Option<RecordSnapshot> {
+    let frame = RecordSnapshot::decode(&Bytes::copy_from_slice(text)).ok()?;
     let record = frame.record.as_ref().expect("a record");
     let texts = [false, true].map(|line| encode(record, frame.at, line));
     assert!(

@@ -125,10 +125,10 @@ async fn outcome_of_a_run_that_is_given_up_says_why() {
     let memory = Memory::new();
     let (guard, waiting, _) = race(&memory).await;
     guard.fail_permanently("no such table").await.unwrap();
-    let Outcome::MaxAttempts(given_up) = waiting.outcome().await.unwrap() else {
+    let Outcome::GaveUp(gave_up) = waiting.outcome().await.unwrap() else {
         panic!();
     };
-    assert_eq!(given_up.reason, Reason::Failed("no such table".to_owned()));
+    assert_eq!(gave_up.reason, Reason::Failed("no such table".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,8 +419,8 @@ async fn run_that_is_cut_short_tells_what_was_recorded() {
             Outcome::Failed(failed) if attempts > 1 => {
                 assert_eq!((failed.attempt, failed.reason), (1, reason));
             }
-            Outcome::MaxAttempts(given_up) if attempts == 1 => {
-                assert_eq!((given_up.attempts, given_up.reason), (1, reason));
+            Outcome::GaveUp(gave_up) if attempts == 1 => {
+                assert_eq!((gave_up.attempts, gave_up.reason), (1, reason));
             }
             other => panic!("{other:?}"),
         }

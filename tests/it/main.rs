@@ -2,7 +2,6 @@
 //! start themselves.
 
 mod adapters;
-mod ancestor_defects;
 mod bad_input;
 mod batches;
 mod cancellation;
@@ -11,6 +10,7 @@ mod cluster;
 mod commands;
 mod conformance;
 mod fencing;
+mod legacy_regressions;
 mod replicas;
 mod sentinel;
 #[cfg(feature = "unix-sockets")]

@@ -22,7 +22,7 @@ impl<'a> Checker<'a> {
         for event in told {
             let is_terminal = matches!(
                 event.what,
-                What::Completed { .. } | What::MaxAttempts | What::Failed | What::Fatal(_)
+                What::Completed { .. } | What::GaveUp | What::Failed | What::Fatal(_)
             );
             let is_event = matches!(event.what, What::Acquired { .. } | What::NotTerminal);
             if (is_event || is_terminal) && (terminal.is_some() || over.is_some()) {
@@ -86,10 +86,10 @@ impl<'a> Checker<'a> {
                     && (&record.holder, record.attempt) == (holder, *attempt)
                     && record.result == result[..]
             }
-            What::MaxAttempts => record.state == State::Exhausted,
+            What::GaveUp => record.state == State::GaveUp,
             _ => false,
         };
-        if !matches!(event.what, What::Completed { .. } | What::MaxAttempts) {
+        if !matches!(event.what, What::Completed { .. } | What::GaveUp) {
             return;
         }
         self.examines(8);

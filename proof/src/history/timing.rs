@@ -31,7 +31,7 @@ impl<'a> Checker<'a> {
         let free = match record.state {
             State::Held | State::Granted => record.until * 1_000,
             State::Open => at,
-            State::Done | State::Exhausted => return,
+            State::Done | State::GaveUp => return,
         };
         if next < free {
             return;

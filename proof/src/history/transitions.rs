@@ -16,7 +16,7 @@ enum Between {
 }
 
 fn is_final(record: &Record) -> bool {
-    matches!(record.state, State::Done | State::Exhausted)
+    matches!(record.state, State::Done | State::GaveUp)
 }
 
 /// Until when a key is there, in µs.
@@ -143,12 +143,12 @@ impl<'a> Checker<'a> {
                 attempt => attempt + 1 == before.attempt && given_back,
             }),
             (State::Held | State::Granted, State::Done) if same => Ok(()),
-            (State::Held | State::Granted, State::Exhausted) => ended(
+            (State::Held | State::Granted, State::GaveUp) => ended(
                 record.attempt == before.attempt
                     && (how == Some(&How::FailedPermanently)
                         || before.attempt >= before.max_attempts && (failed || over)),
             ),
-            (State::Open, State::Exhausted) => {
+            (State::Open, State::GaveUp) => {
                 match before.attempt >= before.max_attempts && record.attempt == before.attempt {
                     true => Ok(()),
                     false => Err(3),

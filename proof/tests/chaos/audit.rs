@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redis_locking_worker::internals::Frame;
+use redis_locking_worker::internals::RecordSnapshot;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -176,7 +176,7 @@ impl Audit {
         Ok(())
     }
 
-    fn keep(&self, port: u16, key: &str, frame: Frame) -> Result<(), String> {
+    fn keep(&self, port: u16, key: &str, frame: RecordSnapshot) -> Result<(), String> {
         let mut kept = self.kept.lock().unwrap();
         kept.writes.insert(port, frame.at);
         if let Some(record) = frame.record.as_deref()
@@ -290,8 +290,8 @@ fn time(step: &Step) -> u64 {
 }
 
 /// A record as histories keep it.
-fn decode(text: Vec<u8>) -> Result<Frame, String> {
-    let mut frame = Frame::decode(&text.into()).map_err(|error| format!("{error:?}"))?;
+fn decode(text: Vec<u8>) -> Result<RecordSnapshot, String> {
+    let mut frame = RecordSnapshot::decode(&text.into()).map_err(|error| format!("{error:?}"))?;
     if let Some(record) = &mut frame.record {
         let record = Arc::make_mut(record);
         record.result = brief(&record.result).into();

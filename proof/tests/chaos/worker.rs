@@ -297,7 +297,7 @@ async fn once(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
                 result: brief(&result),
             }
         }
-        Err(OnceError::GaveUp(_)) => What::MaxAttempts,
+        Err(OnceError::GaveUp(_)) => What::GaveUp,
         Err(error) => What::Fatal(error.to_string()),
     });
     stream.tell(What::End);
@@ -395,7 +395,7 @@ async fn follow(stream: &Stream, worker: &LockingWorker, random: &mut StdRng) {
                 attempt: completed.attempt,
                 result: brief(&completed.result),
             },
-            Some(LockEvent::MaxAttempts(_)) => What::MaxAttempts,
+            Some(LockEvent::GaveUp(_)) => What::GaveUp,
             Some(LockEvent::Failed(_)) => What::Failed,
             Some(LockEvent::Error(error)) if error.is_fatal() => What::Fatal(chain(&error)),
             Some(_) => What::NotTerminal,

@@ -31,7 +31,7 @@ fn previous() -> impl Strategy<Value = Option<Previous>> {
         Cause::Panicked,
         Cause::Failed,
         Cause::Expired,
-        Cause::HandedOver,
+        Cause::HandedOff,
     ];
     let previous = (1..4u32, select(causes), ".{0,12}", ".{0,12}");
     proptest::option::of(
@@ -51,7 +51,7 @@ fn record() -> impl Strategy<Value = (Record, u64, bool)> {
         State::Held,
         State::Open,
         State::Done,
-        State::Exhausted,
+        State::GaveUp,
     ];
     // In the past, and far from it.
     let until = prop_oneof![

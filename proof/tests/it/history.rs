@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proof::history::{
     Answer, Fault, History, How, Look, Member, Scope, Step, Told, Violation, What, brief, check,
 };
-use redis_locking_worker::internals::{Cause, Frame, Previous, Record, State, Token};
+use redis_locking_worker::internals::{Cause, Previous, Record, RecordSnapshot, State, Token};
 
 const KEY: &str = "job";
 /// In µs; records are in ms.
@@ -280,7 +280,7 @@ fn completed(result: &str) -> What {
 
 fn wrote(at: u64, record: Record) -> Step {
     let record = Some(Arc::new(record));
-    Step::Wrote(Frame { at, record })
+    Step::Wrote(RecordSnapshot { at, record })
 }
 
 #[test]
@@ -518,7 +518,7 @@ fn invariant_8_the_outcome_of_another_run() {
 fn invariant_8_giving_up_that_was_not_recorded() {
     let mut story = Story::new();
     story.forget_end(3);
-    story.tell(DONE + 4, 3, What::MaxAttempts);
+    story.tell(DONE + 4, 3, What::GaveUp);
     story.tell(DONE + 5, 3, What::End);
     story.breaks(8);
 }
@@ -849,20 +849,20 @@ fn invariant_3_a_failure_that_gives_its_attempt_back() {
 fn invariant_3_a_run_that_is_given_up_too_early() {
     let mut story = Story::new();
     story.steps().truncate(1);
-    let given_up = Record {
-        state: State::Exhausted,
+    let gave_up = Record {
+        state: State::GaveUp,
         owner: None,
         until: SECOND_GRANT / MS + RETENTION,
         ..after(held(START, 1, FIRST, 1), 1, Cause::Dropped)
     };
-    story.steps().push(wrote(SECOND_GRANT, given_up));
+    story.steps().push(wrote(SECOND_GRANT, gave_up));
     story.history.accepted.insert(KEY.to_owned(), vec![FIRST]);
     story
         .history
         .told
         .retain(|told| told.process == 1 || told.at <= START + 1);
     for process in [2, 3] {
-        story.tell(SECOND_GRANT + 2, process, What::MaxAttempts);
+        story.tell(SECOND_GRANT + 2, process, What::GaveUp);
         story.tell(SECOND_GRANT + 3, process, What::End);
     }
     story.breaks(3);
@@ -1287,7 +1287,7 @@ fn invariant_3_an_attempt_that_is_handed_over_stays_the_same() {
         for nth in 1..4 {
             let record = story.record(nth);
             record.attempt = attempt;
-            record.previous.as_mut().unwrap().cause = Cause::HandedOver;
+            record.previous.as_mut().unwrap().cause = Cause::HandedOff;
         }
         match holds {
             true => story.holds(),
@@ -1318,18 +1318,18 @@ fn invariant_3_an_open_run_that_is_given_up_too_early() {
         ..after(held(START, 1, FIRST, 1), 1, Cause::Dropped)
     };
     story.steps().push(wrote(SECOND_GRANT, open.clone()));
-    let given_up = Record {
-        state: State::Exhausted,
+    let gave_up = Record {
+        state: State::GaveUp,
         ..open
     };
-    story.steps().push(wrote(SECOND_GRANT + 1, given_up));
+    story.steps().push(wrote(SECOND_GRANT + 1, gave_up));
     story.history.accepted.insert(KEY.to_owned(), vec![FIRST]);
     story
         .history
         .told
         .retain(|told| told.process == 1 || told.at <= START + 1);
     for process in [2, 3] {
-        story.tell(SECOND_GRANT + 2, process, What::MaxAttempts);
+        story.tell(SECOND_GRANT + 2, process, What::GaveUp);
         story.tell(SECOND_GRANT + 3, process, What::End);
     }
     story.breaks(3);

@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 use super::{Run, Update};
 use crate::error::{LeaseLost, SettleError};
-use crate::event::{Completed, Failed, MaxAttempts, Reason};
+use crate::event::{Completed, Failed, GaveUp, Reason};
 use crate::hub::message::Ended;
 use crate::lease::Lease;
-use crate::observe;
 use crate::store::record::{Cause, Record, State, Token, loss};
 use crate::store::{Failure, Op, Outcome, Reply};
+use crate::telemetry;
 
-pub(super) struct Live {
+pub(super) struct ActiveGrant {
     pub(super) lease: Arc<Lease>,
     /// When it ends, as far as our timer knows: the keeper may have restarted it since.
     ends: Instant,
@@ -34,7 +34,7 @@ pub(super) struct Settling {
     pub(super) give_up: Instant,
 }
 
-impl Live {
+impl ActiveGrant {
     pub(super) fn new(lease: Arc<Lease>, now: Instant) -> Self {
         Self {
             ends: now + lease.left(),
@@ -65,14 +65,14 @@ impl Live {
     }
 }
 
-impl Live {
+impl ActiveGrant {
     /// Whether it is this grant, and its end is not on its way.
     fn is_mine(&self, lease: &Lease) -> bool {
         self.lease.fence == lease.fence && !self.settling
     }
 }
 
-impl Drop for Live {
+impl Drop for ActiveGrant {
     /// The hub's runtime has shut down, unless there was another reason before.
     fn drop(&mut self) {
         self.lease.lose(LeaseLost::Stopped);
@@ -80,7 +80,7 @@ impl Drop for Live {
 }
 
 impl Run {
-    pub(super) fn live(&mut self, fence: u64) -> Option<&mut Live> {
+    pub(super) fn live(&mut self, fence: u64) -> Option<&mut ActiveGrant> {
         self.grants
             .iter_mut()
             .find(|live| live.lease.fence == fence)
@@ -101,7 +101,7 @@ impl Run {
             // The keeper restarts it without telling.
             live.look(now);
         }
-        let over = |live: &&mut Live| !live.settling && live.ends() <= now;
+        let over = |live: &&mut ActiveGrant| !live.settling && live.ends() <= now;
         while let Some(live) = self.grants.iter_mut().find(over) {
             let lease = live.lease.clone();
             // Until a guard was made of it, it may still be confirmed.
@@ -181,7 +181,7 @@ impl Run {
         result: Result<(), SettleError>,
         update: Update,
     ) {
-        observe::settled(&settling.lease, &result, &update);
+        telemetry::settled(&settling.lease, &result, &update);
         self.forget(settling.lease.fence);
         // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
         if let Some(member) = self.members.remove(&settling.lease.id) {
@@ -210,7 +210,7 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
     }
     let cause = match outcome {
         Outcome::Done(_) => return false,
-        Outcome::HandOff => Cause::HandedOver,
+        Outcome::HandOff => Cause::HandedOff,
         Outcome::Fail(Failure::Dropped) => Cause::Dropped,
         Outcome::Fail(Failure::Panicked) => Cause::Panicked,
         Outcome::Fail(Failure::Reason(_)) | Outcome::FailPermanently(_) => Cause::Failed,
@@ -221,7 +221,7 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
     // A failure before ours is what a hand-off leaves as it is. Any other end of a counted attempt
     // is remembered in its place. A grant that was not confirmed may also have lapsed, uncounted:
     // then a claim took it, after its end.
-    if cause == Cause::HandedOver && previous.attempt < lease.attempt {
+    if cause == Cause::HandedOff && previous.attempt < lease.attempt {
         return lease.is_counted() || lease.was_followed_in_time(record.fence);
     }
     let ours =
@@ -239,8 +239,8 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
 pub(super) fn ended(record: &Record, lease: &Lease, outcome: &Outcome) -> Ended {
     match outcome {
         Outcome::Done(_) => Ended::Completed(completed(record)),
-        _ if record.state == State::Exhausted => Ended::MaxAttempts(given_up(record)),
-        Outcome::HandOff => failed(lease, Reason::HandedOver),
+        _ if record.state == State::GaveUp => Ended::GaveUp(gave_up(record)),
+        Outcome::HandOff => failed(lease, Reason::HandedOff),
         Outcome::Fail(Failure::Dropped) => failed(lease, Reason::Dropped),
         Outcome::Fail(Failure::Panicked) => failed(lease, Reason::Panicked),
         Outcome::Fail(Failure::Reason(text)) | Outcome::FailPermanently(text) => {
@@ -264,9 +264,9 @@ pub(super) fn completed(record: &Record) -> Completed {
     }
 }
 
-pub(super) fn given_up(record: &Record) -> MaxAttempts {
+pub(super) fn gave_up(record: &Record) -> GaveUp {
     let previous = record.previous.as_ref();
-    MaxAttempts {
+    GaveUp {
         attempts: record.attempt,
         holder: previous.map_or_else(String::new, |previous| previous.holder.clone()),
         reason: previous.map_or(Reason::Lost, Reason::from),

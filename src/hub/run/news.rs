@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::grants::{completed, given_up};
-use super::{Id, Live, Run, Stage, Update};
+use super::grants::{completed, gave_up};
+use super::{ActiveGrant, Id, Run, Stage, Update};
 use crate::event::Locked;
 use crate::hub::Grant;
 use crate::hub::message::Ended;
 use crate::lease::{Lease, Term};
-use crate::observe;
 use crate::store::Reply;
-use crate::store::record::{Frame, Record, State, loss};
+use crate::store::record::{Record, RecordSnapshot, State, loss};
+use crate::telemetry;
 
 /// The newest record known.
 pub(super) struct View {
@@ -30,7 +30,12 @@ pub(super) struct View {
 impl Run {
     /// Takes the frame for the newest if it is. Answers and messages come on two connections: only
     /// the record's own order tells which is newer.
-    pub(super) fn merge(&mut self, frame: &Frame, asked: Option<Instant>, now: Instant) -> bool {
+    pub(super) fn merge(
+        &mut self,
+        frame: &RecordSnapshot,
+        asked: Option<Instant>,
+        now: Instant,
+    ) -> bool {
         let Some(record) = &frame.record else {
             // Absence has no order. It only means that there is something to claim.
             return false;
@@ -65,7 +70,7 @@ impl Run {
             return;
         };
         let record = view.record.clone();
-        let over = |live: &&Live| {
+        let over = |live: &&ActiveGrant| {
             let fence = live.lease.fence;
             let withdrawn = fence == record.fence && !record.state.is_owned();
             (fence < record.fence || withdrawn) && !live.settling
@@ -136,8 +141,8 @@ impl Run {
                 let lease = Lease::new(&self.key, record, id, token, terms, clock, term);
                 let lease = Arc::new(lease.held_since(granted));
                 let asked = self.clock.map(|(asked, at)| (asked.instant, at));
-                observe::granted(&lease, record, view.remaining, asked);
-                // Heard of, it is not known to be on replicas; answered, it is.
+                telemetry::granted(&lease, record, view.remaining, asked);
+                // StoreEvent of, it is not known to be on replicas; answered, it is.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {
                     lease: lease.clone(),
@@ -153,7 +158,7 @@ impl Run {
                     return self.leave(id, now);
                 }
                 member.stage = Stage::Holding;
-                self.grants.push(Live::new(lease, now));
+                self.grants.push(ActiveGrant::new(lease, now));
             }
             State::Held | State::Granted => {
                 if member.told != record.fence {
@@ -171,10 +176,10 @@ impl Run {
                 }
             }
             State::Open => {}
-            State::Done | State::Exhausted => {
+            State::Done | State::GaveUp => {
                 member.tell(Update::Ended(match record.state {
                     State::Done => Ended::Completed(completed(record)),
-                    _ => Ended::MaxAttempts(given_up(record)),
+                    _ => Ended::GaveUp(gave_up(record)),
                 }));
                 self.members.remove(&id);
             }

@@ -10,10 +10,10 @@ use super::{Id, Purpose, Run};
 use crate::error::Error;
 use crate::retry::RETRY_FIRST;
 use crate::store::Op;
-use crate::store::record::{Frame, State};
+use crate::store::record::{RecordSnapshot, State};
 
 /// What an observer hears.
-pub(in crate::hub) type Sight = Result<Frame, Error>;
+pub(in crate::hub) type WatchItem = Result<RecordSnapshot, Error>;
 
 #[derive(Default)]
 pub(super) struct Observers {
@@ -31,7 +31,7 @@ pub(super) struct Observers {
 }
 
 struct Observer {
-    mailbox: UnboundedSender<Sight>,
+    mailbox: UnboundedSender<WatchItem>,
     /// What it was last shown; `Some(None)` is that there is no record.
     shown: Option<Option<Order>>,
 }
@@ -71,7 +71,7 @@ impl Observers {
         self.looking
     }
 
-    fn show(&mut self, frame: &Frame, order: Option<Order>, now: Instant) {
+    fn show(&mut self, frame: &RecordSnapshot, order: Option<Order>, now: Instant) {
         self.shown = Some(now);
         for observer in self.all.values_mut() {
             if observer.shown != Some(order) {
@@ -83,7 +83,7 @@ impl Observers {
 }
 
 impl Run {
-    pub(in crate::hub) fn observe(&mut self, id: Id, mailbox: UnboundedSender<Sight>) {
+    pub(in crate::hub) fn observe(&mut self, id: Id, mailbox: UnboundedSender<WatchItem>) {
         if let Some(outage) = &self.outage {
             let _ = mailbox.unbounded_send(Err(outage.error.clone()));
         }
@@ -127,7 +127,7 @@ impl Run {
     }
 
     /// Shows them what has been answered, having been asked for then, or heard, if it is the newest.
-    pub(super) fn show(&mut self, frame: &Frame, asked: Option<Instant>, now: Instant) {
+    pub(super) fn show(&mut self, frame: &RecordSnapshot, asked: Option<Instant>, now: Instant) {
         if self.observers.is_empty() {
             return;
         }

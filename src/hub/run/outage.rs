@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::grants::{Live, Settling, failed};
+use super::grants::{ActiveGrant, Settling, failed};
 use super::{Call, OutageId, Purpose, Run, Stage, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
 use crate::lease::Lease;
-use crate::observe;
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
 use crate::store::record::Token;
 use crate::store::{GRAIN, Op, Outcome};
+use crate::telemetry;
 
 /// An outage, as far as this key is concerned.
 pub(super) struct Outage {
@@ -25,7 +25,7 @@ pub(super) struct Outage {
     /// Whether claims failed: then only a claim that succeeds ends it.
     pub(super) claims: bool,
     pub(super) parked: Vec<Call>,
-    observed: observe::Outage,
+    observed: telemetry::Outage,
 }
 
 /// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
@@ -34,7 +34,7 @@ pub(super) struct RenewalOutage {
     /// The grant whose renewals fail, by fencing token.
     fence: u64,
     error: Error,
-    observed: observe::Outage,
+    observed: telemetry::Outage,
 }
 
 impl Outage {
@@ -248,7 +248,7 @@ impl Run {
     pub(super) fn recover(&mut self, is_claim: bool) {
         // That a lease was lost does not end the outage which cost it: an answer does.
         let failing = self.renewals_fail.as_ref().map(|outage| outage.fence);
-        let fails = |live: &Live| Some(live.lease.fence) == failing && !live.lease.is_lost();
+        let fails = |live: &ActiveGrant| Some(live.lease.fence) == failing && !live.lease.is_lost();
         if !self.grants.iter().any(fails) {
             self.end_renewal_outage();
         }

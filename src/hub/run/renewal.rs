@@ -6,14 +6,14 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::grants::Live;
+use super::grants::ActiveGrant;
 use super::{Call, Purpose, Run, Update};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost, RenewError};
 use crate::lease::Lease;
-use crate::observe;
 use crate::store::record::loss;
 use crate::store::{Op, Reply};
+use crate::telemetry;
 
 /// Who has asked for a renewal.
 pub(super) enum Asker {
@@ -24,7 +24,7 @@ pub(super) enum Asker {
     Keeper,
 }
 
-impl Live {
+impl ActiveGrant {
     /// Whether its lease is still worth a renewal.
     fn is_wanted(&self) -> bool {
         !self.settling && !self.lease.is_lost()
@@ -110,7 +110,7 @@ impl Run {
         };
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
             live.look(now);
-            observe::renewed(lease);
+            telemetry::renewed(lease);
         }
         match asker {
             Asker::Stream => {

@@ -1,9 +1,9 @@
 //! Who looks on, on a store that answers late, or not, or says nothing.
 
 use super::*;
-use crate::hub::Lookout;
+use crate::hub::WatchHandle;
 
-async fn seen(lookout: &mut Lookout) -> Option<(State, u32)> {
+async fn seen(lookout: &mut WatchHandle) -> Option<(State, u32)> {
     let next = tokio::time::timeout(Duration::from_millis(LONG / 2), lookout.next());
     let frame = next.await.expect("in time").expect("another").unwrap();
     frame.record.map(|record| (record.state, record.attempt))
@@ -29,7 +29,7 @@ async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_the
     );
     let mut lookout = b.hub.observe(&b.key);
     assert_eq!(seen(&mut lookout).await, None);
-    say.unbounded_send(Heard::Gap).unwrap();
+    say.unbounded_send(StoreEvent::Lagged).unwrap();
     // Later on the server's clock, which is paused too.
     tokio::time::sleep(Duration::from_millis(10)).await;
     let guard = acquired(&mut new_stream(&a)).await;
@@ -58,17 +58,17 @@ async fn what_was_not_heard_is_looked_at() {
     settle_down().await;
     assert!(lookout.next().now_or_never().is_none(), "not heard");
     // A gap, and the connection coming back.
-    say.unbounded_send(Heard::Gap).unwrap();
+    say.unbounded_send(StoreEvent::Lagged).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
     guard.fail("first").await.unwrap();
-    say.unbounded_send(Heard::Disconnected).unwrap();
+    say.unbounded_send(StoreEvent::Disconnected).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Open, 1)));
     let guard = acquired(&mut new_stream(&a)).await;
-    say.unbounded_send(Heard::Reconnected).unwrap();
+    say.unbounded_send(StoreEvent::Reconnected).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 2)));
     deaf.cut.store(true, Ordering::SeqCst);
     // Cut off, it looks before an outcome may be forgotten.
-    say.unbounded_send(Heard::Disconnected).unwrap();
+    say.unbounded_send(StoreEvent::Disconnected).unwrap();
     settle_down().await;
     guard.done().await.unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Done, 2)));

@@ -8,8 +8,8 @@ use super::*;
 const LEASE: u64 = 1_000;
 
 /// A process that renews its guards after a third of their lease.
-fn renewing(store: &Bad, label: &str) -> Entry {
-    process_with(store, label, LEASE, |terms| Terms {
+fn renewing(store: &Bad, label: &str) -> AcquireConfig {
+    process_with(store, label, LEASE, |terms| RunConfig {
         renew_every: Some(Duration::from_millis(LEASE / 3)),
         ..terms
     })
@@ -175,7 +175,7 @@ async fn no_renewal_reaches_past_the_longest_hold() {
             _ => Fate::Good,
         });
         let hold = Duration::from_millis(5 * LEASE / 2);
-        let a = process_with(&bad, "a", LEASE, |terms| Terms {
+        let a = process_with(&bad, "a", LEASE, |terms| RunConfig {
             renew_every: Some(Duration::from_millis(LEASE / 3)),
             max_hold: hold,
             ..terms
@@ -299,7 +299,7 @@ async fn a_grant_that_no_replica_has_is_given_back() {
             _ => Fate::Good,
         }
     });
-    let a = process_with(&bad, "a", LONG, |terms| Terms {
+    let a = process_with(&bad, "a", LONG, |terms| RunConfig {
         replicated: true,
         ..terms
     });
@@ -322,7 +322,7 @@ async fn a_grant_by_push_counts_once_replicas_have_it() {
     let held = answer.clone();
     let bad = on_renewals(&memory, move |_| Fate::Held(held.clone()));
     let a = process(&Bad::good(&memory), "a", LONG);
-    let b = process_with(&bad, "b", LONG, |terms| Terms {
+    let b = process_with(&bad, "b", LONG, |terms| RunConfig {
         replicated: true,
         ..terms
     });
@@ -476,7 +476,7 @@ async fn a_claim_that_no_replica_has_does_not_end_the_grant_that_is_confirmed() 
         }
     });
     let a = process(&Bad::good(&memory), "a", LONG);
-    let b = process_with(&bad, "b", LONG, |terms| Terms {
+    let b = process_with(&bad, "b", LONG, |terms| RunConfig {
         replicated: true,
         ..terms
     });

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::transition::{Entry, Transition, life};
 use crate::store::key::Key;
-use crate::store::record::{Frame, State};
-use crate::store::{Heard, Op, Reply};
+use crate::store::record::{RecordSnapshot, State};
+use crate::store::{Op, Reply, StoreEvent};
 
 #[derive(Default)]
 pub(super) struct Server {
@@ -25,7 +25,7 @@ pub(super) struct Server {
 
 pub(super) struct Watcher {
     pub(super) id: u64,
-    pub(super) tell: mpsc::UnboundedSender<Heard>,
+    pub(super) tell: mpsc::UnboundedSender<StoreEvent>,
 }
 
 /// Wall-clock time that moves with Tokio's clock.
@@ -90,7 +90,7 @@ impl Server {
             }
             self.entries.insert(key.clone(), entry);
         }
-        let frame = Frame { at, record };
+        let frame = RecordSnapshot { at, record };
         if changed {
             self.publish(key, &frame);
         }
@@ -108,13 +108,13 @@ impl Server {
         }
     }
 
-    fn publish(&mut self, key: &Key, frame: &Frame) {
+    fn publish(&mut self, key: &Key, frame: &RecordSnapshot) {
         let Some(watchers) = self.watchers.get_mut(key) else {
             return;
         };
         // A hub whose runtime has shut down has not said so.
         watchers.retain(|watcher| {
-            let message = Heard::Message {
+            let message = StoreEvent::Message {
                 channel: key.line().clone(),
                 frame: Some(frame.clone()),
             };

@@ -169,7 +169,7 @@ impl Transition {
                 return (true, None);
             }
             _ if record.last == Some(member.0) => return (false, None),
-            State::Done | State::Exhausted => return (false, None),
+            State::Done | State::GaveUp => return (false, None),
             State::Held | State::Granted if !over => {
                 return (false, Some(self.entry.line.join(member) as u64));
             }
@@ -211,8 +211,8 @@ impl Transition {
             Outcome::HandOff => {
                 // The reason of a failure outlives the hand-offs after it.
                 let previous = self.entry.record.previous.as_ref();
-                if previous.is_none_or(|previous| previous.cause == Cause::HandedOver) {
-                    self.remember(Cause::HandedOver, "");
+                if previous.is_none_or(|previous| previous.cause == Cause::HandedOff) {
+                    self.remember(Cause::HandedOff, "");
                 }
                 self.pass_on(attempt, window);
             }
@@ -303,7 +303,7 @@ impl Transition {
 
     fn exhaust(&mut self) {
         self.disown();
-        self.entry.record.state = State::Exhausted;
+        self.entry.record.state = State::GaveUp;
         self.entry.record.until = self.now + self.entry.record.retention;
         self.entry.line.clear();
         self.changed = true;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Frame, Malformed, Previous, Record, State, Token};
+use super::{Malformed, Previous, Record, RecordSnapshot, State, Token};
 
 /// A server's time in µs.
 const MICROS: RangeInclusive<u64> = 1..=9_999_999_999_999_999;
@@ -17,7 +17,7 @@ const FENCES: RangeInclusive<u64> = 1..=(1 << 53) - 1;
 /// A server's time, or a span, in ms: the scripts write it, with an exponent from here on.
 const MILLIS: RangeInclusive<u64> = 1..=99_999_999_999_999;
 
-impl Frame {
+impl RecordSnapshot {
     /// Reads a record's text, the form of every message, as it was when it was written.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Frame {
     ///
     /// # Errors
     ///
-    /// As for [`Frame::decode`].
+    /// As for [`RecordSnapshot::decode`].
     pub fn answered(at: u64, text: &Bytes) -> Result<Self, Malformed> {
         let record = match text.is_empty() {
             true => None,
@@ -206,8 +206,8 @@ mod tests {
         owner=0000000000000000000000000000002a last=- \
         previous=1:dropped sizes=9,9,0,2\nbilling-7\nbilling-6\n\na\n\n";
 
-    fn decode(text: &str) -> Result<Frame, Malformed> {
-        Frame::decode(&Bytes::copy_from_slice(text.as_bytes()))
+    fn decode(text: &str) -> Result<RecordSnapshot, Malformed> {
+        RecordSnapshot::decode(&Bytes::copy_from_slice(text.as_bytes()))
     }
 
     #[test]
@@ -244,11 +244,11 @@ mod tests {
 
     #[test]
     fn an_absent_key_is_no_text() {
-        let absent = Frame {
+        let absent = RecordSnapshot {
             at: 17,
             record: None,
         };
-        assert_eq!(Frame::answered(17, &Bytes::new()).unwrap(), absent);
+        assert_eq!(RecordSnapshot::answered(17, &Bytes::new()).unwrap(), absent);
     }
 
     #[test]

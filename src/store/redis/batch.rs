@@ -9,7 +9,7 @@ use fred::types::Value;
 
 use super::scripts::{Script, Scripts};
 use crate::store::key::Key;
-use crate::store::record::Frame;
+use crate::store::record::RecordSnapshot;
 use crate::store::{Failure, Op, Outcome, Reply};
 
 /// What one call carries out: one script, with the same arguments for all items but their own.
@@ -238,7 +238,7 @@ pub(super) fn decode(answer: Value) -> Result<Vec<Result<Reply, FredError>>, Fre
             return Err(malformed("answer"));
         };
         replies.push(match u64::try_from(number) {
-            Ok(number) => Frame::answered(at, &text)
+            Ok(number) => RecordSnapshot::answered(at, &text)
                 .map(|frame| Reply {
                     ok: number % 2 == 1,
                     frame,

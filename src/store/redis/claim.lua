@@ -31,7 +31,7 @@ return function(n)
       save(r)
     end
     return reply(1)
-  elseif r.last == token or r.state == 'done' or r.state == 'exhausted' then
+  elseif r.last == token or r.state == 'done' or r.state == 'gave_up' then
     return reply(0)
   elseif owned(r) and not over(r) then
     if not r.line then
@@ -47,7 +47,7 @@ return function(n)
     if not rank then
       local tail = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')
       redis.call('ZADD', line, (tail[2] or 0) + 1, member)
-      redis.call('PEXPIRE', line, life(r))
+      redis.call('PEXPIRE', line, ttl(r))
       rank = redis.call('ZCARD', line) - 1
     end
     return reply(0, rank)
@@ -59,7 +59,7 @@ return function(n)
     remember(r, 'expired', '')
   end
   if r.attempt >= r.max then
-    exhaust(r)
+    give_up(r)
     return reply(0)
   end
   return take(r.attempt + 1)

@@ -4,7 +4,7 @@ local label, lease, max, retention = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4
 local before = 'lw1 held at=' .. now .. ' until=' .. int(now_ms + lease) .. ' retention=' .. retention
   .. ' fence=' .. now .. ' line=0 attempt=1/' .. max .. ' renewal=0 owner='
 local after = ' last=- previous=0:- sizes=' .. #label .. ',0,0,0\n' .. label .. '\n\n\n\n'
-local life = int(lease + retention)
+local ttl = int(lease + retention)
 local claim
 
 local function carry_out(n)
@@ -14,7 +14,7 @@ local function carry_out(n)
   if not redis.acl_check_cmd('SPUBLISH', line, '') then
     error({ err = 'NOPERM publish' })
   end
-  if not redis.call('SET', key, record, 'NX', 'GET', 'PX', life) then
+  if not redis.call('SET', key, record, 'NX', 'GET', 'PX', ttl) then
     redis.call('SPUBLISH', line, record)
     return 1, record
   end

@@ -8,10 +8,10 @@ return function(n)
   if not r then
     return reply(0)
   end
-  disown(r)
+  clear_owner(r)
   -- What comes now is news, whatever the state was, and nobody's grant.
-  rise(r)
+  bump_fence(r)
   r.previous, r.cause, r.previous_holder, r.reason, r.checkpoint, r.result = 0, '-', '', '', '', ''
-  pass_on(r, 1, window)
+  grant_to_next(r, 1, window)
   return reply(1)
 end

@@ -4,7 +4,7 @@
 //! moved to another server, one connection may have followed it and the other not. So for each
 //! server that has an awaited key, a *beat* is published over the command connection, on a channel
 //! of this store's own beside the channel of an awaited key: the same pattern permits it, and it
-//! shares the key's slot. Heard, it proves that everything published before has been heard too.
+//! shares the key's slot. StoreEvent, it proves that everything published before has been heard too.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 -- What the transitions share: the record's text form, and how a change is kept and told.
 -- src/store/record.rs describes the text form.
 
-local HEADER = '^lw1 (%l+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) fence=([1-9]%d*) line=([01])'
+local HEADER = '^lw1 ([%l_]+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) fence=([1-9]%d*) line=([01])'
   .. ' attempt=(%d+)/([1-9]%d*) renewal=(%d+) owner=((%-?)[0-9a-f]*) last=((%-?)[0-9a-f]*) previous=(%d+):(%S+)'
   .. ' sizes=(%d+),(%d+),(%d+),(%d+)\n()'
 -- The item's own.
@@ -33,14 +33,14 @@ local function load(n)
   -- A number of n digits that is less than 10^(n-1) has zeros in front. Calls take the most time, hence one for
   -- three line feeds if there is neither a reason nor a checkpoint.
   if not (
-    (state == 'held' or state == 'granted' or state == 'open' or state == 'done' or state == 'exhausted')
+    (state == 'held' or state == 'granted' or state == 'open' or state == 'done' or state == 'gave_up')
     and #at < 17 and #ends < 15 and #retention < 15 and fence + 0 < 2^53 and tried < 2^32 and most < 2^32
     and (attempt == '0' and state == 'open' or tried >= 10^(#attempt - 1))
     and (renewal == '0' or #renewal < 15 and renewal + 0 >= 10^(#renewal - 1))
     and (owner == '-' or #owner == 32 and no_owner == '') and (last == '-' or #last == 32 and no_last == '')
     and (previous == '0' and cause == '-' and s2 == '0' and s3 == '0'
       or before >= 10^(#previous - 1) and before < 2^32 and (cause == 'dropped' or cause == 'panicked'
-        or cause == 'failed' or cause == 'expired' or cause == 'handed_over'))
+        or cause == 'failed' or cause == 'expired' or cause == 'handed_off'))
     and (s1 == '0' or p2 - p1 > 10^(#s1 - 1)) and (s2 == '0' or p3 - p2 > 10^(#s2 - 1))
     and (s3 == '0' or p4 - p3 > 10^(#s3 - 1)) and (s4 == '0' or p5 - p4 > 10^(#s4 - 1))
     and string.byte(text, p2 - 1) == 10 and (p5 - p3 == 2 and string.sub(text, p3 - 1, p5 - 1) == '\n\n\n'
@@ -86,19 +86,19 @@ local function forgotten(r)
 end
 
 -- How long the record lives from now: a lease is remembered for the retention after its end.
-local function life(r)
+local function ttl(r)
   return owned(r) and r.ends - now_ms + r.retention or r.retention
 end
 
 -- Keeps a change and tells it, last: whoever hears it can rely on it. What a user may not be permitted to
 -- do comes before the record, so that a refusal leaves it as it was.
 local function save(r)
-  local life = life(r)
+  local ttl = ttl(r)
   record_text = encode(r)
   if r.line then
-    redis.call('PEXPIRE', line, life)
+    redis.call('PEXPIRE', line, ttl)
   end
-  redis.call('SET', key, record_text, 'PX', life)
+  redis.call('SET', key, record_text, 'PX', ttl)
   redis.call('SPUBLISH', line, record_text)
 end
 
@@ -113,7 +113,7 @@ local function remember(r, cause, reason)
 end
 
 -- Nobody owns it from here on, and the last owner's token is refused.
-local function disown(r)
+local function clear_owner(r)
   if r.owner ~= '-' then
     r.last = r.owner
   end
@@ -121,13 +121,13 @@ local function disown(r)
 end
 
 -- A fencing token that is higher than any before.
-local function rise(r)
+local function bump_fence(r)
   r.fence, r.renewal = tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1), 0
 end
 
 local function grant(r, state, attempt, token, label, lease)
-  disown(r)
-  rise(r)
+  clear_owner(r)
+  bump_fence(r)
   r.state, r.attempt, r.owner, r.holder = state, attempt, token, label
   r.ends = now_ms + lease
 end
@@ -146,20 +146,20 @@ local function drop_line(r)
 end
 
 -- Gives up: no further attempt, and nobody waits.
-local function exhaust(r)
-  disown(r)
-  r.state, r.ends = 'exhausted', now_ms + r.retention
+local function give_up(r)
+  clear_owner(r)
+  r.state, r.ends = 'gave_up', now_ms + r.retention
   drop_line(r)
   save(r)
 end
 
 -- Passes the grant to the head of the line as the given attempt, or leaves that attempt to be made.
-local function pass_on(r, attempt, window)
+local function grant_to_next(r, attempt, window)
   local head = r.line and redis.call('ZPOPMIN', line)[1]
   if head then
     grant(r, 'granted', attempt, string.sub(head, 1, 32), string.sub(head, 33), window)
   else
-    disown(r)
+    clear_owner(r)
     r.state, r.attempt, r.ends = 'open', attempt - 1, now_ms + r.retention
   end
   save(r)

@@ -50,7 +50,7 @@ impl Replication {
     pub(super) async fn prove(
         &self,
         batch: &Batch<'_>,
-        touch: &Script,
+        rewrite: &Script,
         results: &mut [Result<Reply, Error>],
     ) -> Result<(), FredError> {
         let written: Vec<(&Key, &mut Result<Reply, Error>)> = batch
@@ -62,7 +62,7 @@ impl Replication {
             return Ok(());
         }
         let keys: Vec<&Key> = written.iter().map(|(key, _)| *key).collect();
-        let (touched, acknowledged) = self.wait(batch.slot(), touch, &keys).await?;
+        let (touched, acknowledged) = self.wait(batch.slot(), rewrite, &keys).await?;
         let mut touched = decode(touched)?.into_iter();
         let Replicas { count, timeout } = self.replicas;
         for (key, result) in written {

@@ -16,7 +16,7 @@ pub(super) struct Scripts {
     pub(super) withdraw: Script,
     pub(super) clear: Script,
     pub(super) inspect: Script,
-    pub(super) touch: Script,
+    pub(super) rewrite: Script,
 }
 
 impl Script {
@@ -64,7 +64,7 @@ impl Scripts {
             withdraw: script(ending, include_str!("withdraw.lua"), None),
             clear: script(ending, include_str!("clear.lua"), None),
             inspect: script(" flags=no-writes", include_str!("inspect.lua"), None),
-            touch: script(ending, include_str!("touch.lua"), None),
+            rewrite: script(ending, include_str!("rewrite.lua"), None),
         })
     }
 }
@@ -100,7 +100,7 @@ mod tests {
             (&plain.withdraw, &other.withdraw),
             (&plain.clear, &other.clear),
             (&plain.inspect, &other.inspect),
-            (&plain.touch, &other.touch),
+            (&plain.rewrite, &other.rewrite),
         ];
         for (plain, other) in pairs {
             let [plain, other] = [plain, other].map(|script| {

@@ -48,7 +48,7 @@ pub(super) struct Sentinels {
 type Address = (String, u16);
 
 /// What a sentinel says.
-struct Word {
+struct MasterReport {
     /// By its place in the configuration.
     sentinel: usize,
     /// Each failover has a greater one.
@@ -79,7 +79,7 @@ impl Sentinels {
     /// tried again and again.
     pub(super) fn follow(
         &mut self,
-        clients: Vec<Place>,
+        clients: Vec<TrackedClient>,
     ) -> Result<impl Stream<Item = ()> + Send + Unpin + use<>, FredError> {
         let begin = |config| Connection::begin(config, Duration::ZERO, self.bound);
         let connections: Result<Vec<_>, _> = self.configs.iter().map(begin).collect();
@@ -87,7 +87,7 @@ impl Sentinels {
         let words = (self.connections.iter().enumerate())
             .map(|(nth, sentinel)| words(nth, sentinel.clone(), self.service.clone()));
         let words = select_all(words.collect::<Vec<_>>());
-        let follower = Follower::new(self.connections.len(), clients);
+        let follower = MasterTracker::new(self.connections.len(), clients);
         let followed = unfold((words, follower), |(mut words, mut follower)| async move {
             loop {
                 let word = words.next().await?;
@@ -125,7 +125,11 @@ fn config_for(config: &Config, host: &Server) -> Config {
 }
 
 /// What a sentinel says whenever there is an occasion to ask it.
-fn words(sentinel: usize, connection: Connection, service: String) -> BoxStream<'static, Word> {
+fn words(
+    sentinel: usize,
+    connection: Connection,
+    service: String,
+) -> BoxStream<'static, MasterReport> {
     let client = connection.client();
     let connects = BroadcastStream::new(client.reconnect_rx()).map(|_| true);
     let messages = BroadcastStream::new(client.message_rx()).map(|_| false);
@@ -149,7 +153,7 @@ fn words(sentinel: usize, connection: Connection, service: String) -> BoxStream<
                         subscribed = client.subscribe(SWITCHES).await.is_ok();
                     }
                     if let Ok((epoch, master)) = connection.owing(0, ask(client, &service)).await {
-                        let word = Word {
+                        let word = MasterReport {
                             sentinel,
                             epoch,
                             master,
@@ -180,13 +184,13 @@ async fn ask(client: &Client, service: &str) -> Result<(u64, Address), FredError
 }
 
 /// A client, and where it is. The server need not permit it to ask for that.
-pub(super) struct Place {
+pub(super) struct TrackedClient {
     client: Client,
     server: Option<Server>,
     connects: Receiver<Server>,
 }
 
-impl Place {
+impl TrackedClient {
     /// Where it was connected first is known of our own clients.
     pub(super) fn new(connection: &Connection) -> Self {
         let client = connection.client();
@@ -213,36 +217,36 @@ impl Place {
 }
 
 /// What the sentinels have said, and what was made of it.
-struct Follower {
-    clients: Vec<Place>,
+struct MasterTracker {
+    clients: Vec<TrackedClient>,
     /// The newest.
     epoch: Option<u64>,
     /// As they are called: the sentinels need not agree on names.
     masters: Vec<Address>,
     /// Whether there was an older one.
     has_switched: bool,
-    /// The epoch in which each has been heeded, which is once: `fred` asks any of them, and one that is behind
+    /// The epoch in which each has been acted_on_epoch, which is once: `fred` asks any of them, and one that is behind
     /// sends it to the old master until it has itself heard.
-    heeded: Vec<Option<u64>>,
+    acted_on_epoch: Vec<Option<u64>>,
     /// Until all have had the time to say something, the newest is not known.
     from: Instant,
 }
 
-impl Follower {
-    fn new(sentinels: usize, clients: Vec<Place>) -> Self {
+impl MasterTracker {
+    fn new(sentinels: usize, clients: Vec<TrackedClient>) -> Self {
         Self {
             clients,
             epoch: None,
             masters: Vec::new(),
             has_switched: false,
-            heeded: vec![None; sentinels],
+            acted_on_epoch: vec![None; sentinels],
             from: Instant::now() + PERIOD,
         }
     }
 
     /// Whether any client had to be brought elsewhere, which what is on its way there does not survive: it is
     /// asked again.
-    async fn hear(&mut self, word: Word) -> bool {
+    async fn hear(&mut self, word: MasterReport) -> bool {
         let epoch = Some(word.epoch);
         if epoch < self.epoch {
             return false;
@@ -255,13 +259,13 @@ impl Follower {
         if !self.masters.contains(&word.master) {
             self.masters.push(word.master);
         }
-        if Instant::now() < self.from || self.heeded[word.sentinel] == epoch {
+        if Instant::now() < self.from || self.acted_on_epoch[word.sentinel] == epoch {
             return false;
         }
         // One that has no connection asks where to go by itself, and may be told wrong.
-        let settled = |place: &Place| place.client.state() == ClientState::Connected;
+        let settled = |place: &TrackedClient| place.client.state() == ClientState::Connected;
         if self.clients.iter().all(settled) {
-            self.heeded[word.sentinel] = epoch;
+            self.acted_on_epoch[word.sentinel] = epoch;
         }
         let mut elsewhere = Vec::new();
         for place in &mut self.clients {

@@ -18,16 +18,16 @@ return function(n)
     save(r)
   elseif outcome == 'hand_off' then
     -- The reason of a failure outlives the hand-offs after it.
-    if r.cause == '-' or r.cause == 'handed_over' then
-      remember(r, 'handed_over', '')
+    if r.cause == '-' or r.cause == 'handed_off' then
+      remember(r, 'handed_off', '')
     end
-    pass_on(r, r.attempt, window)
+    grant_to_next(r, r.attempt, window)
   else
     remember(r, outcome == 'failed_permanently' and 'failed' or outcome, payload)
     if outcome == 'failed_permanently' or r.attempt >= r.max then
-      exhaust(r)
+      give_up(r)
     else
-      pass_on(r, r.attempt + 1, window)
+      grant_to_next(r, r.attempt + 1, window)
     end
   end
   return reply(1)

@@ -9,7 +9,7 @@ return function(n)
   local r = load(n)
   local waited = r and r.line and redis.call('ZREM', line, token .. label)
   if r and owned(r) and r.owner == token and r.fence ~= spared then
-    pass_on(r, r.attempt, window)
+    grant_to_next(r, r.attempt, window)
     return reply(1)
   end
   return reply(waited or 0)

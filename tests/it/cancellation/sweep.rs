@@ -292,7 +292,7 @@ impl Stage<'_> {
         let mut stream = self.other.acquire();
         loop {
             match next(&mut stream).await {
-                LockEvent::Acquired(_) | LockEvent::Completed(_) | LockEvent::MaxAttempts(_) => {
+                LockEvent::Acquired(_) | LockEvent::Completed(_) | LockEvent::GaveUp(_) => {
                     break;
                 }
                 LockEvent::Status(_) => {}

@@ -44,11 +44,11 @@ async fn inspect_tells_of_each_state_and_who_waits(fleet: Fleet) {
     let line = ["b", "c"].map(str::to_owned);
     assert_eq!(held.line.as_deref(), Some(&line[..]));
     guard.fail_permanently("broken").await.unwrap();
-    let given_up = a.inspect().await.unwrap();
-    assert_eq!((given_up.state, given_up.attempt), (RunState::GivenUp, 1));
-    let previous = given_up.previous.unwrap();
+    let gave_up = a.inspect().await.unwrap();
+    assert_eq!((gave_up.state, gave_up.attempt), (RunState::GaveUp, 1));
+    let previous = gave_up.previous.unwrap();
     assert_eq!(previous.reason, Reason::Failed("broken".to_owned()));
-    assert_eq!(given_up.line, Some(Vec::new()));
+    assert_eq!(gave_up.line, Some(Vec::new()));
 }
 
 async fn inspect_tells_what_the_last_attempt_left(fleet: Fleet) {

@@ -133,9 +133,9 @@ fn completed(event: LockEvent) -> (String, u32, Vec<u8>) {
     }
 }
 
-fn given_up(event: LockEvent) -> (u32, String, Reason) {
+fn gave_up(event: LockEvent) -> (u32, String, Reason) {
     match event {
-        LockEvent::MaxAttempts(m) => (m.attempts, m.holder, m.reason),
+        LockEvent::GaveUp(m) => (m.attempts, m.holder, m.reason),
         other => panic!("{other:?}"),
     }
 }
@@ -242,7 +242,7 @@ async fn a_dropped_guard_wakes_the_next_in_line(fleet: Fleet) {
     assert!(guard.fencing_token() > fence);
     let told = locked(&mut third).await;
     assert_eq!((told.attempt, told.holder.as_str()), (2, "b"));
-    // Heard, it brings no place; its second claim, after subscribing, may be what tells it.
+    // StoreEvent, it brings no place; its second claim, after subscribing, may be what tells it.
     assert!(matches!(told.position, None | Some(0)), "{told:?}");
     guard.done().await.unwrap();
     assert_eq!(
@@ -295,10 +295,10 @@ async fn a_reason_reaches_those_who_give_up(fleet: Fleet) {
     guard.fail("disk still full").await.unwrap();
     let reason = Reason::Failed("disk still full".to_owned());
     let expected = (2, "b".to_owned(), reason);
-    assert_eq!(given_up(end(&mut third).await), expected);
-    assert_eq!(given_up(end(&mut second).await), expected);
+    assert_eq!(gave_up(end(&mut third).await), expected);
+    assert_eq!(gave_up(end(&mut second).await), expected);
     assert_eq!(
-        given_up(end(&mut a.acquire()).await),
+        gave_up(end(&mut a.acquire()).await),
         expected,
         "it cools down"
     );
@@ -326,7 +326,7 @@ async fn the_last_failure_ends_the_run_for_the_one_who_failed_too(fleet: Fleet) 
     let mut stream = worker.acquire();
     drop(acquired(&mut stream).await);
     assert_eq!(
-        given_up(end(&mut stream).await),
+        gave_up(end(&mut stream).await),
         (1, "a".to_owned(), Reason::Dropped)
     );
 }
@@ -336,15 +336,15 @@ async fn a_permanent_failure_ends_the_run_at_once(fleet: Fleet) {
     let (mut first, guard, mut second) = race(&a, &b).await;
     guard.fail_permanently("no such file").await.unwrap();
     let expected = (1, "a".to_owned(), Reason::Failed("no such file".to_owned()));
-    assert_eq!(given_up(end(&mut first).await), expected);
-    assert_eq!(given_up(end(&mut second).await), expected);
+    assert_eq!(gave_up(end(&mut first).await), expected);
+    assert_eq!(gave_up(end(&mut second).await), expected);
 }
 
 async fn a_hand_off_costs_no_attempt(fleet: Fleet) {
     let (a, b) = (fleet.worker("a").await, fleet.worker("b").await);
     let (mut first, guard, mut second) = race(&a, &b).await;
     guard.hand_off().await.unwrap();
-    assert_eq!(failed(end(&mut first).await), (1, Reason::HandedOver));
+    assert_eq!(failed(end(&mut first).await), (1, Reason::HandedOff));
     let guard = acquired(&mut second).await;
     assert_eq!(guard.attempt(), 1);
     guard.hand_off().await.unwrap();
@@ -433,8 +433,8 @@ async fn a_stream_that_rejoins_waits_in_line_again(fleet: Fleet) {
     let guard = acquired(&mut first).await;
     assert!(guard.is_last_attempt());
     guard.fail("for good").await.unwrap();
-    assert_eq!(given_up(end(&mut first).await).0, 4);
-    assert_eq!(given_up(end(&mut second).await).0, 4);
+    assert_eq!(gave_up(end(&mut first).await).0, 4);
+    assert_eq!(gave_up(end(&mut second).await).0, 4);
 }
 
 async fn the_run_follows_its_first_claim(fleet: Fleet) {
@@ -458,7 +458,7 @@ async fn the_run_follows_its_first_claim(fleet: Fleet) {
     assert!(guard.is_last_attempt());
     drop(guard);
     assert_eq!(
-        given_up(end(&mut second).await),
+        gave_up(end(&mut second).await),
         (2, "b".to_owned(), Reason::Dropped)
     );
 }
@@ -688,7 +688,7 @@ async fn a_long_reason_is_cut_at_a_character(fleet: Fleet) {
         .await
         .unwrap();
     let kept = Reason::Failed(reason[..WorkGuard::MAX_REASON - 1].to_owned());
-    assert_eq!(given_up(end(&mut stream).await).2, kept);
+    assert_eq!(gave_up(end(&mut stream).await).2, kept);
 }
 
 async fn keys_are_bytes(fleet: Fleet) {

@@ -245,7 +245,7 @@ async fn a_handed_over_attempt_goes_on_from_its_checkpoint(fleet: Fleet) {
     guard.hand_off().await.unwrap();
     let guard = acquired(&mut second).await;
     assert_eq!((guard.attempt(), previous(&guard).attempt), (1, 1));
-    assert_eq!(previous(&guard).reason, Reason::HandedOver);
+    assert_eq!(previous(&guard).reason, Reason::HandedOff);
     assert_eq!(previous(&guard).checkpoint, "row 17");
     guard.done().await.unwrap();
 }
@@ -395,8 +395,8 @@ async fn once_reports_a_result_too_large_as_a_failure(fleet: Fleet) {
     let large = vec![0; WorkGuard::MAX_RESULT + 1];
     let result = worker.once(async |_| Ok::<_, std::io::Error>(large.clone()));
     match result.await {
-        Err(OnceError::GaveUp(given_up)) => assert_eq!(
-            given_up.reason.to_string(),
+        Err(OnceError::GaveUp(gave_up)) => assert_eq!(
+            gave_up.reason.to_string(),
             "the result has 1048577 bytes; at most 1048576 are allowed"
         ),
         other => panic!("{other:?}"),

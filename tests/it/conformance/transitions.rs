@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use redis_locking_worker::Key;
 use redis_locking_worker::internals::{
-    Cause, Failure, Heard, Op, Outcome, Previous, Record, Reply, State, Store,
+    Cause, Failure, Op, Outcome, Previous, Record, Reply, State, Store, StoreEvent,
 };
 
 use testkit::bench::*;
@@ -161,7 +161,7 @@ async fn a_claim_after_the_last_lease_gives_up(mut bench: impl Bench) {
     bench.pass(LEASE).await;
     let reply = bench.apply(&key(), &claim(2)).await;
     assert!(!reply.ok);
-    assert_eq!(state(&reply), (State::Exhausted, 1, None));
+    assert_eq!(state(&reply), (State::GaveUp, 1, None));
     assert_eq!(record(&reply).previous, previous(1, Cause::Expired, 1, ""));
     assert_eq!(record(&reply).until, reply.frame.at / 1_000 + RETENTION);
     assert_eq!(
@@ -353,7 +353,7 @@ async fn the_last_failure_exhausts_the_run(mut bench: impl Bench) {
         .apply(&key(), &settle(record(&first).fence, fail()))
         .await;
     assert!(reply.ok);
-    assert_eq!(state(&reply), (State::Exhausted, 1, None));
+    assert_eq!(state(&reply), (State::GaveUp, 1, None));
     assert_eq!(
         record(&reply).previous,
         previous(1, Cause::Failed, 1, "no luck")
@@ -369,7 +369,7 @@ async fn a_permanent_failure_exhausts_the_run_at_any_attempt(mut bench: impl Ben
     let outcome = Outcome::FailPermanently("never".to_owned());
     let reply = bench.apply(&key(), &settle(fence, outcome)).await;
     assert!(reply.ok);
-    assert_eq!(state(&reply), (State::Exhausted, 1, None));
+    assert_eq!(state(&reply), (State::GaveUp, 1, None));
     assert_eq!(
         record(&reply).previous,
         previous(1, Cause::Failed, 1, "never")
@@ -385,7 +385,7 @@ async fn a_hand_off_is_not_counted_and_keeps_the_checkpoint(mut bench: impl Benc
     assert_eq!(record(&reply).checkpoint, "half");
     assert_eq!(
         record(&reply).previous,
-        previous(1, Cause::HandedOver, 1, "")
+        previous(1, Cause::HandedOff, 1, "")
     );
 }
 
@@ -526,7 +526,7 @@ async fn a_clear_begins_a_run_anew_in_every_state(mut bench: impl Bench) {
         (&[2, 3], Some(fail()), (Granted, 2), Some(3)),
         (&[], Some(fail()), (Open, 1), None),
         (&[], Some(done), (Done, 1), None),
-        (&[], Some(never), (Exhausted, 1), None),
+        (&[], Some(never), (GaveUp, 1), None),
     ] {
         let fence = held(&mut bench, waiting).await;
         let mut was = bench.apply(&key(), &renew(fence, Some("half"))).await;
@@ -592,7 +592,7 @@ async fn the_run_follows_its_first_claim(mut bench: impl Bench) {
     let reply = bench
         .apply(&key(), &settle(record(&reply).fence, fail()))
         .await;
-    assert_eq!(state(&reply), (State::Exhausted, 2, None));
+    assert_eq!(state(&reply), (State::GaveUp, 2, None));
     assert!(bench.life(&key()).await.unwrap().0 <= RETENTION);
 }
 
@@ -642,7 +642,7 @@ async fn every_change_is_heard_and_nothing_else(mut bench: impl Bench) {
     assert!(states.eq([Held, Held, Granted, Held, Granted, Open, Held, Done]));
     for change in changes {
         match heard.next().await {
-            Some(Heard::Message { channel, frame }) => {
+            Some(StoreEvent::Message { channel, frame }) => {
                 assert_eq!(channel.as_bytes(), key().server_names()[1]);
                 assert_eq!(
                     frame,

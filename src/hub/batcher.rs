@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::store::Lane;
+use crate::store::BatchKey;
 
 /// Calls of one lane that may be on their way: the server works on one while the answers of the
 /// other are read. More of them are smaller, and cost more than they hide; `bench/benches/cycle.rs` decided.
@@ -32,10 +32,10 @@ pub(super) struct Queue<T> {
 }
 
 /// A queue a lane. They stay: there are no more than a cluster has slots, or twice that with replicas.
-pub(super) struct Lanes<T> {
-    queues: HashMap<Lane, Queue<T>>,
+pub(super) struct Batcher<T> {
+    queues: HashMap<BatchKey, Queue<T>>,
     /// Those that may have something to send.
-    ready: VecDeque<Lane>,
+    ready: VecDeque<BatchKey>,
 }
 
 impl<T> Queue<T> {
@@ -86,14 +86,14 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> Lanes<T> {
-    pub(super) fn push(&mut self, lane: Lane, bytes: usize, item: T) {
+impl<T> Batcher<T> {
+    pub(super) fn push(&mut self, lane: BatchKey, bytes: usize, item: T) {
         self.queues.entry(lane).or_default().push(bytes, item);
         self.may_send(lane);
     }
 
     /// The next call, and its lane.
-    pub(super) fn next_call(&mut self) -> Option<(Lane, Vec<T>)> {
+    pub(super) fn next_call(&mut self) -> Option<(BatchKey, Vec<T>)> {
         while let Some(lane) = self.ready.front().copied() {
             let queue = self.queues.get_mut(&lane);
             if let Some(call) = queue.and_then(Queue::next_call) {
@@ -105,14 +105,14 @@ impl<T> Lanes<T> {
     }
 
     /// A call of this lane with so many items has come back.
-    pub(super) fn answered(&mut self, lane: Lane, items: usize) {
+    pub(super) fn answered(&mut self, lane: BatchKey, items: usize) {
         if let Some(queue) = self.queues.get_mut(&lane) {
             queue.answered(items);
             self.may_send(lane);
         }
     }
 
-    fn may_send(&mut self, lane: Lane) {
+    fn may_send(&mut self, lane: BatchKey) {
         if self.ready.back() != Some(&lane) {
             self.ready.push_back(lane);
         }
@@ -129,7 +129,7 @@ impl<T> Default for Queue<T> {
     }
 }
 
-impl<T> Default for Lanes<T> {
+impl<T> Default for Batcher<T> {
     fn default() -> Self {
         Self {
             queues: HashMap::new(),
@@ -142,20 +142,20 @@ impl<T> Default for Lanes<T> {
 mod tests {
     use super::*;
 
-    const LANE: Lane = 7;
+    const LANE: BatchKey = 7;
 
-    fn lanes(waiting: usize) -> Lanes<usize> {
-        let mut lanes = Lanes::default();
+    fn lanes(waiting: usize) -> Batcher<usize> {
+        let mut lanes = Batcher::default();
         add(&mut lanes, waiting);
         lanes
     }
 
-    fn add(lanes: &mut Lanes<usize>, items: usize) {
+    fn add(lanes: &mut Batcher<usize>, items: usize) {
         (0..items).for_each(|item| lanes.push(LANE, 0, item));
     }
 
     /// How many items each call has that leaves now.
-    fn calls(lanes: &mut Lanes<usize>) -> Vec<usize> {
+    fn calls(lanes: &mut Batcher<usize>) -> Vec<usize> {
         std::iter::from_fn(|| lanes.next_call())
             .map(|(_, items)| items.len())
             .collect()
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_is_long_does_not_travel_with_much_else() {
-        let mut lanes = Lanes::default();
+        let mut lanes = Batcher::default();
         for (item, bytes) in [
             MOST_BYTES,
             1,

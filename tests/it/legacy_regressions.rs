@@ -119,7 +119,7 @@ async fn defect_02_finished_work_runs_again() {
                             work.end();
                         }
                         LockEvent::Completed(completed) => assert_eq!(completed.attempt, 1),
-                        LockEvent::Failed(_) | LockEvent::MaxAttempts(_) => panic!("{event:?}"),
+                        LockEvent::Failed(_) | LockEvent::GaveUp(_) => panic!("{event:?}"),
                         _ => {}
                     }
                 }
@@ -333,7 +333,7 @@ async fn defect_12_the_last_failure_without_a_waiter_is_not_the_end() {
         drop(guard);
     }
     match end(&mut stream).await {
-        LockEvent::MaxAttempts(m) => {
+        LockEvent::GaveUp(m) => {
             assert_eq!(
                 (m.attempts, &m.holder[..], m.reason),
                 (2, "a", Reason::Dropped)
@@ -342,14 +342,14 @@ async fn defect_12_the_last_failure_without_a_waiter_is_not_the_end() {
         other => panic!("{other:?}"),
     }
     assert!(
-        matches!(end(&mut worker.acquire()).await, LockEvent::MaxAttempts(_)),
+        matches!(end(&mut worker.acquire()).await, LockEvent::GaveUp(_)),
         "it cools down"
     );
     // Neither if it stands aside afterwards.
     let once = build(server.builder("other").max_attempts(1)).await;
     let mut stream = once.acquire();
     drop(acquired(&mut stream).await);
-    assert!(matches!(end(&mut stream).await, LockEvent::MaxAttempts(_)));
+    assert!(matches!(end(&mut stream).await, LockEvent::GaveUp(_)));
 
     tokio::time::sleep(retention).await;
     assert_eq!(

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::builder::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
-use crate::event::{Failed, LockEvent, MaxAttempts, Reason};
+use crate::event::{Failed, GaveUp, LockEvent, Reason};
 use crate::hub::{Ended, Update};
 use crate::lease::Lease;
 use crate::store::key::Key;
@@ -196,9 +196,9 @@ impl Participation {
                 event!(DEBUG, "completed", key = %key, holder, attempt);
                 Some("completed")
             }
-            LockEvent::MaxAttempts(given_up) => {
-                let (holder, attempt) = (&given_up.holder, given_up.attempts);
-                event!(WARN, "gave up", key = %key, holder, attempt, reason = %given_up.reason);
+            LockEvent::GaveUp(gave_up) => {
+                let (holder, attempt) = (&gave_up.holder, gave_up.attempts);
+                event!(WARN, "gave up", key = %key, holder, attempt, reason = %gave_up.reason);
                 Some("gave_up")
             }
             LockEvent::Failed(failed) => {
@@ -339,10 +339,10 @@ pub(crate) fn settled(lease: &Lease, result: &Result<(), SettleError>, told: &Up
     };
     let (outcome, failure, reason): (_, _, Option<&dyn Display>) = match (result, told) {
         (Ok(()), Update::Settled(Ended::Failed(Failed { reason, .. }))) => match reason {
-            Reason::HandedOver => ("handed_off", None, None),
+            Reason::HandedOff => ("handed_off", None, None),
             reason => ("failed", Some(cause(reason)), Some(reason)),
         },
-        (Ok(()), Update::Settled(Ended::MaxAttempts(MaxAttempts { reason, .. }))) => {
+        (Ok(()), Update::Settled(Ended::GaveUp(GaveUp { reason, .. }))) => {
             ("failed", Some(cause(reason)), Some(reason))
         }
         (Ok(()), _) => ("completed", None, None),
@@ -434,7 +434,7 @@ fn cause(reason: &Reason) -> &'static str {
         Reason::Panicked => "panicked",
         Reason::Failed(_) => "failed",
         Reason::Expired => "expired",
-        Reason::HandedOver => "handed_over",
+        Reason::HandedOff => "handed_off",
         Reason::Lost => "lost",
         Reason::Unknown => "unknown",
     }

@@ -6,7 +6,7 @@
 macro_rules! count {
     ($name:ident $(, $label:literal => $value:expr)?) => {{
         #[cfg(feature = "metrics")]
-        metrics::counter!(crate::observe::figures::$name $(, $label => $value)?).increment(1);
+        metrics::counter!(crate::telemetry::figures::$name $(, $label => $value)?).increment(1);
     }};
 }
 
@@ -14,7 +14,7 @@ macro_rules! count {
 macro_rules! measure {
     ($name:ident, $duration:expr) => {{
         #[cfg(feature = "metrics")]
-        metrics::histogram!(crate::observe::figures::$name).record($duration);
+        metrics::histogram!(crate::telemetry::figures::$name).record($duration);
     }};
 }
 
