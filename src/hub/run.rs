@@ -8,6 +8,7 @@ mod news;
 mod observers;
 mod outage;
 mod renewal;
+mod request;
 mod subscription;
 
 use std::cell::Cell;
@@ -32,7 +33,8 @@ use news::View;
 use observers::Observers;
 pub(super) use observers::WatchItem;
 use outage::{Outage, RenewalOutage};
-use renewal::Asker;
+use renewal::RenewOrigin;
+use request::{Renew, Request, Withdraw};
 use subscription::Subscription;
 
 /// The longest a settlement is tried, if the lease does not end later.
@@ -49,36 +51,13 @@ pub(super) enum Effect {
 pub(super) struct Call {
     /// Given by the hub; a retry and what follows from an answer take it over.
     pub(super) ticket: Option<TaskTrackerToken>,
-    pub(super) op: Op,
-    purpose: Purpose,
-}
-
-enum Purpose {
-    Claim {
-        id: Id,
-        token: Token,
-        terms: Arc<RunConfig>,
-    },
-    Renew {
-        lease: Arc<Lease>,
-        asker: Asker,
-        /// How many checkpoints had been asked for then.
-        nth: u64,
-    },
-    Settle(Settling),
-    Withdraw {
-        give_up: Instant,
-    },
-    /// For those who look on.
-    Look,
-    /// For whoever waits for this one answer, whatever it is.
-    Answer(oneshot::Sender<Result<Reply, Error>>),
+    pub(super) request: Request,
 }
 
 impl Call {
     /// Whether time may make it needless; see [`Run::still_wants`].
     pub(super) fn is_renewal(&self) -> bool {
-        matches!(self.purpose, Purpose::Renew { .. })
+        matches!(self.request, Request::Renew(_))
     }
 }
 
@@ -220,7 +199,7 @@ impl Run {
     }
 
     pub(super) fn confirm(&mut self, lease: Arc<Lease>) {
-        self.renew(lease, None, None, Asker::Stream);
+        self.renew(lease, None, None, RenewOrigin::Stream);
     }
 
     pub(super) fn renewal(&mut self, renewal: Renewal) {
@@ -230,7 +209,7 @@ impl Run {
             checkpoint,
             reply,
         } = renewal;
-        self.renew(lease, length, checkpoint, Asker::Guard(reply));
+        self.renew(lease, length, checkpoint, RenewOrigin::Guard(reply));
     }
 
     /// A grant that nobody began to work on.
@@ -251,18 +230,13 @@ impl Run {
         if let Some(live) = self.live(lease.fence) {
             live.settling = true;
         }
-        let op = Op::Settle {
-            fence: lease.fence,
-            outcome,
-            window: lease.terms.window(),
-        };
-        let settling = Settling {
+        self.ask(Request::Settle(Settling {
             began: now,
             give_up: now + lease.left().max(PATIENCE),
+            outcome,
             lease,
             reply,
-        };
-        self.ask(op, Purpose::Settle(settling));
+        }));
     }
 
     // What the store says.
@@ -276,7 +250,7 @@ impl Run {
         now: Instant,
     ) {
         self.calls -= 1;
-        let is_claim = matches!(call.purpose, Purpose::Claim { .. });
+        let is_claim = call.request.is_claim();
         self.claims -= usize::from(is_claim);
         let reply = match result {
             Ok(reply) => reply,
@@ -284,14 +258,10 @@ impl Run {
         };
         self.clock = Some((sent, reply.frame.at));
         let newer = self.merge(&reply.frame, Some(sent.instant), now);
-        let Call {
-            ticket,
-            op,
-            purpose,
-        } = call;
+        let Call { ticket, request } = call;
         // Before the news spreads, so that no holder takes its own end for a loss.
-        match purpose {
-            Purpose::Claim { id, token, terms } => {
+        match request {
+            Request::Claim { id, token, terms } => {
                 if self.comes_back(id, token) {
                     self.claimed(id, token, &reply, now);
                 } else if (reply.ok || reply.position.is_some())
@@ -304,12 +274,12 @@ impl Run {
                 }
                 self.refreshed(id);
             }
-            Purpose::Renew { lease, asker, .. } => self.renewed(&lease, asker, &reply, sent, now),
-            Purpose::Settle(settling) => self.settled(settling, &op, &reply),
-            Purpose::Withdraw { .. } => {}
-            Purpose::Look => self.looked(now),
-            // Whoever asked may have stopped waiting.
-            Purpose::Answer(answer) => drop(answer.send(Ok(reply.clone()))),
+            Request::Renew(renew) => self.renewed(renew, &reply, sent, now),
+            Request::Settle(settling) => self.settled(settling, &reply),
+            Request::Withdraw(_) => {}
+            Request::Read => self.looked(now),
+            // The caller may have stopped waiting.
+            Request::Execute { answer, .. } => drop(answer.send(Ok(reply.clone()))),
         }
         if newer {
             self.spread(now);
@@ -366,45 +336,37 @@ impl Run {
 
     /// Asks on behalf of somebody who takes no part.
     pub(super) fn answer(&mut self, op: Op, answer: oneshot::Sender<Result<Reply, Error>>) {
-        self.ask(op, Purpose::Answer(answer));
+        self.ask(Request::Execute { op, answer });
     }
 
     /// Leaving, in the name of a token that nobody waits with.
     fn withdrawal(
         &self,
         token: Token,
-        terms: &RunConfig,
+        terms: &Arc<RunConfig>,
         ticket: Option<TaskTrackerToken>,
         now: Instant,
     ) -> Call {
-        let op = Op::Withdraw {
+        let request = Request::Withdraw(Withdraw {
             token,
-            label: terms.label.clone(),
-            spared: self.spared(token),
-            window: terms.window(),
-        };
-        // Later than that its grant has ended anyway.
-        let give_up = now + Duration::from_millis(terms.lease);
-        let purpose = Purpose::Withdraw { give_up };
-        Call {
-            ticket,
-            op,
-            purpose,
-        }
+            terms: terms.clone(),
+            except_fence: self.spared(token),
+            // Later than that its grant has ended anyway.
+            give_up: now + Duration::from_millis(terms.lease),
+        });
+        Call { ticket, request }
     }
 
-    fn ask(&mut self, op: Op, purpose: Purpose) {
-        let ticket = None;
+    fn ask(&mut self, request: Request) {
         self.send(Call {
-            ticket,
-            op,
-            purpose,
+            ticket: None,
+            request,
         });
     }
 
     fn send(&mut self, call: Call) {
         self.calls += 1;
-        self.claims += usize::from(matches!(call.purpose, Purpose::Claim { .. }));
+        self.claims += usize::from(call.request.is_claim());
         self.effects.push(Effect::Call(call));
     }
 }

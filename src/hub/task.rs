@@ -425,8 +425,8 @@ impl<S: Store> Hub<S> {
         match effect {
             Effect::Call(mut call) => {
                 call.ticket.get_or_insert_with(|| self.tracker.token());
-                let lane = self.store.lane(&key, &call.op);
-                let bytes = call.op.payload().len();
+                let op = call.request.op();
+                let (lane, bytes) = (self.store.lane(&key, &op), op.payload().len());
                 self.calls.push(lane, bytes, (key, call));
             }
             Effect::Watch => self.subscriptions.push(0, (key, Subscribe::Begin)),
@@ -451,11 +451,11 @@ impl<S: Store> Hub<S> {
                 self.calls.answered(lane, items);
                 continue;
             }
+            let ops: Vec<Op> = calls.iter().map(|(_, call)| call.request.op()).collect();
             let (store, clock) = (self.store.clone(), self.handle.clock);
             let sending = async move {
                 let sent = clock.stamp();
-                let asked: Vec<(&Key, &Op)> =
-                    calls.iter().map(|(key, call)| (key, &call.op)).collect();
+                let asked: Vec<(&Key, &Op)> = calls.iter().map(|(key, _)| key).zip(&ops).collect();
                 let results = store.apply_all(&asked).await;
                 debug_assert_eq!(results.len(), calls.len(), "an answer to each");
                 Done::Calls(lane, items, sent, calls.into_iter().zip(results).collect())

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Id, Member, Purpose, Run, Stage};
+use super::{Id, Member, Request, Run, Stage};
+use crate::store::Reply;
 use crate::store::record::{Record, State, Token};
-use crate::store::{Op, Reply};
 
 /// At the end of a lease the waiter at place p in the line claims after p of these.
 const STAGGER: Duration = Duration::from_millis(5);
@@ -20,19 +20,12 @@ impl Run {
             return;
         };
         member.claiming = true;
-        let op = Op::Claim {
-            token: member.token,
-            label: member.terms.label.clone(),
-            lease: member.terms.lease,
-            max_attempts: member.terms.max_attempts,
-            retention: member.terms.retention,
-        };
-        let purpose = Purpose::Claim {
+        let request = Request::Claim {
             id,
             token: member.token,
             terms: member.terms.clone(),
         };
-        self.ask(op, purpose);
+        self.ask(request);
     }
 
     /// A claim comes back: whether anybody wants what it got. Who has had its grant does not.

@@ -12,7 +12,7 @@ use crate::event::{Completed, Failed, GaveUp, Reason};
 use crate::hub::message::Ended;
 use crate::lease::Lease;
 use crate::store::record::{Cause, Record, State, Token, loss};
-use crate::store::{Failure, Op, Outcome, Reply};
+use crate::store::{Failure, Outcome, Reply};
 use crate::telemetry;
 
 pub(super) struct ActiveGrant {
@@ -27,8 +27,9 @@ pub(super) struct ActiveGrant {
     pub(super) checkpoints: u64,
 }
 
-pub(super) struct Settling {
+pub(in crate::hub) struct Settling {
     pub(super) lease: Arc<Lease>,
+    pub(super) outcome: Outcome,
     pub(super) reply: Option<oneshot::Sender<Result<(), SettleError>>>,
     pub(super) began: Instant,
     pub(super) give_up: Instant,
@@ -153,11 +154,8 @@ impl Run {
         }
     }
 
-    pub(super) fn settled(&mut self, settling: Settling, op: &Op, reply: &Reply) {
-        let Op::Settle { outcome, .. } = op else {
-            return;
-        };
-        let lease = &settling.lease;
+    pub(super) fn settled(&mut self, settling: Settling, reply: &Reply) {
+        let Settling { lease, outcome, .. } = &settling;
         let (result, ended) = match reply.record() {
             Some(record) if reply.ok || was_settled(record, lease, outcome) => {
                 (Ok(()), ended(record, lease, outcome))

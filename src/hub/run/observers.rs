@@ -6,10 +6,9 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::{Id, Purpose, Run};
+use super::{Id, Request, Run};
 use crate::error::Error;
 use crate::retry::RETRY_FIRST;
-use crate::store::Op;
 use crate::store::record::{RecordSnapshot, State};
 
 /// What an observer hears.
@@ -105,7 +104,7 @@ impl Run {
             self.observers.look_again = true;
         } else {
             self.observers.looking = true;
-            self.ask(Op::Inspect, Purpose::Look);
+            self.ask(Request::Read);
         }
     }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::grants::{ActiveGrant, Settling, failed};
-use super::{Call, OutageId, Purpose, Run, Stage, Update};
+use super::grants::{ActiveGrant, failed};
+use super::{Call, OutageId, Renew, Request, Run, Stage, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
 use crate::lease::Lease;
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
+use crate::store::GRAIN;
 use crate::store::record::Token;
-use crate::store::{GRAIN, Op, Outcome};
 use crate::telemetry;
 
 /// An outage, as far as this key is concerned.
@@ -39,7 +39,7 @@ pub(super) struct RenewalOutage {
 
 impl Outage {
     fn park(&mut self, call: Call, now: Instant) {
-        if let Purpose::Renew { lease, .. } = &call.purpose {
+        if let Request::Renew(Renew { lease, .. }) = &call.request {
             // Whatever the delay has grown to, it is tried once more before the lease ends.
             let half = lease.remaining() / 2;
             if half > GRAIN {
@@ -52,21 +52,17 @@ impl Outage {
 
 impl Run {
     pub(super) fn turned_away(&mut self, call: Call, error: Error, now: Instant) {
-        let is_claim = matches!(call.purpose, Purpose::Claim { .. });
+        let is_claim = call.request.is_claim();
         let fatal = error.is_fatal();
-        if let Purpose::Answer(answer) = call.purpose {
+        if let Request::Execute { answer, .. } = call.request {
             let _ = answer.send(Err(error));
             return self.unwatch_if_idle();
         }
         // It was carried out; what is wanting is the replicas' word.
         let unproven = matches!(error, Error::NotReplicated { .. });
-        let Call {
-            ticket,
-            op,
-            purpose,
-        } = call;
-        let parked = match purpose {
-            Purpose::Claim { id, token, terms } => {
+        let Call { ticket, request } = call;
+        let parked = match request {
+            Request::Claim { id, token, terms } => {
                 // Nor is there any where we may not wait for it.
                 let unproven = unproven || (fatal && terms.replicated);
                 if self.refreshing == Some(id) {
@@ -83,12 +79,12 @@ impl Run {
                     Some(self.withdrawal(token, &terms, ticket, now))
                 }
             }
-            Purpose::Settle(settling) if fatal && !is_waited_for(&op, &settling) => {
+            Request::Settle(settling) if fatal && !settling.is_replicated() => {
                 let update = Update::Refused(error.clone());
                 self.end(settling, Err(SettleError::Refused(error.clone())), update);
                 None
             }
-            Purpose::Settle(settling) if fatal || unproven || now >= settling.give_up => {
+            Request::Settle(settling) if fatal || unproven || now >= settling.give_up => {
                 let unknown = SettleError::Unknown {
                     waited: now - settling.began,
                     source: error.clone(),
@@ -97,24 +93,19 @@ impl Run {
                 self.end(settling, Err(unknown), Update::Settled(ended));
                 None
             }
-            Purpose::Renew { lease, asker, nth } => {
-                let asker = self.not_renewed(&lease, asker, &error);
-                asker.map(|asker| Call {
+            Request::Renew(renew) => {
+                let renew = self.not_renewed(renew, &error);
+                renew.map(|renew| Call {
                     ticket,
-                    op,
-                    purpose: Purpose::Renew { lease, asker, nth },
+                    request: Request::Renew(renew),
                 })
             }
-            Purpose::Look => {
+            Request::Read => {
                 self.not_looked(&error, now);
                 None
             }
-            Purpose::Withdraw { give_up } if fatal || now >= give_up => None,
-            purpose => Some(Call {
-                ticket,
-                op,
-                purpose,
-            }),
+            Request::Withdraw(withdraw) if fatal || now >= withdraw.give_up => None,
+            request => Some(Call { ticket, request }),
         };
         self.out_of_service(error, is_claim, now);
         match (&mut self.outage, parked) {
@@ -280,19 +271,12 @@ impl Run {
             .as_mut()
             .map(|outage| std::mem::take(&mut outage.parked));
         for mut call in parked.into_iter().flatten() {
-            if let Purpose::Renew { nth, .. } = call.purpose {
-                match self.renew_again(call.op, nth) {
-                    Some(op) => call.op = op,
-                    None => continue,
-                }
+            if let Request::Renew(renew) = &mut call.request
+                && !self.still_renews(renew)
+            {
+                continue;
             }
             self.send(call);
         }
     }
-}
-
-/// Whether it may have been carried out before the server refused to wait for the replicas.
-fn is_waited_for(op: &Op, settling: &Settling) -> bool {
-    let is_done = matches!(op, Op::Settle { outcome, .. } if matches!(outcome, Outcome::Done(_)));
-    is_done && settling.lease.terms.replicated
 }

@@ -7,16 +7,16 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::grants::ActiveGrant;
-use super::{Call, Purpose, Run, Update};
+use super::{Call, Renew, Request, Run, Update};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost, RenewError};
 use crate::lease::Lease;
+use crate::store::Reply;
 use crate::store::record::loss;
-use crate::store::{Op, Reply};
 use crate::telemetry;
 
 /// Who has asked for a renewal.
-pub(super) enum Asker {
+pub(super) enum RenewOrigin {
     /// The stream, or the guard on its behalf when it begins: it is told in its mailbox.
     Stream,
     Guard(oneshot::Sender<Result<(), RenewError>>),
@@ -37,70 +37,55 @@ impl Run {
         lease: Arc<Lease>,
         length: Option<u64>,
         checkpoint: Option<Bytes>,
-        asker: Asker,
+        origin: RenewOrigin,
     ) {
         // One that has ended meanwhile is known to be lost.
         let Some(live) = self.live(lease.fence) else {
             return;
         };
         live.checkpoints += u64::from(checkpoint.is_some());
-        let op = Op::Renew {
-            fence: lease.fence,
-            lease: lease.restartable_for(length.unwrap_or(lease.terms.lease)),
-            checkpoint,
-        };
         let nth = live.checkpoints;
-        self.ask(op, Purpose::Renew { lease, asker, nth });
+        self.ask(Request::Renew(Renew {
+            length: length.unwrap_or(lease.terms.lease),
+            lease,
+            checkpoint,
+            nth,
+            origin,
+        }));
     }
 
     pub(in crate::hub) fn renew_for_keeper(&mut self, lease: Arc<Lease>) {
-        self.renew(lease, None, None, Asker::Keeper);
+        self.renew(lease, None, None, RenewOrigin::Keeper);
     }
 
-    /// What is left to be asked of a renewal that has waited; `None` if nothing.
-    pub(super) fn renew_again(&mut self, op: Op, nth: u64) -> Option<Op> {
-        let Op::Renew {
-            fence,
-            lease,
-            checkpoint,
-        } = op
-        else {
-            return None;
+    /// Whether a renewal that has waited is still wanted. It keeps its checkpoint unless a newer one
+    /// was left meanwhile.
+    pub(super) fn still_renews(&mut self, renew: &mut Renew) -> bool {
+        let live = self.live(renew.lease.fence);
+        let Some(live) = live.filter(|live| live.is_wanted()) else {
+            return false;
         };
-        let live = self.live(fence).filter(|live| live.is_wanted())?;
-        Some(Op::Renew {
-            fence,
-            lease: live.lease.restartable_for(lease),
-            // A newer one may have been left meanwhile.
-            checkpoint: checkpoint.filter(|_| nth == live.checkpoints),
-        })
-    }
-
-    /// Whether a call that has waited for its turn is still to be sent, as it is now.
-    pub(in crate::hub) fn still_wants(&mut self, call: &mut Call) -> bool {
-        let Purpose::Renew { nth, .. } = call.purpose else {
-            return true;
-        };
-        let op = std::mem::replace(&mut call.op, Op::Inspect);
-        match self.renew_again(op, nth) {
-            Some(op) => call.op = op,
-            None => {
-                self.calls -= 1;
-                self.unwatch_if_idle();
-                return false;
-            }
+        if renew.nth != live.checkpoints {
+            renew.checkpoint = None;
         }
         true
     }
 
-    pub(super) fn renewed(
-        &mut self,
-        lease: &Lease,
-        asker: Asker,
-        reply: &Reply,
-        sent: Stamp,
-        now: Instant,
-    ) {
+    /// Whether a call that has waited for its turn is still to be sent.
+    pub(in crate::hub) fn still_wants(&mut self, call: &mut Call) -> bool {
+        let Request::Renew(renew) = &mut call.request else {
+            return true;
+        };
+        let wanted = self.still_renews(renew);
+        if !wanted {
+            self.calls -= 1;
+            self.unwatch_if_idle();
+        }
+        wanted
+    }
+
+    pub(super) fn renewed(&mut self, renew: Renew, reply: &Reply, sent: Stamp, now: Instant) {
+        let (lease, origin) = (&*renew.lease, renew.origin);
         let Some(record) = reply.record().filter(|_| reply.ok) else {
             self.lose(lease, loss(reply.record(), lease.attempt));
             return;
@@ -112,41 +97,37 @@ impl Run {
             live.look(now);
             telemetry::renewed(lease);
         }
-        match asker {
-            Asker::Stream => {
+        match origin {
+            RenewOrigin::Stream => {
                 if let Some(member) = self.members.get(&lease.id) {
                     member.tell(Update::Confirmed);
                 }
             }
             // A guard that does not wait any more has gone.
-            Asker::Guard(reply) => drop(reply.send(Ok(()))),
-            Asker::Keeper => {}
+            RenewOrigin::Guard(reply) => drop(reply.send(Ok(()))),
+            RenewOrigin::Keeper => {}
         }
     }
 
     /// The server does not carry out a renewal. One that may yet be is to be sent again, as long as
     /// the lease runs and somebody works under it.
-    pub(super) fn not_renewed(
-        &mut self,
-        lease: &Lease,
-        asker: Asker,
-        error: &Error,
-    ) -> Option<Asker> {
+    pub(super) fn not_renewed(&mut self, renew: Renew, error: &Error) -> Option<Renew> {
+        let lease = &*renew.lease;
         self.live(lease.fence).filter(|live| live.is_wanted())?;
         let unproven = matches!(error, Error::NotReplicated { .. });
-        match asker {
+        match renew.origin {
             // Nobody works under it yet: somebody else may try.
-            Asker::Stream if error.is_fatal() || unproven || lease.left().is_zero() => {
+            RenewOrigin::Stream if error.is_fatal() || unproven || lease.left().is_zero() => {
                 let source = Some(error.clone());
                 self.lose(lease, LeaseLost::Unreachable { source });
                 None
             }
-            Asker::Guard(reply) if error.is_fatal() => {
+            RenewOrigin::Guard(reply) if error.is_fatal() => {
                 let _ = reply.send(Err(RenewError::Refused(error.clone())));
                 None
             }
-            Asker::Keeper => None,
-            asker => Some(asker),
+            RenewOrigin::Keeper => None,
+            origin => Some(Renew { origin, ..renew }),
         }
     }
 }

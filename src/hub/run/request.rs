@@ -1,0 +1,102 @@
+//! Requests to the store, each with its continuation: what is needed when its answer comes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Id;
+use super::grants::Settling;
+use super::renewal::RenewOrigin;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::store::record::Token;
+use crate::store::{Op, Outcome, Reply};
+use crate::terms::RunConfig;
+
+/// One request on its way to the store.
+pub(in crate::hub) enum Request {
+    /// Takes the key, or a place in its queue.
+    Claim {
+        id: Id,
+        token: Token,
+        terms: Arc<RunConfig>,
+    },
+    /// Restarts a lease.
+    Renew(Renew),
+    /// Ends a grant.
+    Settle(Settling),
+    /// Leaves the queue, or gives back a grant that was not used.
+    Withdraw(Withdraw),
+    /// Reads the record for the watchers.
+    Read,
+    /// Executes an operation for a caller that takes no part in the run.
+    Execute {
+        op: Op,
+        answer: oneshot::Sender<Result<Reply, Error>>,
+    },
+}
+
+pub(in crate::hub) struct Renew {
+    pub(super) lease: Arc<Lease>,
+    /// Length of the lease, in ms, before the longest hold shortens it.
+    pub(super) length: u64,
+    pub(super) checkpoint: Option<Bytes>,
+    /// Number of the grant's checkpoints when this was requested. A newer one replaces this one.
+    pub(super) nth: u64,
+    pub(super) origin: RenewOrigin,
+}
+
+pub(in crate::hub) struct Withdraw {
+    pub(super) token: Token,
+    pub(super) terms: Arc<RunConfig>,
+    /// A grant of the token that stays as it is, by fencing token, or 0.
+    pub(super) except_fence: u64,
+    pub(super) give_up: Instant,
+}
+
+impl Request {
+    pub(super) fn is_claim(&self) -> bool {
+        matches!(self, Request::Claim { .. })
+    }
+
+    /// The operation as it is when the request leaves: a lease that waited for its turn may have
+    /// less left of its longest hold.
+    pub(in crate::hub) fn op(&self) -> Op {
+        match self {
+            Request::Claim { token, terms, .. } => Op::Claim {
+                token: *token,
+                label: terms.label.clone(),
+                lease: terms.lease,
+                max_attempts: terms.max_attempts,
+                retention: terms.retention,
+            },
+            Request::Renew(renew) => Op::Renew {
+                fence: renew.lease.fence,
+                lease: renew.lease.restartable_for(renew.length),
+                checkpoint: renew.checkpoint.clone(),
+            },
+            Request::Settle(settling) => Op::Settle {
+                fence: settling.lease.fence,
+                outcome: settling.outcome.clone(),
+                window: settling.lease.terms.window(),
+            },
+            Request::Withdraw(withdraw) => Op::Withdraw {
+                token: withdraw.token,
+                label: withdraw.terms.label.clone(),
+                spared: withdraw.except_fence,
+                window: withdraw.terms.window(),
+            },
+            Request::Read => Op::Inspect,
+            Request::Execute { op, .. } => op.clone(),
+        }
+    }
+}
+
+impl Settling {
+    /// Whether the server may have executed it before it refused to wait for the replicas.
+    pub(super) fn is_replicated(&self) -> bool {
+        matches!(self.outcome, Outcome::Done(_)) && self.lease.terms.replicated
+    }
+}
