@@ -411,6 +411,24 @@ pub(crate) mod tests {
 
     const LEASE: Duration = Duration::from_secs(1);
 
+    pub(crate) fn record() -> Record {
+        Record {
+            state: State::Held,
+            attempt: 1,
+            max_attempts: 5,
+            fence: 1,
+            renewal: 0,
+            until: 1,
+            retention: 2_000,
+            owner: None,
+            last: None,
+            previous: None,
+            holder: "a".to_owned(),
+            checkpoint: Bytes::new(),
+            result: Bytes::new(),
+        }
+    }
+
     /// A lease on Tokio's clock, from now on, with a tenth as its margin.
     pub(crate) fn lease(left: Duration) -> (Lease, Clock) {
         lease_held_for(left, 10 * LEASE)
@@ -429,21 +447,7 @@ pub(crate) mod tests {
             stall_limit: 60 * LEASE,
             replicated: false,
         });
-        let record = Record {
-            state: State::Held,
-            attempt: 1,
-            max_attempts: 5,
-            fence: 1,
-            renewal: 0,
-            until: 1,
-            retention: 2_000,
-            owner: None,
-            last: None,
-            previous: None,
-            holder: "a".to_owned(),
-            checkpoint: Bytes::new(),
-            result: Bytes::new(),
-        };
+        let record = record();
         let stamp = clock.stamp();
         let term = Term::new(stamp, left, stamp.moment + left, &terms);
         let key = Key::new("job").unwrap();

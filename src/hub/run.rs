@@ -4,6 +4,7 @@
 
 mod claims;
 mod grants;
+mod latest_record;
 mod news;
 mod observers;
 mod outage;
@@ -29,7 +30,7 @@ use crate::store::key::Key;
 use crate::store::record::{RecordSnapshot, Token};
 use crate::store::{Op, Reply};
 use grants::{ActiveGrant, Settling};
-use news::View;
+use latest_record::LatestRecord;
 use observers::Observers;
 pub(super) use observers::WatchItem;
 use outage::{Outage, RenewalOutage};
@@ -75,9 +76,7 @@ pub(super) struct Run {
     /// The last grant that a guard was made of and that is over for us, by fencing token, and whose it was. The server
     /// need not know that it is over.
     worked: Option<(u64, Token)>,
-    view: Option<View>,
-    /// The last answer: when it was asked for, and the server's time in it.
-    clock: Option<(Stamp, u64)>,
+    latest: LatestRecord,
     subscription: Subscription,
     /// Who claims on behalf of all that wait.
     refreshing: Option<Id>,
@@ -126,8 +125,7 @@ impl Run {
             observers: Observers::default(),
             grants: Vec::new(),
             worked: None,
-            view: None,
-            clock: None,
+            latest: LatestRecord::default(),
             subscription: Subscription::new(connected),
             refreshing: None,
             refresh_again: false,
@@ -256,8 +254,8 @@ impl Run {
             Ok(reply) => reply,
             Err(error) => return self.turned_away(call, error, now),
         };
-        self.clock = Some((sent, reply.frame.at));
-        let newer = self.merge(&reply.frame, Some(sent.instant), now);
+        self.latest.answered(sent, reply.frame.at);
+        let newer = self.latest.merge(&reply.frame, Some(sent.instant), now);
         let Call { ticket, request } = call;
         // Before the news spreads, so that no holder takes its own end for a loss.
         match request {
@@ -292,7 +290,7 @@ impl Run {
     pub(super) fn heard(&mut self, frame: Option<RecordSnapshot>, now: Instant) {
         match frame {
             Some(frame) => {
-                if self.merge(&frame, None, now) {
+                if self.latest.merge(&frame, None, now) {
                     self.spread(now);
                 }
                 self.show(&frame, None, now);

@@ -102,14 +102,14 @@ impl Run {
         if self.refreshing.is_some() || self.outage.is_some() {
             return None;
         }
-        let view = self.view.as_ref()?;
+        let known = self.latest.known()?;
         let (_, front) = self.front()?;
-        let begin = match view.record.state {
-            State::Open => view.heard,
-            _ => view.ends,
+        let begin = match known.record.state {
+            State::Open => known.received,
+            _ => known.ends,
         };
         let claim = begin + front.stagger();
-        let audit = view.heard + Duration::from_millis(view.record.retention / 2);
+        let audit = known.received + Duration::from_millis(known.record.retention / 2);
         // Deaf, we look before an outcome may be forgotten.
         let audit = (!self.subscription.hears()).then_some(audit);
         audit.into_iter().chain([claim]).min()

@@ -1,9 +1,7 @@
 //! What the newest record means, and to whom.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -12,64 +10,19 @@ use super::{ActiveGrant, Id, Run, Stage, Update};
 use crate::event::Locked;
 use crate::hub::Grant;
 use crate::hub::message::Ended;
-use crate::lease::{Lease, Term};
+use crate::lease::Lease;
 use crate::store::Reply;
-use crate::store::record::{Record, RecordSnapshot, State, loss};
+use crate::store::record::{State, loss};
 use crate::telemetry;
 
-/// The newest record known.
-pub(super) struct View {
-    pub(super) record: Arc<Record>,
-    pub(super) heard: Instant,
-    /// When its `until` has surely come on our clock.
-    pub(super) ends: Instant,
-    /// What was left of it when it was sent.
-    pub(super) remaining: Duration,
-}
-
 impl Run {
-    /// Takes the frame for the newest if it is. Answers and messages come on two connections: only
-    /// the record's own order tells which is newer.
-    pub(super) fn merge(
-        &mut self,
-        frame: &RecordSnapshot,
-        asked: Option<Instant>,
-        now: Instant,
-    ) -> bool {
-        let Some(record) = &frame.record else {
-            // Absence has no order. It only means that there is something to claim.
-            return false;
-        };
-        let order = self.view.as_ref().map_or(Ordering::Greater, |view| {
-            record.order().cmp(&view.record.order())
-        });
-        // Asked for after we heard what we know, and yet older: the server has lost data.
-        let lost = order.is_lt()
-            && self
-                .view
-                .as_ref()
-                .is_some_and(|view| asked.is_some_and(|asked| asked > view.heard));
-        let newer = order.is_gt() || lost;
-        // What is the same tells at least that it still stands, and for how long.
-        if newer || order.is_eq() {
-            let remaining = record.remaining(frame.at);
-            self.view = Some(View {
-                record: record.clone(),
-                heard: now,
-                ends: now + remaining,
-                remaining,
-            });
-        }
-        newer
-    }
-
     /// Tells the one whose turn it is what the newest record means, and everybody who waits, now or in
     /// the hub's next turn.
     pub(super) fn spread(&mut self, now: Instant) {
-        let Some(view) = &self.view else {
+        let Some(known) = self.latest.known() else {
             return;
         };
-        let record = view.record.clone();
+        let record = known.record.clone();
         let over = |live: &&ActiveGrant| {
             let fence = live.lease.fence;
             let withdrawn = fence == record.fence && !record.state.is_owned();
@@ -109,13 +62,13 @@ impl Run {
     /// Tells one participant, if it waits, what the newest record means to it. `answer` is to its own
     /// claim.
     pub(super) fn bring_up_to_date(&mut self, id: Id, answer: Option<&Reply>, now: Instant) {
-        let (Some(view), Some(member)) = (&self.view, self.members.get_mut(&id)) else {
+        let (Some(known), Some(member)) = (self.latest.known(), self.members.get_mut(&id)) else {
             return;
         };
         if member.stage != Stage::Waiting {
             return;
         }
-        let record = &view.record;
+        let record = &known.record;
         match record.state {
             State::Held | State::Granted if record.owner == Some(member.token) => {
                 // Without a handle there is no stream. Its leaving is on its way, and may come after a further claim.
@@ -123,25 +76,15 @@ impl Run {
                     return self.leave(id, now);
                 };
                 let (token, terms) = (member.token, member.terms.clone());
-                // Counted from before the answer that told us the server's time was asked for. A
-                // message may have been late: what it says is left was left when it was sent.
                 let here = self.hub.clock.stamp();
-                let latest = here.moment + view.ends.saturating_duration_since(here.instant);
-                let (term, granted) = match self.clock {
-                    Some((asked, at)) => {
-                        let term = Term::new(asked, record.remaining(at), latest, &terms);
-                        // A fencing token is the server's time in µs when it made the grant.
-                        let earlier = Duration::from_micros(at.saturating_sub(record.fence));
-                        let later = Duration::from_micros(record.fence.saturating_sub(at));
-                        (term, asked.moment.saturating_sub(earlier) + later)
-                    }
-                    None => (Term::new(here, Duration::ZERO, latest, &terms), here.moment),
+                let Some((term, granted)) = self.latest.first_term(here, &terms) else {
+                    return;
                 };
                 let clock = self.hub.clock;
                 let lease = Lease::new(&self.key, record, id, token, terms, clock, term);
                 let lease = Arc::new(lease.held_since(granted));
-                let asked = self.clock.map(|(asked, at)| (asked.instant, at));
-                telemetry::granted(&lease, record, view.remaining, asked);
+                let server_time = self.latest.server_time();
+                telemetry::granted(&lease, record, known.remaining, server_time);
                 // StoreEvent of, it is not known to be on replicas; answered, it is.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {
@@ -170,7 +113,7 @@ impl Run {
                         attempt: record.attempt,
                         max_attempts: record.max_attempts,
                         holder: record.holder.clone(),
-                        remaining: view.remaining,
+                        remaining: known.remaining,
                         position: answer.and_then(|reply| reply.position),
                     }));
                 }

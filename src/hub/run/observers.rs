@@ -133,9 +133,9 @@ impl Run {
         let order = frame.record.as_ref().map(|record| record.order());
         let newest = match order {
             Some(order) => self
-                .view
-                .as_ref()
-                .is_some_and(|view| view.record.order() == order),
+                .latest
+                .known()
+                .is_some_and(|known| known.record.order() == order),
             // Absence has no order: a message of what was claimed since may have overtaken it.
             None => self
                 .observers
@@ -159,10 +159,10 @@ impl Run {
         }
         let looked = self.observers.looked;
         // Deaf, before an outcome may be forgotten.
-        let view = self.view.as_ref().filter(|_| !self.subscription.hears());
-        let audit = view.map(|view| {
-            let half = Duration::from_millis(view.record.retention / 2);
-            looked.map_or(view.heard, |looked| looked.max(view.heard)) + half
+        let known = self.latest.known().filter(|_| !self.subscription.hears());
+        let audit = known.map(|known| {
+            let half = Duration::from_millis(known.record.retention / 2);
+            looked.map_or(known.received, |looked| looked.max(known.received)) + half
         });
         let at = self.observers.forgotten.into_iter().chain(audit).min()?;
         // Not over and over, when what is seen is no news: a record that outlives its time, or absence.
