@@ -411,6 +411,20 @@ pub(crate) mod tests {
 
     const LEASE: Duration = Duration::from_secs(1);
 
+    pub(crate) fn run_config() -> RunConfig {
+        RunConfig {
+            lease: 1_000,
+            max_attempts: 5,
+            retention: 2_000,
+            label: "a".into(),
+            margin: LEASE / 10,
+            renew_every: Some(LEASE / 4),
+            max_hold: 10 * LEASE,
+            stall_limit: 60 * LEASE,
+            replicated: false,
+        }
+    }
+
     pub(crate) fn record() -> Record {
         Record {
             state: State::Held,
@@ -437,15 +451,8 @@ pub(crate) mod tests {
     fn lease_held_for(left: Duration, max_hold: Duration) -> (Lease, Clock) {
         let clock = Clock::tokio();
         let terms = Arc::new(RunConfig {
-            lease: 1_000,
-            max_attempts: 5,
-            retention: 2_000,
-            label: "a".into(),
-            margin: LEASE / 10,
-            renew_every: Some(LEASE / 4),
             max_hold,
-            stall_limit: 60 * LEASE,
-            replicated: false,
+            ..run_config()
         });
         let record = record();
         let stamp = clock.stamp();

@@ -8,12 +8,11 @@ mod latest_record;
 mod news;
 mod observers;
 mod outage;
+mod participants;
 mod renewal;
 mod request;
 mod subscription;
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +33,7 @@ use latest_record::LatestRecord;
 use observers::Observers;
 pub(super) use observers::WatchItem;
 use outage::{Outage, RenewalOutage};
+use participants::{ParticipantState, Participants, Stage};
 use renewal::RenewOrigin;
 use request::{Renew, Request, Withdraw};
 use subscription::Subscription;
@@ -65,11 +65,7 @@ impl Call {
 pub(super) struct Run {
     key: Key,
     hub: WeakHandle,
-    /// In the order in which they joined. Boxed, since a map has room for many, and most runs have one.
-    members: BTreeMap<Id, Box<Member>>,
-    /// None before it is in front: very many may be joining, and need not be looked at each time. Whoever becomes free
-    /// to claim lowers it.
-    first: Cell<Id>,
+    participants: Participants,
     observers: Observers,
     /// Grants of this process that are neither settled nor given back.
     grants: Vec<ActiveGrant>,
@@ -94,34 +90,12 @@ pub(super) struct Run {
     effects: Vec<Effect>,
 }
 
-struct Member {
-    token: Token,
-    terms: Arc<RunConfig>,
-    mailbox: UnboundedSender<Update>,
-    stage: Stage,
-    /// Whether a claim of its is on its way.
-    claiming: bool,
-    /// Its place in the line as far as is known, from 0.
-    place: u64,
-    /// The last holder it was told of, by fencing token.
-    told: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// No claim has been answered yet: messages are not acted on, they may be of the last run.
-    Joining,
-    Waiting,
-    Holding,
-}
-
 impl Run {
     pub(super) fn new(key: Key, hub: WeakHandle, connected: bool) -> Self {
         Self {
             key,
             hub,
-            members: BTreeMap::new(),
-            first: Cell::new(0),
+            participants: Participants::default(),
             observers: Observers::default(),
             grants: Vec::new(),
             worked: None,
@@ -140,7 +114,7 @@ impl Run {
 
     /// Whether nothing is left to wait for.
     pub(super) fn is_over(&self) -> bool {
-        self.members.is_empty()
+        self.participants.is_empty()
             && self.observers.is_empty()
             && self.grants.is_empty()
             && self.calls == 0
@@ -163,19 +137,11 @@ impl Run {
     // What participants ask.
 
     pub(super) fn join(&mut self, id: Id, terms: Arc<RunConfig>, mailbox: UnboundedSender<Update>) {
-        let member = Box::new(Member {
-            token: Token::random(),
-            terms,
-            mailbox,
-            stage: Stage::Joining,
-            claiming: false,
-            place: 0,
-            told: 0,
-        });
+        let participant = ParticipantState::new(Token::random(), terms, mailbox);
         if let Some((outage, error)) = self.present_outage() {
-            member.tell(Update::Unavailable(error.clone(), outage));
+            participant.notify(Update::Unavailable(error.clone(), outage));
         }
-        self.members.insert(id, member);
+        self.participants.insert(id, participant);
         if self.outage.as_ref().is_none_or(|outage| !outage.claims) {
             self.claim(id);
         }
@@ -185,12 +151,12 @@ impl Run {
         if self.observers.remove(id) {
             return self.unwatch_if_idle();
         }
-        let Some(member) = self.members.remove(&id) else {
+        let Some(participant) = self.participants.remove(id) else {
             return;
         };
         // A claim on its way is given back when its answer comes, a grant by its own drop.
-        if member.stage != Stage::Holding && !member.claiming {
-            let call = self.withdrawal(member.token, &member.terms, None, now);
+        if participant.stage != Stage::Holding && !participant.claiming {
+            let call = self.withdrawal(participant.token, &participant.terms, None, now);
             self.send(call);
         }
         self.unwatch_if_idle();
@@ -213,7 +179,7 @@ impl Run {
     /// A grant that nobody began to work on.
     pub(super) fn give_back(&mut self, lease: &Lease, now: Instant) {
         self.forget(lease.fence);
-        self.members.remove(&lease.id);
+        self.participants.remove(lease.id);
         let call = self.withdrawal(lease.token, &lease.terms, None, now);
         self.send(call);
         self.unwatch_if_idle();
@@ -260,7 +226,7 @@ impl Run {
         // Before the news spreads, so that no holder takes its own end for a loss.
         match request {
             Request::Claim { id, token, terms } => {
-                if self.comes_back(id, token) {
+                if self.participants.on_claim_answered(id, token) {
                     self.claimed(id, token, &reply, now);
                 } else if (reply.ok || reply.position.is_some())
                     && reply
@@ -366,17 +332,5 @@ impl Run {
         self.calls += 1;
         self.claims += usize::from(call.request.is_claim());
         self.effects.push(Effect::Call(call));
-    }
-}
-
-impl Member {
-    /// A stream that has gone needs no news: its leaving is on its way.
-    fn tell(&self, update: Update) {
-        let _ = self.mailbox.unbounded_send(update);
-    }
-
-    /// Whether it has been answered, or is about to be.
-    fn is_served(&self) -> bool {
-        self.stage != Stage::Joining || self.claiming
     }
 }

@@ -148,8 +148,8 @@ impl Run {
     pub(in crate::hub) fn lost(&mut self, lease: &Lease) {
         if self.grants.iter().any(|live| live.is_mine(lease)) {
             self.forget(lease.fence);
-            if let Some(member) = self.members.get(&lease.id) {
-                member.tell(Update::Lost);
+            if let Some(participant) = self.participants.get(lease.id) {
+                participant.notify(Update::Lost);
             }
         }
     }
@@ -182,8 +182,8 @@ impl Run {
         telemetry::settled(&settling.lease, &result, &update);
         self.forget(settling.lease.fence);
         // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
-        if let Some(member) = self.members.remove(&settling.lease.id) {
-            member.tell(update);
+        if let Some(participant) = self.participants.remove(settling.lease.id) {
+            participant.notify(update);
         }
         if let Some(reply) = settling.reply {
             let _ = reply.send(result);

@@ -33,13 +33,13 @@ impl Run {
             self.lose(&lease, loss(Some(&record), lease.attempt));
         }
         // The next holder has work to do: the others hear of it once it has begun.
-        let owner = record.owner;
-        let mut members = self.members.iter();
-        let owner = members.find(|(_, member)| Some(member.token) == owner);
-        match owner.map(|(id, _)| *id) {
+        match record
+            .owner
+            .and_then(|token| self.participants.with_token(token))
+        {
             Some(id) => {
                 self.bring_up_to_date(id, None, now);
-                self.behind = self.members.len() > 1;
+                self.behind = self.participants.len() > 1;
             }
             None => self.tell_all(now),
         }
@@ -53,8 +53,12 @@ impl Run {
     }
 
     fn tell_all(&mut self, now: Instant) {
-        let members: Vec<Id> = self.members.keys().copied().collect();
-        for id in members {
+        for id in self
+            .participants
+            .iter()
+            .map(|(id, _)| id)
+            .collect::<Vec<Id>>()
+        {
             self.bring_up_to_date(id, None, now);
         }
     }
@@ -62,7 +66,8 @@ impl Run {
     /// Tells one participant, if it waits, what the newest record means to it. `answer` is to its own
     /// claim.
     pub(super) fn bring_up_to_date(&mut self, id: Id, answer: Option<&Reply>, now: Instant) {
-        let (Some(known), Some(member)) = (self.latest.known(), self.members.get_mut(&id)) else {
+        let (Some(known), Some(member)) = (self.latest.known(), self.participants.get_mut(id))
+        else {
             return;
         };
         if member.stage != Stage::Waiting {
@@ -93,7 +98,7 @@ impl Run {
                     used: AtomicBool::new(false),
                     hub,
                 };
-                if let Err(unsent) = member.mailbox.unbounded_send(Update::Granted(grant)) {
+                if let Err(unsent) = member.deliver(Update::Granted(grant)) {
                     // The stream has been dropped meanwhile. Given back here and now: its own way
                     // back would be behind whatever was asked after the drop.
                     lease.give();
@@ -104,12 +109,13 @@ impl Run {
                 self.grants.push(ActiveGrant::new(lease, now));
             }
             State::Held | State::Granted => {
-                if member.told != record.fence {
-                    if member.told != 0 {
-                        member.place = member.place.saturating_sub(1);
+                if member.last_notified_fence != Some(record.fence) {
+                    // One that was in front of it holds now.
+                    if member.last_notified_fence.is_some() {
+                        member.queue_position = member.queue_position.saturating_sub(1);
                     }
-                    member.told = record.fence;
-                    member.tell(Update::Locked(Locked {
+                    member.last_notified_fence = Some(record.fence);
+                    member.notify(Update::Locked(Locked {
                         attempt: record.attempt,
                         max_attempts: record.max_attempts,
                         holder: record.holder.clone(),
@@ -120,11 +126,11 @@ impl Run {
             }
             State::Open => {}
             State::Done | State::GaveUp => {
-                member.tell(Update::Ended(match record.state {
+                member.notify(Update::Ended(match record.state {
                     State::Done => Ended::Completed(completed(record)),
                     _ => Ended::GaveUp(gave_up(record)),
                 }));
-                self.members.remove(&id);
+                self.participants.remove(id);
             }
         }
     }

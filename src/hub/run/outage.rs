@@ -1,12 +1,11 @@
 //! A server that does not serve: what is told, what is kept, and when it is tried again.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::grants::{ActiveGrant, failed};
-use super::{Call, OutageId, Renew, Request, Run, Stage, Update};
+use super::{Call, OutageId, Renew, Request, Run, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
 use crate::lease::Lease;
@@ -68,13 +67,13 @@ impl Run {
                 if self.refreshing == Some(id) {
                     self.refreshing = None;
                 }
-                let wanted = self.comes_back(id, token);
+                let wanted = self.participants.on_claim_answered(id, token);
                 // It may have been a grant that nobody wants, or one that does not count.
                 if wanted && !unproven {
                     None
                 } else {
-                    if let Some(member) = self.members.get_mut(&id).filter(|_| wanted) {
-                        member.token = Token::random();
+                    if let Some(participant) = self.participants.get_mut(id).filter(|_| wanted) {
+                        participant.token = Token::random();
                     }
                     Some(self.withdrawal(token, &terms, ticket, now))
                 }
@@ -156,9 +155,8 @@ impl Run {
             return id;
         }
         let id = self.hub.outage_id();
-        for member in self.members.values() {
-            member.tell(Update::Unavailable(error.clone(), id));
-        }
+        let update = || Update::Unavailable(error.clone(), id);
+        self.participants.notify_all(update);
         self.observers.tell(error);
         id
     }
@@ -199,15 +197,11 @@ impl Run {
 
     /// The server refuses this key to everybody who wants it.
     pub(super) fn end_all(&mut self, error: &Error, now: Instant) {
-        let (stay, end) = std::mem::take(&mut self.members)
-            .into_iter()
-            .partition(|(_, member)| member.stage == Stage::Holding);
-        self.members = stay;
-        for member in BTreeMap::into_values(end) {
-            member.tell(Update::Refused(error.clone()));
+        for participant in self.participants.remove_all_but_holder() {
+            participant.notify(Update::Refused(error.clone()));
             // A claim on its way is given back when its answer comes. One that is to be made again was perhaps carried out.
-            if !member.claiming {
-                let call = self.withdrawal(member.token, &member.terms, None, now);
+            if !participant.claiming {
+                let call = self.withdrawal(participant.token, &participant.terms, None, now);
                 self.send(call);
             }
         }
@@ -220,13 +214,13 @@ impl Run {
             _ => return,
         }
         self.send_parked();
-        let joining = self.members.iter().find(|(_, member)| !member.is_served());
-        if let Some(id) = joining.map(|(id, _)| *id) {
+        let unserved = self.participants.unserved().next();
+        if let Some(id) = unserved {
             self.claim(id);
         } else {
             self.refresh();
         }
-        let claims = self.members.values().any(|member| member.claiming);
+        let claims = self.participants.is_any_claiming();
         match &mut self.outage {
             Some(outage) if claims || self.observers.are_looking() || !self.effects.is_empty() => {
                 outage.claims &= claims;
@@ -254,11 +248,7 @@ impl Run {
         if let Some(outage) = self.outage.take() {
             outage.observed.over();
         }
-        let joining = self
-            .members
-            .iter()
-            .filter(|(_, member)| !member.is_served());
-        for id in joining.map(|(id, _)| *id).collect::<Vec<_>>() {
+        for id in self.participants.unserved().collect::<Vec<_>>() {
             self.claim(id);
         }
         self.watch();

@@ -99,8 +99,8 @@ impl Run {
         }
         match origin {
             RenewOrigin::Stream => {
-                if let Some(member) = self.members.get(&lease.id) {
-                    member.tell(Update::Confirmed);
+                if let Some(participant) = self.participants.get(lease.id) {
+                    participant.notify(Update::Confirmed);
                 }
             }
             // A guard that does not wait any more has gone.

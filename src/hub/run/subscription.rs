@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Effect, Run, Stage};
+use super::{Effect, Run};
 use crate::error::Error;
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
 
@@ -65,8 +65,7 @@ impl Run {
 
     /// Subscribes, if anybody waits or looks on and it has not been done.
     pub(super) fn watch(&mut self) {
-        let mut members = self.members.values();
-        let wanted = members.any(|member| member.stage == Stage::Waiting);
+        let wanted = self.participants.is_any_waiting();
         if self.subscription.is_none() && (wanted || !self.observers.is_empty()) {
             self.subscription.phase = Phase::Watching;
             self.calls += 1;
@@ -82,7 +81,7 @@ impl Run {
     }
 
     pub(super) fn unwatch_if_idle(&mut self) {
-        if !self.members.is_empty() || !self.observers.is_empty() {
+        if !self.participants.is_empty() || !self.observers.is_empty() {
             return;
         }
         match self.subscription.phase {

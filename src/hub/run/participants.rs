@@ -1,0 +1,257 @@
+//! The participants of this process in one run.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedSender;
+
+use super::{Id, Update};
+use crate::store::record::Token;
+use crate::terms::RunConfig;
+
+/// At the end of a lease the waiter at position p of the queue claims after p of these.
+const STAGGER: Duration = Duration::from_millis(5);
+
+/// From this position on all waiters claim together.
+const STAGGER_CAP: u64 = 100;
+
+/// In the order in which they joined.
+#[derive(Default)]
+pub(super) struct Participants {
+    /// Boxed, since a map has room for many, and most runs have one.
+    all: BTreeMap<Id, Box<ParticipantState>>,
+    /// No participant with a smaller id can be the next claimant. Saves scanning all that join.
+    claim_cursor: Cell<Id>,
+}
+
+pub(super) struct ParticipantState {
+    /// Its grant is under this token. A token gets one grant.
+    pub(super) token: Token,
+    pub(super) terms: Arc<RunConfig>,
+    mailbox: UnboundedSender<Update>,
+    pub(super) stage: Stage,
+    /// Whether a claim of it is on its way.
+    pub(super) claiming: bool,
+    /// Its position in the queue as far as is known, from 0.
+    pub(super) queue_position: u64,
+    /// The last holder that it was told of.
+    pub(super) last_notified_fence: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// No claim has been answered yet. Messages are not acted on: they may be of the last run.
+    Joining,
+    Waiting,
+    Holding,
+}
+
+impl Participants {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn get(&self, id: Id) -> Option<&ParticipantState> {
+        self.all.get(&id).map(|state| &**state)
+    }
+
+    pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut ParticipantState> {
+        self.all.get_mut(&id).map(|state| &mut **state)
+    }
+
+    pub(super) fn insert(&mut self, id: Id, state: ParticipantState) {
+        self.all.insert(id, Box::new(state));
+    }
+
+    pub(super) fn remove(&mut self, id: Id) -> Option<Box<ParticipantState>> {
+        self.all.remove(&id)
+    }
+
+    /// Removes all but the holder.
+    pub(super) fn remove_all_but_holder(&mut self) -> Vec<Box<ParticipantState>> {
+        let all = std::mem::take(&mut self.all);
+        let (stay, leave) = all
+            .into_iter()
+            .partition(|(_, state)| state.stage == Stage::Holding);
+        self.all = stay;
+        BTreeMap::into_values(leave).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &ParticipantState)> {
+        self.all.iter().map(|(id, state)| (*id, &**state))
+    }
+
+    pub(super) fn with_token(&self, token: Token) -> Option<Id> {
+        let mut all = self.iter();
+        let found = all.find(|(_, state)| state.token == token);
+        found.map(|(id, _)| id)
+    }
+
+    /// Returns the ids of those that wait for an answer to their first claim, and have none on its
+    /// way.
+    pub(super) fn unserved(&self) -> impl Iterator<Item = Id> {
+        let unserved = self.iter().filter(|(_, state)| !state.is_served());
+        unserved.map(|(id, _)| id)
+    }
+
+    pub(super) fn is_any_waiting(&self) -> bool {
+        self.iter().any(|(_, state)| state.stage == Stage::Waiting)
+    }
+
+    pub(super) fn is_any_claiming(&self) -> bool {
+        self.iter().any(|(_, state)| state.claiming)
+    }
+
+    pub(super) fn notify_all(&self, update: impl Fn() -> Update) {
+        self.iter().for_each(|(_, state)| state.notify(update()));
+    }
+
+    /// Records that a claim was answered. Returns whether the participant still wants a grant: the
+    /// holder does not.
+    pub(super) fn on_claim_answered(&mut self, id: Id, token: Token) -> bool {
+        let state = self.get_mut(id).filter(|state| state.token == token);
+        let Some(state) = state else {
+            return false;
+        };
+        state.claiming = false;
+        let wanted = state.stage != Stage::Holding;
+        self.claim_cursor.set(self.claim_cursor.get().min(id));
+        wanted
+    }
+
+    /// Returns the waiter that claims first when a claim is due.
+    pub(super) fn next_claimant(&self) -> Option<(Id, &ParticipantState)> {
+        let can_claim = |state: &ParticipantState| state.stage == Stage::Waiting && !state.claiming;
+        let mut from = self.all.range(self.claim_cursor.get()..);
+        let next = from.find(|(_, state)| can_claim(state));
+        let behind_all = || self.all.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.claim_cursor
+            .set(next.map_or_else(behind_all, |(id, _)| *id));
+        next.map(|(id, state)| (*id, &**state))
+    }
+}
+
+impl ParticipantState {
+    pub(super) fn new(
+        token: Token,
+        terms: Arc<RunConfig>,
+        mailbox: UnboundedSender<Update>,
+    ) -> Self {
+        Self {
+            token,
+            terms,
+            mailbox,
+            stage: Stage::Joining,
+            claiming: false,
+            queue_position: 0,
+            last_notified_fence: None,
+        }
+    }
+
+    /// Tells the stream. One that has gone needs no news: its leaving is on its way.
+    pub(super) fn notify(&self, update: Update) {
+        let _ = self.mailbox.unbounded_send(update);
+    }
+
+    /// Tells the stream; returns the update if the stream has gone.
+    pub(super) fn deliver(&self, update: Update) -> Result<(), Update> {
+        let sent = self.mailbox.unbounded_send(update);
+        sent.map_err(futures::channel::mpsc::TrySendError::into_inner)
+    }
+
+    /// Whether its first claim was answered, or is on its way.
+    fn is_served(&self) -> bool {
+        self.stage != Stage::Joining || self.claiming
+    }
+
+    /// Returns how long after the end of a lease it claims: at once at the head of the queue.
+    pub(super) fn stagger(&self) -> Duration {
+        let position = self.queue_position.min(STAGGER_CAP) as u32;
+        if position == 0 {
+            return Duration::ZERO;
+        }
+        // Stable for one token, so that asking twice gives one answer.
+        STAGGER * position + STAGGER.mul_f64(self.token.fraction())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::channel::mpsc;
+
+    use super::*;
+    use crate::lease::tests::run_config;
+
+    fn participants(count: u64) -> Participants {
+        let mut all = Participants::default();
+        for id in 0..count {
+            let (mailbox, _) = mpsc::unbounded();
+            let config = Arc::new(run_config());
+            all.insert(id, ParticipantState::new(Token::random(), config, mailbox));
+        }
+        all
+    }
+
+    fn next(all: &Participants) -> Option<Id> {
+        all.next_claimant().map(|(id, _)| id)
+    }
+
+    #[test]
+    fn the_first_waiter_that_does_not_claim_is_next() {
+        let mut all = participants(4);
+        assert_eq!(next(&all), None, "all join");
+        for (id, first) in [(2, 2), (1, 1), (3, 1)] {
+            let state = all.get_mut(id).unwrap();
+            state.stage = Stage::Waiting;
+            let token = state.token;
+            assert!(all.on_claim_answered(id, token));
+            assert_eq!(next(&all), Some(first), "the cursor goes back");
+        }
+        all.get_mut(1).unwrap().claiming = true;
+        assert_eq!(next(&all), Some(2));
+        all.remove(2);
+        assert_eq!(next(&all), Some(3));
+    }
+
+    #[test]
+    fn a_late_answer_to_another_token_is_not_wanted() {
+        let mut all = participants(1);
+        let state = all.get_mut(0).unwrap();
+        state.claiming = true;
+        let token = state.token;
+        assert!(!all.on_claim_answered(0, Token::random()));
+        assert!(all.get(0).unwrap().claiming);
+        assert!(all.on_claim_answered(0, token));
+        all.get_mut(0).unwrap().stage = Stage::Holding;
+        assert!(!all.on_claim_answered(0, token), "the holder has its grant");
+    }
+
+    #[test]
+    fn a_refusal_leaves_the_holder() {
+        let mut all = participants(3);
+        all.get_mut(1).unwrap().stage = Stage::Holding;
+        assert_eq!(all.remove_all_but_holder().len(), 2);
+        assert_eq!(all.iter().map(|(id, _)| id).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn waiters_further_back_claim_later() {
+        let mut all = participants(1);
+        let state = all.get_mut(0).unwrap();
+        assert_eq!(state.stagger(), Duration::ZERO);
+        let at = |state: &mut ParticipantState, position| {
+            state.queue_position = position;
+            state.stagger()
+        };
+        let third = at(state, 3);
+        assert!((3 * STAGGER..4 * STAGGER).contains(&third), "{third:?}");
+        assert_eq!(at(state, 3), third);
+        assert_eq!(at(state, STAGGER_CAP), at(state, 10 * STAGGER_CAP));
+    }
+}
