@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::store::key::Key;
 use crate::store::record::{RecordSnapshot, Token};
 use crate::store::{Op, Reply};
-use grants::{ActiveGrant, Settling};
+use grants::{Grants, Settling};
 use latest_record::LatestRecord;
 use observers::Observers;
 pub(super) use observers::WatchItem;
@@ -67,11 +67,7 @@ pub(super) struct Run {
     hub: WeakHandle,
     participants: Participants,
     observers: Observers,
-    /// Grants of this process that are neither settled nor given back.
-    grants: Vec<ActiveGrant>,
-    /// The last grant that a guard was made of and that is over for us, by fencing token, and whose it was. The server
-    /// need not know that it is over.
-    worked: Option<(u64, Token)>,
+    grants: Grants,
     latest: LatestRecord,
     subscription: Subscription,
     /// Who claims on behalf of all that wait.
@@ -97,8 +93,7 @@ impl Run {
             hub,
             participants: Participants::default(),
             observers: Observers::default(),
-            grants: Vec::new(),
-            worked: None,
+            grants: Grants::default(),
             latest: LatestRecord::default(),
             subscription: Subscription::new(connected),
             refreshing: None,
@@ -178,7 +173,7 @@ impl Run {
 
     /// A grant that nobody began to work on.
     pub(super) fn give_back(&mut self, lease: &Lease, now: Instant) {
-        self.forget(lease.fence);
+        self.grants.forget(lease.fence);
         self.participants.remove(lease.id);
         let call = self.withdrawal(lease.token, &lease.terms, None, now);
         self.send(call);
@@ -191,9 +186,7 @@ impl Run {
             outcome,
             reply,
         } = settlement;
-        if let Some(live) = self.live(lease.fence) {
-            live.settling = true;
-        }
+        self.grants.on_settle_requested(lease.fence);
         self.ask(Request::Settle(Settling {
             began: now,
             give_up: now + lease.left().max(PATIENCE),
@@ -231,7 +224,7 @@ impl Run {
                 } else if (reply.ok || reply.position.is_some())
                     && reply
                         .record()
-                        .is_some_and(|told| told.fence > self.spared(token))
+                        .is_some_and(|told| told.fence > self.grants.except_fence(token))
                 {
                     let call = self.withdrawal(token, &terms, ticket, now);
                     self.send(call);
@@ -271,13 +264,9 @@ impl Run {
 
     /// When [`Run::fire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let lapses = self
-            .grants
-            .iter()
-            .filter(|live| !live.settling)
-            .map(ActiveGrant::ends);
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
-        lapses
+        let deadlines = self.grants.deadline().into_iter();
+        deadlines
             .chain(retry)
             .chain(self.subscription.retry_at())
             .chain(self.claim_at())
@@ -314,7 +303,7 @@ impl Run {
         let request = Request::Withdraw(Withdraw {
             token,
             terms: terms.clone(),
-            except_fence: self.spared(token),
+            except_fence: self.grants.except_fence(token),
             // Later than that its grant has ended anyway.
             give_up: now + Duration::from_millis(terms.lease),
         });

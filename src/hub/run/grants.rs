@@ -15,16 +15,34 @@ use crate::store::record::{Cause, Record, State, Token, loss};
 use crate::store::{Failure, Outcome, Reply};
 use crate::telemetry;
 
+/// Grants of this process that are neither settled nor given back.
+#[derive(Default)]
+pub(super) struct Grants {
+    active: Vec<ActiveGrant>,
+    /// The last grant that a guard was made of and that is over for this process. The server need
+    /// not know that it is over.
+    last_used: Option<(u64, Token)>,
+}
+
 pub(super) struct ActiveGrant {
     pub(super) lease: Arc<Lease>,
-    /// When it ends, as far as our timer knows: the keeper may have restarted it since.
+    /// Time when it ends, as far as the timer knows: the keeper may have restarted it since.
     ends: Instant,
-    /// Its end is on its way.
-    pub(super) settling: bool,
-    /// Its time is over, and nobody has looked at it yet.
-    pub(super) lapsed: bool,
-    /// How many checkpoints were asked for.
+    phase: GrantPhase,
+    /// Number of checkpoints that were requested.
     pub(super) checkpoints: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GrantPhase {
+    /// Goes to `ExpiredUnclaimed` if its lease ends before a guard is made of it, and to `Settling`
+    /// when its end is requested.
+    Active,
+    /// Its lease is over and no guard was made of it: it may still be confirmed, and goes to
+    /// `Active` then.
+    ExpiredUnclaimed,
+    /// Its end is on its way to the server.
+    Settling,
 }
 
 pub(in crate::hub) struct Settling {
@@ -35,83 +53,163 @@ pub(in crate::hub) struct Settling {
     pub(super) give_up: Instant,
 }
 
-impl ActiveGrant {
-    pub(super) fn new(lease: Arc<Lease>, now: Instant) -> Self {
-        Self {
+impl Grants {
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    pub(super) fn push(&mut self, lease: Arc<Lease>, now: Instant) {
+        self.active.push(ActiveGrant {
             ends: now + lease.left(),
-            settling: false,
-            lapsed: false,
+            phase: GrantPhase::Active,
             checkpoints: 0,
             lease,
+        });
+    }
+
+    pub(super) fn get_mut(&mut self, fence: u64) -> Option<&mut ActiveGrant> {
+        let mut active = self.active.iter_mut();
+        active.find(|grant| grant.lease.fence == fence)
+    }
+
+    /// Whether the grant is active, and its end is not on its way.
+    pub(super) fn is_held(&self, fence: u64) -> bool {
+        let mut held = self.held();
+        held.any(|grant| grant.lease.fence == fence)
+    }
+
+    fn held(&self) -> impl Iterator<Item = &ActiveGrant> {
+        self.active.iter().filter(|grant| !grant.is_settling())
+    }
+
+    pub(super) fn on_settle_requested(&mut self, fence: u64) {
+        if let Some(grant) = self.get_mut(fence) {
+            grant.phase = GrantPhase::Settling;
         }
     }
 
-    /// When it is over; for a grant that no stream has looked at, when nothing is left of its run.
-    pub(super) fn ends(&self) -> Instant {
-        match self.lapsed {
-            false => self.ends,
-            true => self.ends + Duration::from_millis(self.lease.terms.retention),
+    /// Returns the fence of this token's grant that was, or may yet be, worked on, or 0.
+    ///
+    /// A withdrawal must not release it, since that would pass the attempt on uncounted. Any other
+    /// grant under this token came from a late duplicate claim, and may be released.
+    pub(super) fn except_fence(&self, token: Token) -> u64 {
+        let active = self.active.iter();
+        let active = active.map(|grant| (grant.lease.fence, grant.lease.token));
+        let mut of_token = active.chain(self.last_used).filter(|(_, of)| *of == token);
+        of_token.next().map_or(0, |(fence, _)| fence)
+    }
+
+    /// Forgets a grant that is over for this process.
+    pub(super) fn forget(&mut self, fence: u64) {
+        let used = self.get_mut(fence).filter(|grant| grant.lease.is_given());
+        if let Some(token) = used.map(|grant| grant.lease.token) {
+            // One that is being settled may be forgotten later than its successor.
+            let later = self.last_used.filter(|(last, _)| *last > fence);
+            self.last_used = later.or(Some((fence, token)));
+        }
+        self.active.retain(|grant| grant.lease.fence != fence);
+    }
+
+    /// Time when the next lease ends, as far as the timers know.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.held().map(ActiveGrant::ends).min()
+    }
+
+    /// Returns the leases that have ended. Until a guard was made of it, a grant may still be
+    /// confirmed after its lease.
+    fn expire(&mut self, now: Instant) -> Vec<Arc<Lease>> {
+        let mut expired = Vec::new();
+        for grant in self.active.iter_mut().filter(|grant| grant.ends() <= now) {
+            // The keeper restarts it without telling.
+            grant.set_timer(now);
+            if grant.is_settling() || grant.ends() > now {
+                continue;
+            }
+            if grant.phase == GrantPhase::ExpiredUnclaimed || grant.lease.is_given() {
+                expired.push(grant.lease.clone());
+            } else {
+                grant.phase = GrantPhase::ExpiredUnclaimed;
+                // The rest of the run may be over, too.
+                if grant.ends() <= now {
+                    expired.push(grant.lease.clone());
+                }
+            }
+        }
+        expired
+    }
+
+    /// Returns the leases that ended while the machine slept and that no keeper renews. The keeper
+    /// asks the server first about those that it renews.
+    fn ended_in_sleep(&mut self, now: Instant) -> Vec<Arc<Lease>> {
+        for grant in &mut self.active {
+            grant.set_timer(now);
+        }
+        let mut ended = self.expire(now);
+        let leases = self.active.iter().map(|grant| &grant.lease);
+        let manual = leases.filter(|lease| lease.is_given() && !lease.is_kept());
+        ended.extend(manual.filter(|lease| lease.remaining().is_zero()).cloned());
+        ended
+    }
+
+    /// Returns the leases that this record shows to be over.
+    pub(super) fn ended_by(&self, record: &Record) -> Vec<Arc<Lease>> {
+        let is_over = |grant: &&ActiveGrant| {
+            let fence = grant.lease.fence;
+            let withdrawn = fence == record.fence && !record.state.is_owned();
+            fence < record.fence || withdrawn
+        };
+        let over = self.held().filter(is_over);
+        over.map(|grant| grant.lease.clone()).collect()
+    }
+}
+
+impl ActiveGrant {
+    pub(super) fn is_settling(&self) -> bool {
+        self.phase == GrantPhase::Settling
+    }
+
+    /// Whether its lease is still worth a renewal.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.is_settling() && !self.lease.is_lost()
+    }
+
+    /// Time when it is over; for a grant that no stream has claimed, when nothing is left of its
+    /// run.
+    fn ends(&self) -> Instant {
+        match self.phase {
+            GrantPhase::Active | GrantPhase::Settling => self.ends,
+            GrantPhase::ExpiredUnclaimed => {
+                self.ends + Duration::from_millis(self.lease.terms.retention)
+            }
         }
     }
 
     /// Sets the timer by the lease.
-    pub(super) fn look(&mut self, now: Instant) {
+    pub(super) fn set_timer(&mut self, now: Instant) {
         let left = self.lease.left();
         if !left.is_zero() {
             self.ends = now + left;
-            self.lapsed = false;
-        } else if !self.lapsed {
+            if self.phase == GrantPhase::ExpiredUnclaimed {
+                self.phase = GrantPhase::Active;
+            }
+        } else if self.phase != GrantPhase::ExpiredUnclaimed {
             self.ends = self.ends.min(now);
         }
     }
 }
 
-impl ActiveGrant {
-    /// Whether it is this grant, and its end is not on its way.
-    fn is_mine(&self, lease: &Lease) -> bool {
-        self.lease.fence == lease.fence && !self.settling
-    }
-}
-
 impl Drop for ActiveGrant {
-    /// The hub's runtime has shut down, unless there was another reason before.
+    /// Loses the lease if there was no other reason: the hub's runtime has shut down.
     fn drop(&mut self) {
         self.lease.lose(LeaseLost::Stopped);
     }
 }
 
 impl Run {
-    pub(super) fn live(&mut self, fence: u64) -> Option<&mut ActiveGrant> {
-        self.grants
-            .iter_mut()
-            .find(|live| live.lease.fence == fence)
-    }
-
-    /// The grant of this token that is or was in somebody's hands, by fencing token, or 0: with its stream or, when that
-    /// has gone, with its guard. What ends it is that, or the lease's end, and never a withdrawal, which would not
-    /// count the attempt. A token gets one: another is nobody's, and of a claim that came late.
-    pub(super) fn spared(&self, token: Token) -> u64 {
-        let live = self.grants.iter();
-        let live = live.map(|live| (live.lease.fence, live.lease.token));
-        let mut mine = live.chain(self.worked).filter(|(_, whose)| *whose == token);
-        mine.next().map_or(0, |(fence, _)| fence)
-    }
-
     pub(super) fn lapse(&mut self, now: Instant) {
-        for live in self.grants.iter_mut().filter(|live| live.ends() <= now) {
-            // The keeper restarts it without telling.
-            live.look(now);
-        }
-        let over = |live: &&mut ActiveGrant| !live.settling && live.ends() <= now;
-        while let Some(live) = self.grants.iter_mut().find(over) {
-            let lease = live.lease.clone();
-            // Until a guard was made of it, it may still be confirmed.
-            if live.lapsed || lease.is_given() {
-                lease.expire();
-                self.lost(&lease);
-            } else {
-                live.lapsed = true;
-            }
+        for lease in self.grants.expire(now) {
+            lease.expire();
+            self.lost(&lease);
         }
     }
 
@@ -122,15 +220,8 @@ impl Run {
 
     /// The clock of leases has outrun that of timers, as when the machine slept.
     pub(in crate::hub) fn woke(&mut self, now: Instant) {
-        for live in &mut self.grants {
-            live.look(now);
-        }
-        self.lapse(now);
-        // What the keeper renews, it asks the server about first.
-        let manual = self.grants.iter().map(|live| &live.lease);
-        let manual = manual.filter(|lease| lease.is_given() && !lease.is_kept());
-        let over = manual.filter(|lease| lease.remaining().is_zero());
-        for lease in over.cloned().collect::<Vec<_>>() {
+        for lease in self.grants.ended_in_sleep(now) {
+            lease.expire();
             self.lost(&lease);
         }
         self.unwatch_if_idle();
@@ -138,7 +229,7 @@ impl Run {
 
     /// Its holder has it no longer, unless it is being settled: then that answer tells.
     pub(in crate::hub) fn lose(&mut self, lease: &Lease, reason: LeaseLost) {
-        if self.grants.iter().any(|live| live.is_mine(lease)) {
+        if self.grants.is_held(lease.fence) {
             lease.lose(reason);
         }
         self.lost(lease);
@@ -146,8 +237,8 @@ impl Run {
 
     /// It was lost: its stream is told.
     pub(in crate::hub) fn lost(&mut self, lease: &Lease) {
-        if self.grants.iter().any(|live| live.is_mine(lease)) {
-            self.forget(lease.fence);
+        if self.grants.is_held(lease.fence) {
+            self.grants.forget(lease.fence);
             if let Some(participant) = self.participants.get(lease.id) {
                 participant.notify(Update::Lost);
             }
@@ -180,7 +271,7 @@ impl Run {
         update: Update,
     ) {
         telemetry::settled(&settling.lease, &result, &update);
-        self.forget(settling.lease.fence);
+        self.grants.forget(settling.lease.fence);
         // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
         if let Some(participant) = self.participants.remove(settling.lease.id) {
             participant.notify(update);
@@ -188,16 +279,6 @@ impl Run {
         if let Some(reply) = settling.reply {
             let _ = reply.send(result);
         }
-    }
-
-    pub(super) fn forget(&mut self, fence: u64) {
-        let given = self.live(fence).filter(|live| live.lease.is_given());
-        if let Some(token) = given.map(|live| live.lease.token) {
-            // One that is being settled may be forgotten later than its successor.
-            let later = self.worked.filter(|(last, _)| *last > fence);
-            self.worked = later.or(Some((fence, token)));
-        }
-        self.grants.retain(|live| live.lease.fence != fence);
     }
 }
 
@@ -268,5 +349,91 @@ pub(super) fn gave_up(record: &Record) -> GaveUp {
         attempts: record.attempt,
         holder: previous.map_or_else(String::new, |previous| previous.holder.clone()),
         reason: previous.map_or(Reason::Lost, Reason::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::lease::tests::{lease, record};
+
+    const LEASE: Duration = Duration::from_secs(1);
+
+    fn granted() -> (Grants, Arc<Lease>) {
+        let mut grants = Grants::default();
+        let lease = Arc::new(lease(LEASE).0);
+        grants.push(lease.clone(), Instant::now());
+        (grants, lease)
+    }
+
+    fn expired(grants: &mut Grants) -> usize {
+        grants.expire(Instant::now()).len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unclaimed_grant_expires_after_the_retention() {
+        let (mut grants, lease) = granted();
+        advance(LEASE).await;
+        assert_eq!(expired(&mut grants), 0, "it may be confirmed");
+        let retention = Duration::from_millis(lease.terms.retention);
+        assert!(grants.deadline().unwrap() > Instant::now() + retention - LEASE);
+        advance(retention).await;
+        assert_eq!(expired(&mut grants), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_used_grant_expires_with_its_lease() {
+        let (mut grants, lease) = granted();
+        assert!(lease.give());
+        assert_eq!(expired(&mut grants), 0);
+        advance(LEASE).await;
+        assert_eq!(expired(&mut grants), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settling_grant_has_no_deadline() {
+        let (mut grants, lease) = granted();
+        assert!(lease.give());
+        grants.on_settle_requested(lease.fence);
+        advance(LEASE).await;
+        assert_eq!((grants.deadline(), expired(&mut grants)), (None, 0));
+        assert!(!grants.is_held(lease.fence));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_withdrawal_spares_the_grant_that_was_used() {
+        let (mut grants, lease) = granted();
+        let (token, fence) = (lease.token, lease.fence);
+        assert_eq!(grants.except_fence(Token::random()), 0);
+        assert_eq!(grants.except_fence(token), fence);
+        grants.forget(fence);
+        assert_eq!(grants.except_fence(token), 0, "nothing used it");
+        grants.push(lease.clone(), Instant::now());
+        lease.give();
+        grants.forget(fence);
+        assert_eq!(grants.except_fence(token), fence);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_grant_or_the_end_of_its_own_ends_it() {
+        let (mut grants, lease) = granted();
+        let ended = |grants: &Grants, fence, state| {
+            let record = Record {
+                fence,
+                state,
+                ..record()
+            };
+            grants.ended_by(&record).len()
+        };
+        let own = lease.fence;
+        assert_eq!(ended(&grants, own, State::Held), 0);
+        assert_eq!(ended(&grants, own, State::Done), 1);
+        assert_eq!(ended(&grants, own + 1, State::Held), 1);
+        assert_eq!(ended(&grants, own - 1, State::Done), 0);
+        grants.on_settle_requested(own);
+        let text = "its own answer tells";
+        assert_eq!(ended(&grants, own + 1, State::Held), 0, "{text}");
     }
 }

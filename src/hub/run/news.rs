@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
 use super::grants::{completed, gave_up};
-use super::{ActiveGrant, Id, Run, Stage, Update};
+use super::{Id, Run, Stage, Update};
 use crate::event::Locked;
 use crate::hub::Grant;
 use crate::hub::message::Ended;
@@ -23,13 +23,7 @@ impl Run {
             return;
         };
         let record = known.record.clone();
-        let over = |live: &&ActiveGrant| {
-            let fence = live.lease.fence;
-            let withdrawn = fence == record.fence && !record.state.is_owned();
-            (fence < record.fence || withdrawn) && !live.settling
-        };
-        while let Some(live) = self.grants.iter().find(over) {
-            let lease = live.lease.clone();
+        for lease in self.grants.ended_by(&record) {
             self.lose(&lease, loss(Some(&record), lease.attempt));
         }
         // The next holder has work to do: the others hear of it once it has begun.
@@ -106,7 +100,7 @@ impl Run {
                     return self.leave(id, now);
                 }
                 member.stage = Stage::Holding;
-                self.grants.push(ActiveGrant::new(lease, now));
+                self.grants.push(lease, now);
             }
             State::Held | State::Granted => {
                 if member.last_notified_fence != Some(record.fence) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::grants::{ActiveGrant, failed};
+use super::grants::failed;
 use super::{Call, OutageId, Renew, Request, Run, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
@@ -233,8 +233,8 @@ impl Run {
     pub(super) fn recover(&mut self, is_claim: bool) {
         // That a lease was lost does not end the outage which cost it: an answer does.
         let failing = self.renewals_fail.as_ref().map(|outage| outage.fence);
-        let fails = |live: &ActiveGrant| Some(live.lease.fence) == failing && !live.lease.is_lost();
-        if !self.grants.iter().any(fails) {
+        let grant = failing.and_then(|fence| self.grants.get_mut(fence));
+        if grant.is_none_or(|grant| grant.lease.is_lost()) {
             self.end_renewal_outage();
         }
         if self

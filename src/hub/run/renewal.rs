@@ -6,7 +6,6 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::grants::ActiveGrant;
 use super::{Call, Renew, Request, Run, Update};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost, RenewError};
@@ -24,13 +23,6 @@ pub(super) enum RenewOrigin {
     Keeper,
 }
 
-impl ActiveGrant {
-    /// Whether its lease is still worth a renewal.
-    fn is_wanted(&self) -> bool {
-        !self.settling && !self.lease.is_lost()
-    }
-}
-
 impl Run {
     pub(super) fn renew(
         &mut self,
@@ -40,7 +32,7 @@ impl Run {
         origin: RenewOrigin,
     ) {
         // One that has ended meanwhile is known to be lost.
-        let Some(live) = self.live(lease.fence) else {
+        let Some(live) = self.grants.get_mut(lease.fence) else {
             return;
         };
         live.checkpoints += u64::from(checkpoint.is_some());
@@ -61,7 +53,7 @@ impl Run {
     /// Whether a renewal that has waited is still wanted. It keeps its checkpoint unless a newer one
     /// was left meanwhile.
     pub(super) fn still_renews(&mut self, renew: &mut Renew) -> bool {
-        let live = self.live(renew.lease.fence);
+        let live = self.grants.get_mut(renew.lease.fence);
         let Some(live) = live.filter(|live| live.is_wanted()) else {
             return false;
         };
@@ -90,11 +82,11 @@ impl Run {
             self.lose(lease, loss(reply.record(), lease.attempt));
             return;
         };
-        let Some(live) = self.live(lease.fence) else {
+        let Some(live) = self.grants.get_mut(lease.fence) else {
             return;
         };
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
-            live.look(now);
+            live.set_timer(now);
             telemetry::renewed(lease);
         }
         match origin {
@@ -113,7 +105,9 @@ impl Run {
     /// the lease runs and somebody works under it.
     pub(super) fn not_renewed(&mut self, renew: Renew, error: &Error) -> Option<Renew> {
         let lease = &*renew.lease;
-        self.live(lease.fence).filter(|live| live.is_wanted())?;
+        self.grants
+            .get_mut(lease.fence)
+            .filter(|live| live.is_wanted())?;
         let unproven = matches!(error, Error::NotReplicated { .. });
         match renew.origin {
             // Nobody works under it yet: somebody else may try.
