@@ -6,12 +6,13 @@ mod claims;
 mod grants;
 mod latest_record;
 mod news;
-mod observers;
 mod outage;
 mod participants;
 mod renewal;
 mod request;
+mod single_flight;
 mod subscription;
+mod watchers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,13 +31,13 @@ use crate::store::record::{RecordSnapshot, Token};
 use crate::store::{Op, Reply};
 use grants::{Grants, Settling};
 use latest_record::LatestRecord;
-use observers::Observers;
-pub(super) use observers::WatchItem;
 use outage::{Outage, RenewalOutage};
 use participants::{ParticipantState, Participants, Stage};
 use renewal::RenewOrigin;
 use request::{Renew, Request, Withdraw};
 use subscription::Subscription;
+pub(super) use watchers::WatchItem;
+use watchers::Watchers;
 
 /// The longest a settlement is tried, if the lease does not end later.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,7 +67,7 @@ pub(super) struct Run {
     key: Key,
     hub: WeakHandle,
     participants: Participants,
-    observers: Observers,
+    watchers: Watchers,
     grants: Grants,
     latest: LatestRecord,
     subscription: Subscription,
@@ -92,7 +93,7 @@ impl Run {
             key,
             hub,
             participants: Participants::default(),
-            observers: Observers::default(),
+            watchers: Watchers::default(),
             grants: Grants::default(),
             latest: LatestRecord::default(),
             subscription: Subscription::new(connected),
@@ -110,7 +111,7 @@ impl Run {
     /// Whether nothing is left to wait for.
     pub(super) fn is_over(&self) -> bool {
         self.participants.is_empty()
-            && self.observers.is_empty()
+            && self.watchers.is_empty()
             && self.grants.is_empty()
             && self.calls == 0
             && self.subscription.is_none()
@@ -143,7 +144,7 @@ impl Run {
     }
 
     pub(super) fn leave(&mut self, id: Id, now: Instant) {
-        if self.observers.remove(id) {
+        if self.watchers.remove(id) {
             return self.unwatch_if_idle();
         }
         let Some(participant) = self.participants.remove(id) else {

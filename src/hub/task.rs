@@ -189,7 +189,7 @@ impl<S: Store> Hub<S> {
                 self.with(&key, now, |run| run.join(id, terms, mailbox));
             }
             Message::Observe { key, id, mailbox } => {
-                self.with(&key, now, |run| run.observe(id, mailbox));
+                self.with(&key, now, |run| run.add_watcher(id, mailbox));
             }
             Message::Ask { key, op, answer } => {
                 self.with(&key, now, |run| run.answer(op, answer));

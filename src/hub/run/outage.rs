@@ -157,7 +157,7 @@ impl Run {
         let id = self.hub.outage_id();
         let update = || Update::Unavailable(error.clone(), id);
         self.participants.notify_all(update);
-        self.observers.tell(error);
+        self.watchers.tell(error);
         id
     }
 
@@ -222,7 +222,7 @@ impl Run {
         }
         let claims = self.participants.is_any_claiming();
         match &mut self.outage {
-            Some(outage) if claims || self.observers.are_looking() || !self.effects.is_empty() => {
+            Some(outage) if claims || self.watchers.is_reading() || !self.effects.is_empty() => {
                 outage.claims &= claims;
             }
             outage => *outage = None,

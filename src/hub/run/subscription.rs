@@ -66,7 +66,7 @@ impl Run {
     /// Subscribes, if anybody waits or looks on and it has not been done.
     pub(super) fn watch(&mut self) {
         let wanted = self.participants.is_any_waiting();
-        if self.subscription.is_none() && (wanted || !self.observers.is_empty()) {
+        if self.subscription.is_none() && (wanted || !self.watchers.is_empty()) {
             self.subscription.phase = Phase::Watching;
             self.calls += 1;
             self.effects.push(Effect::Watch);
@@ -81,7 +81,7 @@ impl Run {
     }
 
     pub(super) fn unwatch_if_idle(&mut self) {
-        if !self.participants.is_empty() || !self.observers.is_empty() {
+        if !self.participants.is_empty() || !self.watchers.is_empty() {
             return;
         }
         match self.subscription.phase {
@@ -112,9 +112,9 @@ impl Run {
                 self.subscription.delay = next_delay(delay);
                 if error.is_fatal() {
                     self.end_all(&error, now);
-                    self.observers.end(&error);
+                    self.watchers.end(&error);
                 }
-                if self.observers.have_seen_nothing() {
+                if self.watchers.have_seen_nothing() {
                     self.look();
                 }
             }

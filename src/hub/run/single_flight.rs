@@ -1,0 +1,57 @@
+//! One request at a time, and one more if something changed meanwhile.
+
+#[derive(Default)]
+pub(super) struct SingleFlight {
+    in_flight: bool,
+    again: bool,
+}
+
+impl SingleFlight {
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+
+    /// Returns whether the request is to be sent. If one is in flight, another follows it: its
+    /// answer may be older than what the caller wants to know.
+    pub(super) fn start(&mut self) -> bool {
+        self.again = self.in_flight;
+        !std::mem::replace(&mut self.in_flight, true)
+    }
+
+    /// Returns whether another request is to follow.
+    pub(super) fn on_answered(&mut self) -> bool {
+        self.in_flight = false;
+        std::mem::take(&mut self.again)
+    }
+
+    pub(super) fn on_failed(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_come_meanwhile_are_one_more() {
+        let mut flight = SingleFlight::default();
+        assert!(flight.start());
+        assert!(!flight.start());
+        assert!(!flight.start());
+        assert!(flight.on_answered());
+        assert!(flight.start());
+        assert!(!flight.on_answered());
+        assert!(!flight.is_in_flight());
+    }
+
+    #[test]
+    fn a_failure_is_not_followed_by_another() {
+        let mut flight = SingleFlight::default();
+        flight.start();
+        flight.start();
+        flight.on_failed();
+        assert!(flight.start());
+        assert!(!flight.on_answered());
+    }
+}
