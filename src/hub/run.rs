@@ -122,6 +122,7 @@ impl Run {
     pub(super) fn act(&mut self, effects: Vec<Effect>, act: impl FnOnce(&mut Self)) -> Vec<Effect> {
         self.effects = effects;
         act(self);
+        self.unsubscribe_if_idle();
         std::mem::take(&mut self.effects)
     }
 
@@ -145,7 +146,7 @@ impl Run {
 
     pub(super) fn leave(&mut self, id: Id, now: Instant) {
         if self.watchers.remove(id) {
-            return self.unwatch_if_idle();
+            return;
         }
         let Some(participant) = self.participants.remove(id) else {
             return;
@@ -155,7 +156,6 @@ impl Run {
             let call = self.withdrawal(participant.token, &participant.terms, None, now);
             self.send(call);
         }
-        self.unwatch_if_idle();
     }
 
     pub(super) fn confirm(&mut self, lease: Arc<Lease>) {
@@ -178,7 +178,6 @@ impl Run {
         self.participants.remove(lease.id);
         let call = self.withdrawal(lease.token, &lease.terms, None, now);
         self.send(call);
-        self.unwatch_if_idle();
     }
 
     pub(super) fn settle(&mut self, settlement: Settlement, now: Instant) {
@@ -244,7 +243,6 @@ impl Run {
         }
         self.show(&reply.frame, Some(sent.instant), now);
         self.recover(is_claim);
-        self.unwatch_if_idle();
     }
 
     pub(super) fn heard(&mut self, frame: Option<RecordSnapshot>, now: Instant) {
@@ -258,7 +256,6 @@ impl Run {
             // What cannot be read now says why when it is asked for.
             None => self.refresh(),
         }
-        self.unwatch_if_idle();
     }
 
     // What time does.
@@ -285,7 +282,6 @@ impl Run {
         if self.look_at().is_some_and(|at| at <= now) {
             self.look();
         }
-        self.unwatch_if_idle();
     }
 
     /// Asks on behalf of somebody who takes no part.

@@ -224,7 +224,6 @@ impl Run {
             lease.expire();
             self.lost(&lease);
         }
-        self.unwatch_if_idle();
     }
 
     /// Its holder has it no longer, unless it is being settled: then that answer tells.

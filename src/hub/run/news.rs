@@ -43,7 +43,6 @@ impl Run {
     pub(in crate::hub) fn catch_up(&mut self, now: Instant) {
         self.behind = false;
         self.tell_all(now);
-        self.unwatch_if_idle();
     }
 
     fn tell_all(&mut self, now: Instant) {

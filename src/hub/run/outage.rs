@@ -55,7 +55,7 @@ impl Run {
         let fatal = error.is_fatal();
         if let Request::Execute { answer, .. } = call.request {
             let _ = answer.send(Err(error));
-            return self.unwatch_if_idle();
+            return;
         }
         // It was carried out; what is wanting is the replicas' word.
         let unproven = matches!(error, Error::NotReplicated { .. });
@@ -113,7 +113,6 @@ impl Run {
             (Some(outage), Some(call)) => outage.park(call, now),
             _ => {}
         }
-        self.unwatch_if_idle();
     }
 
     pub(super) fn out_of_service(&mut self, error: Error, claims: bool, now: Instant) {

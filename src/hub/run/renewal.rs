@@ -71,7 +71,6 @@ impl Run {
         let wanted = self.still_renews(renew);
         if !wanted {
             self.calls -= 1;
-            self.unwatch_if_idle();
         }
         wanted
     }

@@ -80,7 +80,7 @@ impl Run {
         }
     }
 
-    pub(super) fn unwatch_if_idle(&mut self) {
+    pub(super) fn unsubscribe_if_idle(&mut self) {
         if !self.participants.is_empty() || !self.watchers.is_empty() {
             return;
         }
@@ -119,7 +119,6 @@ impl Run {
                 }
             }
         }
-        self.unwatch_if_idle();
     }
 
     pub(in crate::hub) fn unwatched(&mut self) {
