@@ -139,8 +139,8 @@ impl Builder {
     /// in the same way. [fred] documents the details.
     ///
     /// With sentinels, name all of them: the worker listens only to those that the URL names. Their
-    /// user needs permission for `SUBSCRIBE`, `SENTINEL MASTER` and `SENTINEL
-    /// GET-MASTER-ADDR-BY-NAME`.
+    /// user needs permission for `SUBSCRIBE`, `SENTINEL MASTER` and
+    /// `SENTINEL GET-MASTER-ADDR-BY-NAME`.
     ///
     /// This method, [`client`](Self::client), [`in_memory`](Self::in_memory), and
     /// [`host`](Self::host) with [`port`](Self::port) exclude each other. The last call counts.
@@ -368,14 +368,15 @@ impl Builder {
     /// Requires that replicas acknowledge a grant, a renewal and a completion.
     ///
     /// It counts only when `count` replicas have acknowledged it within `timeout` ([`WAIT`]). A
-    /// failover to one of them then does not lose it.
+    /// failover to one of them then does not lose it. A failed attempt does not wait for replicas.
     ///
-    /// * A grant that too few replicas acknowledge is given back and not counted as an attempt. The
-    ///   stream reports [`Error::NotReplicated`](crate::Error::NotReplicated) and tries again.
+    /// If too few replicas acknowledge in time:
+    ///
+    /// * A grant is given back and not counted as an attempt. The stream reports
+    ///   [`Error::NotReplicated`](crate::Error::NotReplicated) and tries again.
     /// * A renewal is retried until the lease ends.
     /// * A completion is reported as [`SettleError::Unknown`](crate::SettleError::Unknown). The
     ///   server has recorded it and has told the other participants, but a failover may lose it.
-    /// * A failed attempt does not wait for replicas.
     ///
     /// The option costs a third connection, and two more commands for each grant, renewal and
     /// completion. One wait delays the others on that connection, so choose a timeout that is short

@@ -31,7 +31,7 @@ pub trait ClaimExt: Stream {
     ///   https://docs.rs/tokio-stream/latest/tokio_stream/wrappers/struct.IntervalStream.html
     ///
     /// The stream wins at most [`ClaimEach::concurrency`] jobs at a time, by default one. It
-    /// prefers jobs that may be free. It postpones a job that another process works on, and claims
+    /// prefers jobs that may be free. It postpones a job that another participant holds, and claims
     /// it again when that holder's lease ends. When no other job is left, it waits in the queue of
     /// a postponed job. In an outage of the server it waits for the end of the outage.
     ///
@@ -54,8 +54,8 @@ pub trait ClaimExt: Stream {
     /// settlement of the guard reports it, and the stream does not claim the job again.
     ///
     /// After [`Error::Stopped`](crate::Error::Stopped) nothing more can be won. The stream returns
-    /// each job that it has taken and not yielded with that error, and then ends. Use `(&mut
-    /// jobs).claim_each(…)` to keep the jobs that it has not taken.
+    /// each job that it has taken and not yielded with that error, and then ends. Use
+    /// `(&mut jobs).claim_each(…)` to keep the jobs that it has not taken.
     ///
     /// # Panics
     ///

@@ -74,7 +74,7 @@ pub enum BuildError {
         /// Maximum length in bytes.
         max: usize,
     },
-    /// The URL is not the URL of a server.
+    /// The given text is not the URL of a server.
     #[error("{url:?} is not the URL of a server")]
     Url {
         /// The given URL without its credentials.
@@ -250,7 +250,7 @@ pub enum SettleError {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaseLost {
-    /// The lease ended, and no renewal was due.
+    /// The lease ended, and no renewal had been requested.
     #[error("the lease was lost: it ended")]
     Expired,
     /// Another participant was granted the work after the lease had ended.

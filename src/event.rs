@@ -22,7 +22,7 @@ pub use status::{Status, StatusLevel};
 pub enum LockEvent {
     /// This stream has been granted the work. Dropping the guard fails the attempt.
     Acquired(WorkGuard),
-    /// Another participant is the holder. The stream yields one event for each holder.
+    /// Another participant is the holder. The stream yields one event for each grant.
     Locked(Locked),
     /// A progress report, in the words of the Node.js module that preceded this crate.
     Status(Status),
@@ -162,7 +162,7 @@ impl PreviousAttempt {
     }
 }
 
-/// The cause of an attempt's end without completing the work.
+/// The reason why an attempt ended without completing the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {

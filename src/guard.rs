@@ -22,8 +22,8 @@ use crate::telemetry::Within;
 ///
 /// Complete the work with [`done`](Self::done), or report a failure with [`fail`](Self::fail).
 /// Dropping the guard is a failure too: the attempt counts, and a waiter takes over at once. The
-/// reason is "dropped", or "panicked" while the thread is unwinding. If the guard was
-/// [lost](Self::lost) before, the reason is the cause of the loss.
+/// reason is "panicked" while the thread is unwinding. Otherwise it is the cause of the loss if the
+/// guard was [lost](Self::lost) before, and else "dropped".
 ///
 /// Dropping is synchronous, never blocks and never panics, on any thread, inside a runtime or not.
 /// It leaves a message for the worker's task, which settles the attempt on the server. If the
@@ -136,7 +136,10 @@ impl WorkGuard {
         self.lease().remaining()
     }
 
-    /// Whether no other worker can have been granted the work yet. A false result is final.
+    /// Whether the lease still excludes every other worker. Once it is false it stays false.
+    ///
+    /// While it is true, the server has not granted the work to another worker, unless the run was
+    /// [cleared](crate::LockingWorker::clear).
     ///
     /// The check counts the time in which the machine slept, on Linux, Android and macOS. On other
     /// systems it counts that time only if the monotonic clock does. The wall clock reveals the
@@ -544,6 +547,7 @@ impl WorkGuard {
     /// Sends the settlement even if the caller drops the answer. Only the first settlement counts.
     pub(crate) fn send(&self, outcome: Outcome) -> oneshot::Receiver<Result<(), SettleError>> {
         let (reply, answer) = oneshot::channel();
+        // Relaxed: it matters only that one of the calls is the first.
         if self.settled.swap(true, Ordering::Relaxed) {
             let _ = reply.send(Err(LeaseLost::Settled.into()));
         } else {

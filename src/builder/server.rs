@@ -107,6 +107,7 @@ impl Server {
             store.info()
         );
         if let Some((configured, selected)) = selected {
+            // No hub closes the store yet.
             store.close().await;
             return Err(BuildError::Database {
                 configured,

@@ -48,8 +48,8 @@ struct Taken<T> {
 enum Stage {
     /// Its claim has no answer yet. Leads to `Waiting` or `Ours`.
     Claiming,
-    /// Another process holds it, as far as we know until this time, and we are in its queue. We
-    /// give up this place for any job that may be free. Leads to `Ours`.
+    /// Another participant holds it, as far as we know until this time, and we are in its queue.
+    /// We give up this place for any job that may be free. Leads to `Ours`.
     Waiting { until: Instant },
     /// Its guard has been yielded, and reports all errors from here on. If the attempt fails, the
     /// job is claimed again.
@@ -178,13 +178,14 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
         // Created at the first poll, so that a poll outside a runtime panics at once and not only
-        // when other processes hold jobs.
+        // when other participants hold jobs.
         let timer = this
             .timer
             .get_or_insert_with(|| Box::pin(sleep_until(Instant::now())));
         let mut unpolled = this.taken.len();
         loop {
             if *this.stopped {
+                // Each poll returns one of the jobs that were taken and not yielded.
                 let left = this.later.pop().map(|(job, _)| {
                     let source = Error::Stopped;
                     Err(ClaimError::Refused { job, source })

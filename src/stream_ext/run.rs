@@ -70,7 +70,7 @@ enum Turn<F> {
     /// The next event. Leads to `Working` with a guard.
     Waiting,
     /// The end of the work, or the loss of its lease. Leads to `Settling`, and after a loss to
-    /// `Waiting`, since the result of a lost attempt no longer counts.
+    /// `Waiting`: the drop of the guard then settles it, and nothing waits for the answer.
     Working {
         // Declared before `guard`, and so dropped first: the work stops before its guard is
         // settled.
