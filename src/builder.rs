@@ -214,8 +214,8 @@ impl Builder {
     /// a tenth of the lock timeout, at most 2 s. The margin of a term is never less than 1 % of the
     /// term plus 3 ms: clocks and timers may differ by that much.
     ///
-    /// For a term shorter than the lock timeout, the margin shrinks in proportion. An example is the
-    /// term of a pushed grant that its holder has not confirmed yet.
+    /// For a term shorter than the lock timeout, the margin shrinks in proportion. An example is
+    /// the term of a pushed grant that its holder has not confirmed yet.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.margin = Some(margin);
         self

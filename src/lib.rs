@@ -84,10 +84,10 @@
 //! # The states of a run
 //!
 //! The server keeps one record for each key. A solid arrow is one atomic script. A dashed arrow is
-//! the expiry of the record on the server. *n* is the number of the last counted attempt. The
-//! picture omits [`LockingWorker::clear`]. It leads from every state except absent to granted(1) if
-//! there is a waiter, and to open(0) if there is none. [`Acquire`] shows the events that a stream
-//! yields in these states.
+//! the expiry of the record on the server. *n* is the number of the last counted attempt.
+//! [`LockingWorker::clear`], which the picture omits, leads from every state except absent to
+//! granted(1) if there is a waiter, and to open(0) if there is none. [`Acquire`] shows the events
+//! that a stream yields in these states.
 //!
 // The attribute includes the picture itself: a link would need network access and an address that
 // docs.rs would have to know. Only rustdoc includes it, so that editors do not show its source as

@@ -37,8 +37,8 @@ pub use without_status::WithoutStatus;
 pub trait LockStreamExt: Stream<Item = LockEvent> {
     /// Yields only the guards, one for each attempt that is granted to this stream.
     ///
-    /// It skips all other events, errors included. To see them, call [`inspect`] first. It ends with
-    /// the stream.
+    /// It skips all other events, errors included. To see them, call [`inspect`] first. It ends
+    /// with the stream.
     ///
     /// [`inspect`]:
     /// https://docs.rs/futures/latest/futures/stream/trait.StreamExt.html#method.inspect
