@@ -1,4 +1,4 @@
-//! One participation in one run, as a stream.
+//! The stream of one participation in one run: a state machine over the updates of the hub.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::store::key::Key;
 use crate::telemetry::Participation;
 use crate::terms::RunConfig;
 
-/// What a stream needs to take part.
+/// Everything that a stream needs to take part.
 #[derive(Clone, Debug)]
 pub(crate) struct AcquireConfig {
     pub(crate) hub: Handle,
@@ -28,61 +28,67 @@ pub(crate) struct AcquireConfig {
     pub(crate) rejoin: bool,
 }
 
-/// One participation in one run: what [`LockingWorker::acquire`](crate::LockingWorker::acquire)
-/// returns.
+/// A stream of the events of one participation in one run.
 ///
-/// It joins the race when it is first polled, yields any number of other events and then exactly
-/// one terminal event ([`LockEvent::is_terminal`]), and `None` for ever after that.
+/// [`LockingWorker::acquire`](crate::LockingWorker::acquire) returns it. It joins the run when it
+/// is first polled. It yields any number of other events and then exactly one terminal event
+/// ([`LockEvent::is_terminal`]). After that it yields `None` for ever.
 ///
 #[cfg_attr(doc, doc = include_str!("../docs/events.svg"))]
 ///
 /// # Cancel safety
 ///
-/// Dropping it at any point leaves nothing behind: a claim on its way is given back when its answer
-/// comes, a place in the waiting line is given up, and a grant that was not yielded yet goes to the
-/// next in line without being counted. A [`WorkGuard`] that it has yielded lives on by itself.
+/// Dropping it at any point leaves nothing behind. If the answer to a claim arrives later, the
+/// grant is given back. The stream leaves the queue. A grant that it has not yielded yet goes to
+/// the next waiter without being counted. A [`WorkGuard`] that it has yielded lives on
+/// independently.
 ///
-/// A stream that is not polled keeps its place; a grant that comes to it meanwhile is lost after
-/// the confirm window (500 ms, or the lease if that is shorter), and it waits in line again.
+/// A stream that is not polled keeps its place in the queue. If it is granted the work meanwhile,
+/// it loses the grant after the confirm window (500 ms, or the lease if that is shorter) and joins
+/// the queue again.
 #[pin_project]
 #[must_use = "streams do nothing unless polled"]
 pub struct Acquire {
     entry: AcquireConfig,
-    /// Taken while it takes part.
+    /// The participation in the hub; `None` while the stream takes no part.
     #[pin]
     seat: Option<Participant>,
     state: State,
-    /// What the last piece of news has brought and is not yielded yet.
+    /// Events of the last update that are not yielded yet.
     events: VecDeque<LockEvent>,
-    /// The attempt that somebody else was last known to be at.
+    /// The last attempt that the stream knew of: another holder's, or its own that failed before it
+    /// rejoined.
     seen: Option<u32>,
-    /// The last outage that was yielded.
+    /// The last outage for which an error was yielded.
     outage: Option<OutageId>,
     observed: Participation,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Takes no part yet, or not any more in an attempt of its own. Goes to `Watching`.
+    /// Takes no part: before the first poll, or between a lost or failed attempt and the next join.
+    /// Leads to `Watching`.
     Idle,
-    /// Waits for its turn. Goes to `Granted` when the work is, by way of `Confirming` if
-    /// little is left of the grant by the time it is polled, or if replicas have to acknowledge it,
-    /// and to `Finished` when the run ends.
+    /// Waits for a grant. Leads to `Granted`, by way of `Confirming` if little is left of the grant
+    /// when the stream is polled or if replicas must acknowledge it. Leads to `Finished` when the
+    /// run ends.
     Watching,
-    /// Waits for the grant to be confirmed. Goes to `Granted`, or to `Idle` when the grant is lost.
+    /// Waits for the confirmation of the grant. Leads to `Granted`, or to `Idle` if the grant is
+    /// lost.
     Confirming {
         grant: Grant,
-        /// It has been `Granted` before.
+        /// Whether the state was `Granted` before.
         again: bool,
     },
-    /// Yields the guard next, behind what is told of it before. Until then it is nobody's attempt: dropped with the
-    /// stream, the grant goes back uncounted. Goes to `Working`; to `Idle` if the grant is lost by then; and once to
-    /// `Confirming`, if little is left of it by then.
+    /// Yields the guard next, after the events that precede it. Until then the attempt has no
+    /// holder: if the stream is dropped, the grant is given back and not counted. Leads to
+    /// `Working`; to `Idle` if the grant is lost first; and once to `Confirming`, if little is left
+    /// of it.
     Granted { grant: Grant, again: bool },
-    /// Waits for its guard to be settled or lost. Goes to `Finished`, or to `Idle` to rejoin.
+    /// Waits until the guard is settled or lost. Leads to `Finished`, or to `Idle` to rejoin.
     Working {
         attempt: u32,
-        /// The lease is over. Unless the guard has been settled all the same, that is the end.
+        /// Whether the lease is over. That ends the attempt, unless the guard was settled in time.
         lost: bool,
     },
     /// Yields `None` for ever.
@@ -102,7 +108,7 @@ impl Acquire {
         }
     }
 
-    /// What a piece of news means in this state.
+    /// Returns the state that follows from an update of the hub.
     fn take(&mut self, state: State, update: Update) -> State {
         match (state, update) {
             (State::Watching, Update::Locked(locked)) => {
@@ -128,7 +134,8 @@ impl Acquire {
             (State::Working { .. }, Update::Settled(ended)) => self.settled(ended),
             (State::Watching, Update::Ended(ended)) => self.ended(ended),
             (state, Update::Unavailable(error, outage)) => {
-                // A stream that rejoins is told again of an outage that goes on.
+                // The hub reports an outage in progress to each stream that joins, so a stream that
+                // rejoins may receive it twice. It yields one error.
                 if self.outage.replace(outage) != Some(outage) {
                     self.events.push_back(LockEvent::Error(error));
                 }
@@ -138,7 +145,7 @@ impl Acquire {
                 self.events.push_back(LockEvent::Error(error));
                 State::Finished
             }
-            // What belongs to a grant that has gone.
+            // The update belongs to a grant that is gone.
             (state, _) => state,
         }
     }
@@ -156,7 +163,8 @@ impl Acquire {
     }
 
     fn granted(&mut self, mut grant: Grant) -> State {
-        // Not when the guard is taken: whoever takes long over what comes before it may do so.
+        // Confirms here and not when the guard is yielded: the caller may take long over the events
+        // before it.
         grant.hold();
         let attempt = grant.lease.attempt;
         match self.seen {
@@ -178,7 +186,7 @@ impl Acquire {
         State::Granted { grant, again }
     }
 
-    /// Our own attempt is over.
+    /// Ends our own attempt: the stream rejoins after a failure if it may, and ends otherwise.
     fn settled(&mut self, ended: Ended) -> State {
         match ended {
             Ended::Failed(failed) if self.entry.rejoin => {
@@ -257,7 +265,8 @@ impl Stream for Acquire {
             let this = &mut *self;
             let state = std::mem::replace(&mut this.state, State::Finished);
             this.state = match (state, next) {
-                // Only now: answers to what was asked before are no news of how much is left.
+                // The mailbox is empty now. An answer in it would belong to an earlier
+                // confirmation, and would be taken for the answer to this one.
                 (
                     State::Granted {
                         mut grant,
@@ -279,7 +288,8 @@ impl Stream for Acquire {
                         lost: false,
                     }
                 }
-                // Only now, so that a settlement that made it in time is what counts.
+                // The mailbox is empty now. A settlement in it would have been in time, and would
+                // count.
                 (
                     State::Working {
                         attempt,
@@ -289,7 +299,8 @@ impl Stream for Acquire {
                 ) => this.expired(attempt),
                 (state, Some(Poll::Pending)) => {
                     this.state = state;
-                    // Many may wait for long: nothing is kept for events to come.
+                    // Many streams may wait for long, so a waiting stream keeps no capacity for
+                    // events.
                     this.events = VecDeque::new();
                     return Poll::Pending;
                 }

@@ -1,4 +1,4 @@
-//! Every option of a worker, its default and its bounds.
+//! Every option of a worker, with its default and its bounds.
 
 mod server;
 mod warning;
@@ -21,23 +21,42 @@ use crate::worker::LockingWorker;
 use server::Server;
 pub use warning::Warning;
 
-/// Describes a [`LockingWorker`]. Made by [`LockingWorker::builder`].
+/// Configures and builds a [`LockingWorker`]. [`LockingWorker::builder`] returns one.
 ///
 /// | option | default | bounds |
 /// |---|---|---|
-/// | [`url`](Self::url), [`host`](Self::host), [`port`](Self::port), [`client`](Self::client), [`in_memory`](Self::in_memory) | `localhost:6379` | |
-/// | [`lock_timeout`](Self::lock_timeout) | 5 s | 1 ms to 100 years |
-/// | [`max_attempts`](Self::max_attempts) | 5 | at least 1 |
-/// | [`retention`](Self::retention) | twice the lock timeout | 1 ms to 100 years |
-/// | [`status_level`](Self::status_level) | `Normal` | |
-/// | [`label`](Self::label) | `host:pid` | 1 to 255 bytes |
-/// | [`rejoin`](Self::rejoin) | `false` | |
-/// | [`margin`](Self::margin) | a tenth of the lock timeout, at most 2 s | 0 to half the lock timeout |
-/// | [`renew`](Self::renew), [`renew_every`](Self::renew_every) | not renewed | 1 ms to half of what the margin leaves of the lock timeout |
-/// | [`stall_limit`](Self::stall_limit) | the greater of 60 s and ten lock timeouts | the lock timeout to 100 years |
-/// | [`max_hold`](Self::max_hold) | 1 hour, or the lock timeout if that is longer | the lock timeout to 100 years |
-/// | [`answer_timeout`](Self::answer_timeout) | a quarter of the lock timeout, from 50 ms to 1.5 s | 10 ms to 1 minute |
-/// | [`replicas`](Self::replicas) | none | at least 1, within 1 ms to the lock timeout |
+/// | [`url`], [`host`], [`port`], [`client`], [`in_memory`] | `localhost:6379` | |
+/// | [`lock_timeout`] | 5 s | 1 ms to 100 years |
+/// | [`max_attempts`] | 5 | at least 1 |
+/// | [`retention`] | twice the lock timeout | 1 ms to 100 years |
+/// | [`status_level`] | `Normal` | |
+/// | [`label`] | `host:pid` | 1 to 255 bytes |
+/// | [`rejoin`] | `false` | |
+/// | [`margin`] | a tenth of the lock timeout, at most 2 s | 0 to half the lock timeout |
+/// | [`renew`], [`renew_every`] | no renewal | 1 ms to (lock timeout − margin) / 2 |
+/// | [`stall_limit`] | the greater of 60 s and ten lock timeouts | the lock timeout to 100 years |
+/// | [`max_hold`] | the greater of 1 hour and the lock timeout | the lock timeout to 100 years |
+/// | [`answer_timeout`] | a quarter of the lock timeout, 50 ms to 1.5 s | 10 ms to 1 minute |
+/// | [`replicas`] | none | at least 1; timeout from 1 ms to the lock timeout |
+///
+/// [`url`]: Self::url
+/// [`host`]: Self::host
+/// [`port`]: Self::port
+/// [`client`]: Self::client
+/// [`in_memory`]: Self::in_memory
+/// [`lock_timeout`]: Self::lock_timeout
+/// [`max_attempts`]: Self::max_attempts
+/// [`retention`]: Self::retention
+/// [`status_level`]: Self::status_level
+/// [`label`]: Self::label
+/// [`rejoin`]: Self::rejoin
+/// [`margin`]: Self::margin
+/// [`renew`]: Self::renew
+/// [`renew_every`]: Self::renew_every
+/// [`stall_limit`]: Self::stall_limit
+/// [`max_hold`]: Self::max_hold
+/// [`answer_timeout`]: Self::answer_timeout
+/// [`replicas`]: Self::replicas
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
@@ -65,30 +84,33 @@ enum Renewal {
 }
 
 impl Builder {
-    /// The longest label, in bytes.
+    /// Maximum length of a label, in bytes.
     pub const MAX_LABEL: usize = 255;
 
-    /// The shortest lock timeout and retention: what the server can tell apart, 1 ms.
+    /// Minimum lock timeout and retention: 1 ms, the resolution of the server's expiry.
     pub const MIN_DURATION: Duration = GRAIN;
 
-    /// The longest lock timeout and retention: 100 years. The server keeps time in ms as 64-bit
-    /// numbers, and would refuse what overflows them.
+    /// Maximum lock timeout and retention: 100 years.
+    ///
+    /// The server keeps times as 64-bit numbers of ms and would refuse a value that overflows them.
     pub const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 
-    /// How long a guard is renewed at most, unless [`max_hold`](Self::max_hold) says otherwise or the
-    /// lock timeout is longer: 1 hour.
+    /// Default of [`max_hold`](Self::max_hold): 1 hour, or the lock timeout if that is longer.
     pub const DEFAULT_MAX_HOLD: Duration = Duration::from_secs(3_600);
 
-    /// The longest margin by default: 2 s. For terms over 197 s it is 1 % of the term plus 3 ms.
+    /// Maximum of the default margin: 2 s.
+    ///
+    /// For a term longer than 199.7 s the minimum of every margin, 1 % of the term plus 3 ms, is
+    /// larger.
     pub const MAX_DEFAULT_MARGIN: Duration = Duration::from_secs(2);
 
-    /// The least stall limit by default: 60 s.
+    /// Minimum of the default stall limit: 60 s.
     pub const DEFAULT_STALL_LIMIT: Duration = Duration::from_secs(60);
 
-    /// The shortest [`answer_timeout`](Self::answer_timeout): 10 ms.
+    /// Minimum [`answer_timeout`](Self::answer_timeout): 10 ms.
     pub const MIN_ANSWER_TIMEOUT: Duration = Duration::from_millis(10);
 
-    /// The longest [`answer_timeout`](Self::answer_timeout): 1 minute.
+    /// Maximum [`answer_timeout`](Self::answer_timeout): 1 minute.
     pub const MAX_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
     pub(crate) fn new(key: &[u8]) -> Self {
@@ -110,15 +132,18 @@ impl Builder {
         }
     }
 
-    /// Where the server is: `redis://user:password@host:port/database`, `redis-cluster://…`,
-    /// `redis-sentinel://…`, `redis+unix://…`, and the same with `rediss` or `valkey`; [fred] has
-    /// the details.
+    /// Sets the server by its URL.
     ///
-    /// With sentinels, name all of them: only those that are named are listened to. Their user must be allowed
-    /// `SUBSCRIBE`, `SENTINEL MASTER` and `SENTINEL GET-MASTER-ADDR-BY-NAME`.
+    /// The forms are `redis://user:password@host:port/database`, `redis-cluster://…`,
+    /// `redis-sentinel://…` and `redis+unix://…`. The schemes `rediss`, `valkey` and `valkeys` work
+    /// in the same way. [fred] documents the details.
     ///
-    /// This, [`client`](Self::client), [`in_memory`](Self::in_memory), and [`host`](Self::host) with
-    /// [`port`](Self::port) exclude each other: the last one counts.
+    /// With sentinels, name all of them: the worker listens only to those that the URL names. Their
+    /// user needs permission for `SUBSCRIBE`, `SENTINEL MASTER` and
+    /// `SENTINEL GET-MASTER-ADDR-BY-NAME`.
+    ///
+    /// This method, [`client`](Self::client), [`in_memory`](Self::in_memory), and
+    /// [`host`](Self::host) with [`port`](Self::port) exclude each other. The last call counts.
     ///
     /// [fred]: https://docs.rs/fred/10.1.0/fred/types/config/struct.Config.html#method.from_url
     pub fn url(mut self, url: impl Into<String>) -> Self {
@@ -126,7 +151,7 @@ impl Builder {
         self
     }
 
-    /// The server's host name or IP address.
+    /// Sets the server's host name or IP address.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         let (_, port) = self.server.address();
         let host = host.into();
@@ -134,95 +159,106 @@ impl Builder {
         self
     }
 
-    /// The server's port.
+    /// Sets the server's port.
     pub fn port(mut self, port: u16) -> Self {
         let (host, _) = self.server.address();
         self.server = Server::Address { host, port };
         self
     }
 
-    /// Sends commands over this client, which must be connected and have a reconnect policy.
+    /// Sets a connected client, which then sends the worker's commands.
     ///
-    /// Subscriptions get a connection of their own to the same server, with the same credentials.
-    /// The client stays the caller's: it is not closed with the worker.
+    /// The client must be connected and must have a reconnect policy. The worker opens a second
+    /// connection to the same server with the same credentials, for subscriptions. The client still
+    /// belongs to the caller: the worker does not close it.
     ///
-    /// In a cluster, let its configuration have [`ClusterDiscoveryPolicy::UseCache`], which `fred` does not have by
-    /// default: else it finds no way back when the nodes that it was configured with have died, whatever other
-    /// nodes there are.
+    /// In a cluster, configure the client with [`ClusterDiscoveryPolicy::UseCache`]. With its
+    /// default policy, `fred` dials only the nodes of its configuration. Once these have died it
+    /// never reconnects, even if other nodes are alive.
     ///
-    /// With sentinels, it is made to reconnect when they tell of another master; `fred` by itself stays with the old
-    /// one until that ends the connection. That cuts off the caller's own commands that are on their way: `fred` sends
-    /// them again, although they may have run, unless `max_command_attempts` is 1 (its default is 3). And it counts
-    /// as a lost connection does: a [`ReconnectPolicy`] with a limit may end the client.
+    /// With sentinels, the worker makes the client reconnect when a sentinel reports another
+    /// master. `fred` alone stays with the old master until that closes the connection. The
+    /// reconnect interrupts the caller's own commands that are in flight. `fred` sends them again
+    /// although they may have run already, unless `max_command_attempts` is 1 (its default is 3).
+    /// The reconnect counts like a lost connection: a [`ReconnectPolicy`] with a limit may end the
+    /// client.
     ///
     /// [`ReconnectPolicy`]: https://docs.rs/fred/10.1.0/fred/types/config/enum.ReconnectPolicy.html
-    /// [`ClusterDiscoveryPolicy::UseCache`]: https://docs.rs/fred/10.1.0/fred/types/config/enum.ClusterDiscoveryPolicy.html
+    /// [`ClusterDiscoveryPolicy::UseCache`]:
+    ///   https://docs.rs/fred/10.1.0/fred/types/config/enum.ClusterDiscoveryPolicy.html
     pub fn client(mut self, client: Client) -> Self {
         self.server = Server::Client(client);
         self
     }
 
-    /// Competes within this process only; for unit tests, above all.
+    /// Uses a store in this process instead of a server, above all for unit tests.
     pub fn in_memory(mut self, memory: &Memory) -> Self {
         self.server = Server::Memory(memory.clone());
         self
     }
 
-    /// The lease: how long the holder has to settle its guard before others may take over.
-    /// Rounded up to whole milliseconds.
+    /// Sets the lease: how long a holder may take to settle its guard before another worker may
+    /// take over.
     ///
-    /// On the holder's side it ends earlier, by the [`margin`](Self::margin): one of less than 4 ms
-    /// is over before it begins.
+    /// The value is rounded up to whole milliseconds. On the holder's side the lease ends earlier,
+    /// by the [`margin`](Self::margin). A lease of less than 4 ms ends on the holder's side before
+    /// it begins.
     pub fn lock_timeout(mut self, lock_timeout: Duration) -> Self {
         self.lock_timeout = lock_timeout;
         self
     }
 
-    /// How long before the lease ends on the server it ends for its holder: the time that the
-    /// holder has to notice, on a machine that is loaded, and to stop. A tenth of the lock timeout
-    /// by default, and at most 2 s. Whatever is set, it is never less than 1 % of the term plus 3 ms,
-    /// by which clocks and timers may differ.
+    /// Sets how much earlier the lease ends for its holder than on the server.
     ///
-    /// Of a shorter term, such as that of a grant that was handed over and is not confirmed yet,
-    /// the margin is as large a share as it is of the lock timeout.
+    /// In this time the holder notices the end and stops, even on a loaded machine. The default is
+    /// a tenth of the lock timeout, at most 2 s. The margin of a term is never less than 1 % of the
+    /// term plus 3 ms: clocks and timers may differ by that much.
+    ///
+    /// For a term shorter than the lock timeout, the margin shrinks in proportion. An example is
+    /// the term of a pushed grant that its holder has not confirmed yet.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.margin = Some(margin);
         self
     }
 
-    /// How many attempts are made before the run is given up. A run keeps the number of the
-    /// participant that began it.
+    /// Sets how many attempts a run makes before it gives up.
+    ///
+    /// A run keeps the number of the participant that started it.
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.max_attempts = max_attempts;
         self
     }
 
-    /// How long an outcome is remembered, and with it the attempts of a run that nobody works on.
-    /// After that the key is free for the next run. Rounded up to whole milliseconds; a run keeps
-    /// the retention of the participant that began it.
+    /// Sets how long the server remembers an outcome.
     ///
-    /// It is also the longest outage after which a waiting participant still learns the outcome of
-    /// its run; after a longer one it begins the next.
+    /// It is also how long the server remembers the attempts of a run that has no holder. After
+    /// that the key is free for the next run. The value is rounded up to whole milliseconds. A run
+    /// keeps the retention of the participant that started it.
+    ///
+    /// The retention is also the longest outage after which a waiter still learns the outcome of
+    /// its run. After a longer outage the waiter starts the next run.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
         self
     }
 
-    /// How much progress is reported.
+    /// Sets how detailed the progress reports are.
     pub fn status_level(mut self, status_level: StatusLevel) -> Self {
         self.status_level = status_level;
         self
     }
 
-    /// What this participant is called in the events of the others; `HOST:PID` by default, which all streams of a
-    /// process share.
+    /// Sets the name of this participant in the events of the others.
+    ///
+    /// The default is `HOST:PID`, which all streams of a process share.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Whether a stream whose own attempt failed waits in line again, instead of ending with
-    /// [`LockEvent::Failed`](crate::LockEvent::Failed).
+    /// Sets whether a stream whose own attempt failed joins the queue again.
+    ///
+    /// By default it ends with [`LockEvent::Failed`](crate::LockEvent::Failed).
     ///
     /// # Examples
     ///
@@ -236,7 +272,8 @@ impl Builder {
     /// let builder = LockingWorker::builder("report").in_memory(&memory).max_attempts(3);
     /// let worker = builder.rejoin(true).build().await?;
     /// let guards = worker.acquire().guards();
-    /// let attempts: Vec<_> = guards.map(|guard| guard.attempt()).collect().await; // each is dropped
+    /// // Each guard is dropped, which fails its attempt.
+    /// let attempts: Vec<_> = guards.map(|guard| guard.attempt()).collect().await;
     /// assert_eq!(attempts, [1, 2, 3]);
     /// # Ok(())
     /// # }
@@ -246,16 +283,20 @@ impl Builder {
         self
     }
 
-    /// Renews the lease of a guard while the work goes on, after a third of it each time, so that a
-    /// renewal that fails can be tried again.
+    /// Renews the lease of a guard while the work goes on.
     ///
-    /// Renewal begins when any method of the guard is first called
-    /// ([`WorkGuard::run`](crate::WorkGuard::run) is the one to wrap the work in): a guard that
-    /// lies forgotten in a buffer ends with its lease. It ends with the guard, or after
-    /// [`max_hold`](Self::max_hold). On a server, one thread of the process does it for all guards
-    /// of all workers, over a connection for each `build()`: no blocked thread of the runtime costs
-    /// a guard its lease, for as long as [`stall_limit`](Self::stall_limit). It ends when the
-    /// runtime shuts down. Waiters are told by push, and send no command because of it.
+    /// The period is a third of the lock timeout, or half of what the [`margin`](Self::margin)
+    /// leaves of it if that is shorter. So a failed renewal can be retried before the lease ends.
+    ///
+    /// Renewal starts with the first call of any method of the guard
+    /// ([`WorkGuard::run`](crate::WorkGuard::run) is the one to wrap the work in). The lease of a
+    /// guard that lies unused in a buffer therefore ends. Renewal stops when the guard ends, after
+    /// [`max_hold`](Self::max_hold), or when the runtime shuts down.
+    ///
+    /// On a server, one thread of the process renews all guards of all workers, over one connection
+    /// for each `build()`. A blocked thread of the runtime therefore costs no guard its lease, for
+    /// as long as [`stall_limit`](Self::stall_limit). Waiters learn of a renewal from a message and
+    /// send no command because of it.
     ///
     /// # Examples
     ///
@@ -289,49 +330,59 @@ impl Builder {
         self
     }
 
-    /// Like [`renew`](Self::renew), with a period of one's own: at most half of what the
-    /// [`margin`](Self::margin) leaves of the lock timeout, so that a renewal that fails can be
-    /// tried again.
+    /// Renews the lease like [`renew`](Self::renew), with the given period.
+    ///
+    /// The period is at most half of what the [`margin`](Self::margin) leaves of the lock timeout,
+    /// so that a failed renewal can be retried before the lease ends.
     pub fn renew_every(mut self, period: Duration) -> Self {
         self.renewal = Renewal::Every(period);
         self
     }
 
-    /// How long renewals and extensions keep a guard at most, from its grant: one that is leaked, or
-    /// whose work hangs, ends then as if it had not been renewed.
+    /// Sets how long renewals and extensions can keep a guard, counted from its grant.
+    ///
+    /// When this time is over, the lease of a guard that leaked, or whose work hangs, ends as if it
+    /// had not been renewed.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = Some(max_hold);
         self
     }
 
-    /// How long the runtime that the worker was built on may not run before the guard is renewed no
-    /// longer; the greater of 60 s and ten lock timeouts by default.
+    /// Sets how long the worker's runtime may stand still before its guards are no longer renewed.
     ///
-    /// Renewal does not need that runtime: a thread that is blocked, or all of them, cost no guard
-    /// its lease. This is the bound on it, so that a process that hangs for ever does not hold the
-    /// work for ever. The runtime is asked to run a small task each time that a guard is renewed;
-    /// when none has run for so long, the guard is lost at the end of its lease with
+    /// The worker's runtime is the one that called [`build`](Self::build). The default is the
+    /// greater of 60 s and ten lock timeouts.
+    ///
+    /// Renewal does not need that runtime: blocked threads, even all of them, cost no guard its
+    /// lease. This limit ensures that a process that hangs for ever does not hold the work for
+    /// ever. With each renewal the library asks the runtime to poll a small task. If the runtime
+    /// has polled none for this long, the guard is lost at the end of its lease with
     /// [`LeaseLost::Stalled`](crate::LeaseLost::Stalled).
     ///
-    /// Without renewal, and in memory, it has no effect.
+    /// The option has no effect without renewal, and none in memory.
     pub fn stall_limit(mut self, stall_limit: Duration) -> Self {
         self.stall_limit = Some(stall_limit);
         self
     }
 
-    /// Counts a grant, a renewal and a completion only when so many replicas have acknowledged it
-    /// within the timeout ([`WAIT`]), so that a failover to one of those does not forget it.
+    /// Requires that replicas acknowledge a grant, a renewal and a completion.
     ///
-    /// A grant that they do not acknowledge is given back without being counted; the stream reports
-    /// [`Error::NotReplicated`](crate::Error::NotReplicated), and tries again. A renewal is tried
-    /// again until the lease ends. A completion is
-    /// [`SettleError::Unknown`](crate::SettleError::Unknown): it has happened, the other participants
-    /// are told so, and a failover may forget it. Failures are not waited for.
+    /// It counts only when `count` replicas have acknowledged it within `timeout` ([`WAIT`]). A
+    /// failover to one of them then does not lose it. A failed attempt does not wait for replicas.
     ///
-    /// It costs a third connection, and two commands more a grant, a renewal and a completion. One
-    /// wait holds up the others on that connection: let the timeout be short against the lease. It
-    /// narrows what can be lost, and does not exclude it: `WAIT` makes Redis no consistent store, and a
-    /// failover may choose a replica that was not among those.
+    /// If too few replicas acknowledge in time:
+    ///
+    /// * A grant is given back and not counted as an attempt. The stream reports
+    ///   [`Error::NotReplicated`](crate::Error::NotReplicated) and tries again.
+    /// * A renewal is retried until the lease ends.
+    /// * A completion is reported as [`SettleError::Unknown`](crate::SettleError::Unknown). The
+    ///   server has recorded it and has told the other participants, but a failover may lose it.
+    ///
+    /// The option costs a third connection, and two more commands for each grant, renewal and
+    /// completion. One wait delays the others on that connection, so choose a timeout that is short
+    /// compared with the lease. The option makes a loss less likely and does not exclude it: `WAIT`
+    /// does not make Redis a consistent store, and a failover may promote a replica that did not
+    /// acknowledge.
     ///
     /// [`WAIT`]: https://redis.io/docs/latest/commands/wait/
     pub fn replicas(mut self, count: u32, timeout: Duration) -> Self {
@@ -339,32 +390,36 @@ impl Builder {
         self
     }
 
-    /// How long a connection may owe an answer before it is examined. The same server is then asked
-    /// on a new connection. If the new one is answered and the old one is not, the old one has died
-    /// in silence, and is made anew; a server that is merely stalled keeps its connections.
+    /// Sets how long a connection may owe an answer before the worker examines it.
     ///
-    /// A quarter of the lock timeout by default, from 50 ms to 1.5 s. With more than that, a
-    /// connection that dies in silence may cost a guard that is renewed its lease. Let it be longer
-    /// than the largest result or checkpoint takes to travel. In memory it has no effect.
+    /// To examine it, the worker asks the same server on a new connection and on the old one. If
+    /// the server answers only on the new one, the old connection is dead and the worker replaces
+    /// it. If it answers on neither, the server is stalled and the connection stays.
+    ///
+    /// The default is a quarter of the lock timeout, from 50 ms to 1.5 s. With a longer timeout, a
+    /// connection that dies in silence may cost a renewed guard its lease. The timeout should be
+    /// longer than the transfer of the largest result or checkpoint. The option has no effect in
+    /// memory.
     pub fn answer_timeout(mut self, timeout: Duration) -> Self {
         self.answer_timeout = Some(timeout);
         self
     }
 
-    /// Checks every option, connects, and makes sure that the server can be used.
+    /// Checks every option, connects, and verifies that the server can serve the key.
     ///
     /// # Errors
     ///
-    /// [`BuildError`], which names the option, its value and its bounds, or the server and what it
-    /// said. Nothing is written to the server.
+    /// Returns a [`BuildError`]. It names the option with its value and bounds, or the server with
+    /// its answer. Nothing is written to the server.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves nothing behind: connections on their way are made, and end at once.
+    /// Dropping the future leaves nothing behind: connections that are being opened are closed as
+    /// soon as they are open.
     pub async fn build(self) -> Result<LockingWorker, BuildError> {
         let key = Key::new(&self.key)?;
         let (min, max) = (Self::MIN_DURATION, Self::MAX_DURATION);
@@ -455,7 +510,7 @@ impl Builder {
     }
 }
 
-/// The duration in whole milliseconds, rounded up.
+/// Returns the duration in whole milliseconds, rounded up, if it is within its bounds.
 fn within(
     option: &'static str,
     value: Duration,
@@ -475,7 +530,8 @@ fn within(
 
 fn default_label() -> String {
     let mut host = gethostname::gethostname().to_string_lossy().into_owned();
-    // A host name has at most 64 characters on Linux, 255 elsewhere: leave room for the pid.
+    // A host name has at most 64 characters on Linux and 255 elsewhere. This leaves room for the
+    // pid.
     while host.len() > Builder::MAX_LABEL - 16 {
         host.pop();
     }

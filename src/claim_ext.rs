@@ -1,4 +1,4 @@
-//! A combinator for streams of jobs.
+//! The public trait for streams of jobs.
 
 mod claim_each;
 
@@ -8,52 +8,63 @@ use crate::worker::LockingWorker;
 
 pub use claim_each::ClaimEach;
 
-/// What a fleet can do with a stream of jobs that each of its processes has: ticks of a clock, messages, a list of
-/// files.
+/// Extension methods for a stream of jobs that every process of a fleet has, such as ticks of a
+/// clock, messages or a list of files.
 pub trait ClaimExt: Stream {
-    /// Works off each job once: yields those that this process has won, each with its guard.
+    /// Claims each job of this stream, so that the fleet does it once.
     ///
-    /// Each job is a run of its own, under the key that `key_of` gives it, on the worker's connections and its terms.
-    /// Whoever wins it yields it; when the guard fails, or is lost, somebody of the fleet yields it again, up to
-    /// `max_attempts`, and that may be this stream: so jobs are [`Clone`]. A job whose run is over, completed or given
-    /// up by anybody, is passed over. The stream ends when that of the jobs has, and all of their runs are over.
+    /// The returned stream yields each job that this process has won, together with its guard.
     ///
-    /// `key_of` is called once for each job, when there is a place for it, which may be late: let the job itself say
-    /// what it is, and not the clock. The ticks of an [`IntervalStream`] are instants, which no two processes share: map
-    /// them to the number of their time slot, as `examples/cron.rs` does.
+    /// Each job is a run of its own, under the key that `key_of` returns. It uses the connections
+    /// and the options of the worker. The stream of the process that wins the job yields it. If the
+    /// guard fails or is lost, a stream of the fleet yields the job again, up to `max_attempts`.
+    /// That may be this stream, so jobs are [`Clone`]. A job whose run is over is skipped, whether
+    /// the run was completed or gave up. The stream ends when the stream of jobs has ended and all
+    /// runs of its jobs are over.
     ///
-    /// [`IntervalStream`]: https://docs.rs/tokio-stream/latest/tokio_stream/wrappers/struct.IntervalStream.html
+    /// `key_of` is called once for each job, when a place for the job is free, which may be late.
+    /// So derive the key from the job itself and not from the clock. The ticks of an
+    /// [`IntervalStream`] are instants, which differ between processes: map them to the number of
+    /// their time slot, as `examples/cron.rs` does.
     ///
-    /// It wins no more jobs at a time than [`ClaimEach::concurrency`] says: one, unless told otherwise. What others
-    /// work on is put off in favour of what is free, and looked at again when their leases end. While there is nothing
-    /// else, it waits in line. A server that does not serve is waited for.
+    /// [`IntervalStream`]:
+    ///   https://docs.rs/tokio-stream/latest/tokio_stream/wrappers/struct.IntervalStream.html
     ///
-    /// Such a look at what others work on joins the line, and costs 5 commands at most: a claim, a subscription, a
-    /// claim again once that stands, a withdrawal, and the end of the subscription.
+    /// The stream wins at most [`ClaimEach::concurrency`] jobs at a time, by default one. It
+    /// prefers jobs that may be free. It postpones a job that another participant holds, and claims
+    /// it again when that holder's lease ends. When no other job is left, it waits in the queue of
+    /// a postponed job. In an outage of the server it waits for the end of the outage.
     ///
-    /// A job's outcome is remembered for the [retention](crate::Builder::retention), twice the lock timeout by default.
-    /// After it the job is free for the next run, and whoever comes to it then does it again. So let the retention be
-    /// longer than the time from when the first process comes to a job until the last does, or comes back to it. No
-    /// process comes to a job, new or put off, before one of its places is free: that may take as long as your longest
-    /// job, or several of them. What is longer than the whole stream takes is always long enough.
+    /// Each claim of a postponed job joins its queue and costs at most 5 commands: a claim, a
+    /// subscription, a second claim once the server has acknowledged the subscription, a
+    /// withdrawal, and the end of the subscription.
+    ///
+    /// The server remembers the outcome of a job for the [retention](crate::Builder::retention), by
+    /// default twice the lock timeout. After that, a process that comes to the job does it again.
+    /// So choose a retention that is longer than the time between the first process that comes to a
+    /// job and the last that comes, or comes back, to it. A process comes to a new or postponed job
+    /// only when one of its places is free. That may take as long as your longest job, or several
+    /// of them. A retention that is longer than the whole stream takes is always sufficient.
     ///
     /// # Errors
     ///
-    /// [`ClaimError`](crate::ClaimError), with the job in it, when `key_of` gives no valid key or the server refuses
-    /// it. The stream goes on with the next. No job comes back once its guard has been yielded: the guard's settlement
-    /// says what the server refused, and the stream does not look at that job again.
+    /// Yields a [`ClaimError`](crate::ClaimError) with the job in it, when `key_of` returns an
+    /// invalid key or the server refuses the job. The stream continues with the next job. It yields
+    /// no error for a job whose guard it has yielded: if the server refuses such a job, the
+    /// settlement of the guard reports it, and the stream does not claim the job again.
     ///
-    /// After [`Error::Stopped`](crate::Error::Stopped) nothing more can be won: each job that was taken from the stream
-    /// and not yielded comes back with that error, and then it ends. `(&mut jobs).claim_each(…)` leaves you the rest.
+    /// After [`Error::Stopped`](crate::Error::Stopped) nothing more can be won. The stream returns
+    /// each job that it has taken and not yielded with that error, and then ends. Use
+    /// `(&mut jobs).claim_each(…)` to keep the jobs that it has not taken.
     ///
     /// # Panics
     ///
-    /// When it is first polled outside a Tokio runtime, or within one without its clock.
+    /// Panics when it is first polled outside a Tokio runtime, or in a runtime without a timer.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it gives up what it has claimed and not yielded, which is not counted, and its places in line. The
-    /// guards that it has yielded live on.
+    /// Dropping the stream gives back grants that it has not yielded, which do not count as
+    /// attempts, and leaves the queues. The guards that it has yielded live on.
     ///
     /// # Examples
     ///

@@ -1,4 +1,4 @@
-//! What can go wrong, by the step that failed.
+//! The public errors, by the operation that failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,22 +7,22 @@ use crate::event::GaveUp;
 use crate::guard::WorkGuard;
 use crate::store::key::Key;
 
-/// A name that cannot be a key.
+/// Rejection of a name that cannot be a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// It has no bytes.
+    /// The key has no bytes.
     #[error("the key is empty; it needs at least 1 byte")]
     Empty,
-    /// It is longer than [`Key::MAX_LEN`].
+    /// The key is longer than [`Key::MAX_LEN`].
     #[error("the key has {len} bytes; at most {max} are allowed")]
     TooLong {
-        /// Its length in bytes.
+        /// Length of the key in bytes.
         len: usize,
-        /// The bound.
+        /// Maximum length in bytes.
         max: usize,
     },
-    /// It contains `}` but no hash tag, so that nothing beside it could share its cluster slot.
+    /// The key contains `}` but no hash tag, so its side keys could not share its cluster slot.
     #[error(
         "the key {key:?} contains `}}` without a hash tag like `{{tag}}` of its own, so its side keys could not share its cluster slot"
     )]
@@ -32,160 +32,162 @@ pub enum KeyError {
     },
 }
 
-/// Why [`Builder::build`](crate::Builder::build) made no worker.
+/// Failure of [`Builder::build`](crate::Builder::build).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The thread that renews leases cannot be started: the process or its user may have no more.
+    /// The thread that renews leases cannot be started: the process or its user may have reached
+    /// its limit.
     #[error(
         "the thread that renews leases cannot be started; see the limit on processes (ulimit -u, pids)"
     )]
     Thread(#[source] Arc<std::io::Error>),
-    /// The key is none.
+    /// The key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// A duration is outside its bounds.
     #[error("{option} is {value:?}; it must be from {min:?} to {max:?}")]
     Duration {
-        /// The builder's method.
+        /// Name of the builder's method.
         option: &'static str,
-        /// What it was given.
+        /// The given value.
         value: Duration,
-        /// The smallest allowed.
+        /// Minimum of the option.
         min: Duration,
-        /// The largest allowed.
+        /// Maximum of the option.
         max: Duration,
     },
     /// `max_attempts` is 0.
     #[error("max_attempts is 0; it must be at least 1")]
     NoAttempts,
-    /// `replicas` asks for none.
+    /// `replicas` was called with a count of 0.
     #[error("replicas is 0; it must be at least 1, or not be called")]
     NoReplicas,
-    /// `replicas` is asked of the memory store.
+    /// `replicas` was combined with the memory store, which has none.
     #[error("the memory store has no replicas; `replicas` and `in_memory` exclude each other")]
     ReplicasInMemory,
     /// The label is empty or too long.
     #[error("the label has {len} bytes; it must have from 1 to {max}")]
     Label {
-        /// Its length in bytes.
+        /// Length of the label in bytes.
         len: usize,
-        /// The bound.
+        /// Maximum length in bytes.
         max: usize,
     },
-    /// The address is no URL of a server.
+    /// The given text is not the URL of a server.
     #[error("{url:?} is not the URL of a server")]
     Url {
-        /// What was given, less its credentials.
+        /// The given URL without its credentials.
         url: String,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: fred::error::Error,
     },
-    /// The URL asks for something that this build leaves out.
+    /// The URL needs a feature that is not enabled.
     #[error("{url:?} needs one of the features {features}, none of which is enabled")]
     Feature {
-        /// What was given, less its credentials.
+        /// The given URL without its credentials.
         url: String,
-        /// The features, any of which will do.
+        /// The features, of which any one is sufficient.
         features: &'static str,
     },
     /// The client has no reconnect policy: after its first disconnect it would hang for ever.
     #[error("the client given has no reconnect policy; set one with `Builder::set_policy`")]
     NoReconnectPolicy,
-    /// The client given is in another database than its configuration says: after its next
-    /// reconnect it would be in that one.
+    /// The client has selected another database than its configuration names. After its next
+    /// reconnect it would use the configured one.
     #[error(
         "the client given has selected database {selected}, and its configuration says \
          {configured}; set `Config::database` instead of SELECT"
     )]
     Database {
-        /// The database that the configuration says, 0 unless it says any.
+        /// The configured database; 0 if the configuration names none.
         configured: u64,
-        /// The database that the server says it is in.
+        /// The database that the server reports for the client.
         selected: u64,
     },
-    /// No connection was made.
+    /// The connection failed.
     #[error("cannot connect to {server}")]
     Connect {
-        /// Where to.
+        /// Address of the server.
         server: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: fred::error::Error,
     },
-    /// The server is older than Redis 7.0, and refuses the scripts.
+    /// The server is older than Redis 7.0 and refuses the scripts.
     #[error("{server} is Redis {version}; 7.0 is the oldest that can be used")]
     OldServer {
         /// The server's address.
         server: String,
-        /// The Redis version that it says it is.
+        /// The Redis version that the server reports.
         version: String,
-        /// What it said to a script.
+        /// The server's answer to a script.
         #[source]
         source: Error,
     },
-    /// The server answered, and will not serve this key.
+    /// The server answered but cannot serve this key.
     #[error("the server cannot be used")]
     Server(#[from] Error),
 }
 
-/// What a stream reports as [`LockEvent::Error`](crate::LockEvent::Error).
+/// An error that a stream yields as [`LockEvent::Error`](crate::LockEvent::Error).
 ///
-/// A busy lock is an event of its own, never an error.
+/// A key that another participant holds is not an error but an event of its own.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server does not serve at the moment: unreachable, stopped, loading, out of memory, a
-    /// replica. The stream goes on by itself once it does.
+    /// The server does not serve at the moment: it is unreachable, stopped, loading, out of memory
+    /// or a replica. The stream continues by itself when the outage ends.
     #[error("the server does not serve {key} at the moment")]
     Unavailable {
         /// The key.
         key: Key,
-        /// What the server or the connection said.
+        /// Error of the server or the connection.
         #[source]
         source: fred::error::Error,
     },
-    /// The server refuses: a missing permission, a wrong password, a version before 7.0.
+    /// The server refuses. Causes are a missing permission, a wrong password or a version before
+    /// 7.0.
     #[error("the server refuses to serve {key}")]
     Refused {
         /// The key.
         key: Key,
-        /// What the server said.
+        /// Error of the server.
         #[source]
         source: fred::error::Error,
     },
-    /// The key, or a key beside it, holds a value of another type.
+    /// The key, or a side key of it, holds a value of another type.
     #[error("{key} holds a value of another type")]
     WrongType {
         /// The key.
         key: Key,
     },
-    /// The key holds a text that is no lock record, or one of an unknown version.
+    /// The key holds a text that is not a lock record, or a record of an unknown version.
     #[error("{key} holds a value that this version cannot read ({found}); it is left as it is")]
     UnknownFormat {
         /// The key.
         key: Key,
-        /// The version found, or what was found instead.
+        /// The version found, or the text found instead of one.
         found: String,
     },
-    /// A grant was made, and too few replicas have acknowledged it in time: it does not count and is
-    /// given back. The stream goes on by itself.
+    /// The server made a grant, but too few replicas acknowledged it in time. It does not count and
+    /// is given back. The stream continues by itself.
     #[error(
         "{acknowledged} of the {wanted} replicas asked for acknowledged a write to {key} within {timeout:?}"
     )]
     NotReplicated {
         /// The key.
         key: Key,
-        /// How many were asked for.
+        /// Number of replicas required.
         wanted: u32,
-        /// How many did.
+        /// Number of replicas that acknowledged.
         acknowledged: u32,
-        /// How long they had.
+        /// Time limit of the acknowledgement.
         timeout: Duration,
     },
-    /// The runtime that the worker was built on has shut down, or the client that it was given is
-    /// closed or was never connected.
+    /// The runtime that the worker was built on has shut down, or the caller's client is closed or
+    /// was never connected.
     #[error("the worker's runtime has shut down, or its client is not connected")]
     Stopped,
 }
@@ -196,7 +198,7 @@ impl Error {
         !self.is_retryable()
     }
 
-    /// Whether the stream is trying again by itself: after [`Error::Unavailable`] and
+    /// Whether the stream retries by itself, as after [`Error::Unavailable`] and
     /// [`Error::NotReplicated`].
     pub fn is_retryable(&self) -> bool {
         matches!(
@@ -206,183 +208,189 @@ impl Error {
     }
 }
 
-/// Why a guard could not be settled as asked.
+/// Failure to settle a guard.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettleError {
-    /// The lease was lost before: somebody else took over, or the record has gone.
+    /// The lease was lost before: another participant took over, or the record is gone.
     #[error(transparent)]
     Lost(#[from] LeaseLost),
-    /// The server refused; the lease's end settles the attempt as a failure.
+    /// The server refused. The attempt fails when its lease ends.
     #[error("the server refused")]
     Refused(#[source] Error),
-    /// No answer in time: it may or may not have happened. Or too few replicas have acknowledged a
-    /// completion: it has happened, and may be forgotten in a failover.
+    /// The outcome is unknown: the server did not answer in time and may or may not have settled
+    /// the attempt. Or too few replicas acknowledged a completion: the server has recorded it, but
+    /// a failover may lose it.
     #[error("not known to be done within {waited:?}")]
     Unknown {
-        /// How long it was tried.
+        /// Time for which the settlement was tried.
         waited: Duration,
-        /// The last failure.
+        /// Error of the last try.
         #[source]
         source: Error,
     },
-    /// The result is too large. The guard is still held and comes back, so that the work is not
-    /// lost; dropping it fails the attempt.
+    /// The result is too large. The guard is returned and still holds the work, so that the work is
+    /// not lost. Dropping the guard fails the attempt.
     #[error("the result has {len} bytes; at most {max} are allowed")]
     ResultTooLarge {
-        /// The result's length in bytes.
+        /// Length of the result in bytes.
         len: usize,
-        /// The bound.
+        /// Maximum length in bytes.
         max: usize,
-        /// The guard.
+        /// The guard, which is not settled.
         guard: Box<WorkGuard>,
     },
-    /// The runtime that the worker was built on has shut down; the lease's end settles the attempt.
+    /// The runtime that the worker was built on has shut down. The attempt fails when its lease
+    /// ends.
     #[error("the runtime that the worker was built on has shut down")]
     Stopped,
 }
 
-/// Why a guard holds its lease no longer.
+/// The reason why a guard has lost its lease.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaseLost {
-    /// The lease ended, and nothing was asked to renew it.
+    /// The lease ended, and no renewal had been requested.
     #[error("the lease was lost: it ended")]
     Expired,
     /// Another participant was granted the work after the lease had ended.
     #[error("the lease was lost: attempt {attempt} went to {holder}")]
     TakenOver {
-        /// Its label.
+        /// Label of that participant.
         holder: String,
-        /// Which attempt it was granted.
+        /// Number of its attempt.
         attempt: u32,
     },
-    /// The record has been removed, or the server has lost it; or the run was begun anew, by
-    /// [`LockingWorker::clear`](crate::LockingWorker::clear).
+    /// The record was removed, the server lost it, or
+    /// [`LockingWorker::clear`](crate::LockingWorker::clear) started the run anew.
     #[error("the lease was lost: its record has gone")]
     RecordGone,
-    /// The lease ended because no renewal got through.
+    /// The lease ended because no renewal succeeded.
     #[error("the lease was lost: no renewal got through before it ended")]
     Unreachable {
-        /// What was said to the last one that was answered.
+        /// Error of the last renewal that failed; `None` if no renewal was answered.
         #[source]
         source: Option<Error>,
     },
-    /// The lease ended because the process, or the runtime that the worker was built on, did not
-    /// run for so long: it was stopped, or its machine slept, or the runtime hung for longer than
+    /// The lease ended because the process stood still, or the runtime that the worker was built
+    /// on.
+    ///
+    /// The process was stopped, or its machine slept, or the runtime hung for longer than
     /// [`Builder::stall_limit`](crate::Builder::stall_limit).
     #[error("the lease was lost: the process or its runtime did not run for {time:?}")]
     Stalled {
-        /// For how long nothing ran.
+        /// Length of the standstill.
         time: Duration,
     },
-    /// The guard is a copy, in a process that was forked from the one which holds the work.
+    /// The guard is a copy in a forked process. The work belongs to the parent process.
     #[error("the lease belongs to the process that this one was forked from")]
     Forked,
-    /// The work was held for as long as it may be.
+    /// The work was held for the longest time allowed.
     #[error("the lease was lost: the work was held for {max_hold:?}, the longest allowed")]
     MaxHold {
-        /// The builder's bound.
+        /// Value of [`Builder::max_hold`](crate::Builder::max_hold).
         max_hold: Duration,
     },
     /// The guard was settled or dropped.
     #[error("the guard was settled")]
     Settled,
-    /// The runtime that the worker was built on has shut down: nothing renews the lease, and nobody
-    /// can be told of its end.
+    /// The runtime that the worker was built on has shut down. Nothing renews the lease, and its
+    /// end cannot be reported.
     #[error("the lease was lost: the runtime that the worker was built on has shut down")]
     Stopped,
 }
 
-/// Why a lease could not be restarted as asked.
+/// Failure to renew, extend or checkpoint a guard.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RenewError {
-    /// It was lost, before or meanwhile.
+    /// The lease was lost, before the request or during it.
     #[error(transparent)]
     Lost(#[from] LeaseLost),
-    /// The server refused; the lease ends as it would have.
+    /// The server refused. The lease ends as it would have ended without the request.
     #[error("the server refused")]
     Refused(#[source] Error),
-    /// The new lease is outside its bounds. Nothing was sent; the lease is as it was.
+    /// The requested lease is outside its bounds. Nothing was sent, and the lease is unchanged.
     #[error(
         "the lease is {value:?}; it must be from {min:?} to {max:?}, what is left of the longest hold"
     )]
     Lease {
-        /// What was asked for.
+        /// The requested lease.
         value: Duration,
-        /// The smallest allowed.
+        /// Minimum lease.
         min: Duration,
-        /// What is left of [`Builder::max_hold`](crate::Builder::max_hold).
+        /// Rest of [`Builder::max_hold`](crate::Builder::max_hold).
         max: Duration,
     },
-    /// The checkpoint is too large. Nothing was sent; the lease and the last checkpoint are as they
-    /// were.
+    /// The checkpoint is too large. Nothing was sent: the lease and the last checkpoint are
+    /// unchanged.
     #[error("the checkpoint has {len} bytes; at most {max} are allowed")]
     CheckpointTooLarge {
-        /// Its length in bytes.
+        /// Length of the checkpoint in bytes.
         len: usize,
-        /// The bound.
+        /// Maximum length in bytes.
         max: usize,
     },
 }
 
-/// Why a fenced script brought no result.
+/// Failure of a fenced script.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FencedError {
-    /// The grant does not stand any more. The script did not run.
+    /// The guard no longer holds the work. The script did not execute.
     #[error(transparent)]
     Lost(#[from] LeaseLost),
-    /// A key lies in another slot of the cluster than the lock, so that no script can have both. The
-    /// script did not run. A common hash tag brings them together: lock `{7}:lock`, key `{7}:total`.
+    /// A key is in another cluster slot than the lock, and no script can access both. The script
+    /// did not execute. A common hash tag puts both in one slot, for example the lock `{7}:lock`
+    /// and the key `{7}:total`.
     #[error("{key:?} is in slot {slot} of the cluster, the lock in slot {wanted}")]
     OtherSlot {
         /// The script's key.
         key: String,
-        /// Its slot.
+        /// Slot of that key.
         slot: u16,
-        /// The slot of the lock.
+        /// Slot of the lock.
         wanted: u16,
     },
-    /// The worker is in memory, where there are no scripts.
+    /// The worker is in memory, where scripts cannot execute.
     #[error("the memory store runs no scripts")]
     NoScripts,
-    /// The keys or arguments cannot be sent, or the answer is not of the type asked for.
+    /// The keys or arguments cannot be sent, or the answer cannot be converted to the requested
+    /// type.
     #[error("what goes to the script or comes from it is of another type")]
     Type(#[source] fred::error::Error),
-    /// The script failed. What it had written before stays written.
+    /// The script failed. Its earlier writes remain.
     #[error("the script failed")]
     Script(#[source] fred::error::Error),
-    /// No answer: it may or may not have run. It is not repeated.
+    /// The server did not answer: the script may or may not have executed. It is not retried.
     #[error("the server gave no answer; the script may or may not have run")]
     Unknown(#[source] Error),
 }
 
-/// Why [`ClaimExt::claim_each`](crate::ClaimExt::claim_each) cannot claim a job, which is in it.
+/// Failure of [`ClaimExt::claim_each`](crate::ClaimExt::claim_each) to claim a job, with that job.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError<T> {
-    /// What the job was to be claimed under is no key.
+    /// The key derived from the job is invalid.
     #[error("no key for the job")]
     Key {
         /// The job.
         job: T,
-        /// What is wrong with it.
+        /// The cause.
         source: KeyError,
     },
-    /// The server refuses it, or the worker has stopped.
+    /// The server refuses the job, or the worker has stopped.
     #[error("the job cannot be claimed")]
     Refused {
         /// The job.
         job: T,
-        /// Why; it is [fatal](Error::is_fatal).
+        /// The cause, which is [fatal](Error::is_fatal).
         source: Error,
     },
 }
 
 impl<T> ClaimError<T> {
-    /// The job.
+    /// Returns the job.
     pub fn into_job(self) -> T {
         match self {
             ClaimError::Key { job, .. } | ClaimError::Refused { job, .. } => job,
@@ -390,17 +398,17 @@ impl<T> ClaimError<T> {
     }
 }
 
-/// Why [`LockingWorker::once`](crate::LockingWorker::once) brought no result.
+/// Failure of [`LockingWorker::once`](crate::LockingWorker::once).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OnceError {
-    /// All attempts failed; the last one for this reason.
+    /// The run gave up: this is its last failure.
     #[error("given up after {} attempts: {}", .0.attempts, .0.reason)]
     GaveUp(GaveUp),
     /// The stream ended with this error.
     #[error(transparent)]
     Stream(#[from] Error),
-    /// The result is not of the type asked for: the fleet does not agree on it.
+    /// The result is not of the requested type: the participants disagree on the type.
     #[cfg(feature = "json")]
     #[error("the result is of another type")]
     Json(#[from] serde_json::Error),

@@ -1,4 +1,4 @@
-//! What a participant is told.
+//! The public events of a stream, and the types that they carry.
 
 mod status;
 
@@ -13,26 +13,27 @@ use crate::store::record::{Cause, Previous, Record};
 
 pub use status::{Status, StatusLevel};
 
-/// What happens to a participant of a run, in the order in which it happens.
+/// The events of one participation, in the order in which they happen.
 ///
-/// Any number of `Acquired`, `Locked`, `Status` and retryable `Error` events come first, then
-/// exactly one terminal event ([`LockEvent::is_terminal`]), then the stream ends.
+/// A stream yields any number of `Acquired`, `Locked`, `Status` and retryable `Error` events, then
+/// exactly one terminal event ([`LockEvent::is_terminal`]), and then it ends.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LockEvent {
-    /// The work is ours to do. Dropping the guard fails the attempt.
+    /// This stream has been granted the work. Dropping the guard fails the attempt.
     Acquired(WorkGuard),
-    /// Somebody else has it; one event for each holder.
+    /// Another participant is the holder. The stream yields one event for each grant.
     Locked(Locked),
-    /// Progress, in the words of the ancestor.
+    /// A progress report, in the words of the Node.js module that preceded this crate.
     Status(Status),
     /// The work is complete. Terminal.
     Completed(Completed),
-    /// The run was given up. Terminal.
+    /// The run gave up. Terminal.
     GaveUp(GaveUp),
-    /// Our own attempt failed and we stand aside for the others. Terminal.
+    /// This stream's own attempt ended without completing the work, and the others continue.
+    /// Terminal.
     Failed(Failed),
-    /// Something went wrong. Terminal if [`Error::is_fatal`].
+    /// An error. Terminal if [`Error::is_fatal`].
     Error(Error),
 }
 
@@ -47,64 +48,69 @@ impl LockEvent {
     }
 }
 
-/// Somebody else holds the key.
+/// The holder of a key, as seen by a waiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Locked {
-    /// The attempt it is at, from 1.
+    /// Number of the holder's attempt, from 1.
     pub attempt: u32,
-    /// The run's bound on attempts.
+    /// Maximum number of attempts of the run.
     pub max_attempts: u32,
     /// The holder's label.
     pub holder: String,
-    /// The rest of its lease, or of the time it has to confirm a hand-over, when the news was sent.
+    /// Rest of the lease, or of the time to confirm a pushed grant, when the server sent the
+    /// record.
     pub remaining: Duration,
-    /// Our place in the waiting line, from 0, if the server has just told us.
+    /// Position of this waiter in the queue, from 0, if the server has just reported it.
     pub position: Option<u64>,
 }
 
-/// The work is complete.
+/// The completion of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Completed {
-    /// Who completed it, by its [label](crate::Builder::label), which streams of one worker share. Whether it was ours
-    /// is what [`WorkGuard::done`] says.
+    /// [Label](crate::Builder::label) of the participant that completed the work.
+    ///
+    /// All streams of one worker share a label. Only [`WorkGuard::done`] tells whether a certain
+    /// guard completed the work.
     pub holder: String,
-    /// At which attempt, from 1.
+    /// Number of the attempt that completed the work, from 1.
     pub attempt: u32,
-    /// What it was completed with; empty after a plain [`WorkGuard::done`].
+    /// Result of the work; empty after a plain [`WorkGuard::done`].
     pub result: Bytes,
 }
 
-/// The run was given up.
+/// The end of a run without success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GaveUp {
-    /// How many attempts were made.
+    /// Number of attempts made.
     pub attempts: u32,
-    /// Who made the last one.
+    /// Label of the last holder.
     pub holder: String,
-    /// How the last one ended.
+    /// How the last attempt ended.
     pub reason: Reason,
 }
 
-/// How a participation ended: what [`LockStreamExt::outcome`](crate::LockStreamExt::outcome) and
-/// [`LockStreamExt::run`](crate::LockStreamExt::run) drive a stream to.
+/// The end of one participation.
+///
+/// [`LockStreamExt::outcome`](crate::LockStreamExt::outcome) and
+/// [`LockStreamExt::run`](crate::LockStreamExt::run) return it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
     /// The work is complete.
     Completed(Completed),
-    /// The run was given up.
+    /// The run gave up.
     GaveUp(GaveUp),
-    /// Our own attempt failed and we stand aside for the others.
+    /// This stream's own attempt ended without completing the work, and the others continue.
     Failed(Failed),
-    /// The stream ended before that, as one does that was cut short with `take_until`.
+    /// The stream ended before its terminal event, for example because `take_until` cut it short.
     Left,
 }
 
 impl Outcome {
-    /// What the stream's next event says of it, if anything.
+    /// Returns the outcome that follows from a stream's next event, if the event is terminal.
     pub(crate) fn of(event: Option<LockEvent>) -> Option<Result<Self, Error>> {
         Some(Ok(match event {
             None => Outcome::Left,
@@ -117,28 +123,30 @@ impl Outcome {
     }
 }
 
-/// Our own attempt failed.
+/// The end of this stream's own attempt without completing the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Failed {
-    /// Which one, from 1.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// How it ended.
+    /// How the attempt ended.
     pub reason: Reason,
 }
 
-/// The attempt before ours, for whoever takes the work up where it was left.
+/// The attempt before a grant, for a holder that resumes the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PreviousAttempt {
-    /// Which one, from 1. It has our number when it was handed over and no attempt of the run has
-    /// failed: a hand-off does not hide the last failure.
+    /// Number of the attempt, from 1.
+    ///
+    /// It equals the number of the grant if the attempt was handed off and no attempt of the run
+    /// has failed. After a failure, hand-offs do not replace the failed attempt here.
     pub attempt: u32,
-    /// Who made it.
+    /// Label of its holder.
     pub holder: String,
-    /// How it ended.
+    /// How the attempt ended.
     pub reason: Reason,
-    /// What was last left with [`WorkGuard::checkpoint`] in this run; empty if nothing.
+    /// The last [`WorkGuard::checkpoint`] of this run; empty if there was none.
     pub checkpoint: Bytes,
 }
 
@@ -154,23 +162,23 @@ impl PreviousAttempt {
     }
 }
 
-/// How an attempt ended without completing the work.
+/// The reason why an attempt ended without completing the work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The guard was dropped.
+    /// The holder dropped the guard.
     Dropped,
-    /// The guard was dropped while panicking.
+    /// The guard was dropped during a panic.
     Panicked,
-    /// The holder said why.
+    /// The holder reported a failure with this reason.
     Failed(String),
     /// The lease ended.
     Expired,
-    /// The holder passed it on; it was not counted.
+    /// The holder handed the work off, which does not count as an attempt.
     HandedOff,
-    /// The record was removed, or lost by the server.
+    /// The record was removed, or the server lost it.
     Lost,
-    /// The server gave no answer: the attempt may have been settled or not.
+    /// The server did not answer: it may or may not have settled the attempt.
     Unknown,
 }
 

@@ -1,4 +1,4 @@
-//! The work in one's hands.
+//! The public handle of a holder to its granted attempt.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,36 +18,36 @@ use crate::store::key::Key;
 use crate::store::{Failure, GRAIN, Outcome, millis};
 use crate::telemetry::Within;
 
-/// The right to do the work, for as long as its lease lasts.
+/// The RAII handle to a granted attempt: the right to do the work, for as long as its lease lasts.
 ///
-/// Complete the work with [`done`](Self::done), or report that it failed with
-/// [`fail`](Self::fail). Dropping the guard is a failure too, with the reason "dropped", or
-/// "panicked" while the thread is unwinding, or why it was [lost](Self::lost) if it was: the attempt
-/// is counted, and another participant takes over at once.
+/// Complete the work with [`done`](Self::done), or report a failure with [`fail`](Self::fail).
+/// Dropping the guard is a failure too: the attempt counts, and a waiter takes over at once. The
+/// reason is "panicked" while the thread is unwinding. Otherwise it is the cause of the loss if the
+/// guard was [lost](Self::lost) before, and else "dropped".
 ///
-/// Dropping is synchronous, never blocks and never panics, on any thread, inside a runtime or not:
-/// it leaves a message for the worker's task, which tells the server. Once that task's runtime has
-/// shut down, the thread that renews leases tells it, if the worker renews; otherwise, and when the
-/// process dies, the end of the lease does the same.
+/// Dropping is synchronous, never blocks and never panics, on any thread, inside a runtime or not.
+/// It leaves a message for the worker's task, which settles the attempt on the server. If the
+/// runtime of that task has shut down, the thread that renews leases settles it, provided that the
+/// worker renews. Otherwise, and when the process dies, the end of the lease does so.
 ///
 /// # Validity
 ///
-/// The lease is the server's: after it ends, another participant may be granted the work. Before
-/// that, on this process's clock and whether the server can be reached or not,
-/// [`is_valid`](Self::is_valid) turns false, [`lost`](Self::lost) resolves, the
+/// The server measures the lease: after it ends, the server may grant the work to another
+/// participant. This process's clock ends the lease before that, whether the server can be reached
+/// or not. Then [`is_valid`](Self::is_valid) turns false, [`lost`](Self::lost) resolves, the
 /// [`cancellation_token`](Self::cancellation_token) is cancelled, and [`run`](Self::run) stops the
-/// work. That is for good, but it is not the end of the attempt: as long as nobody took over,
+/// work. A lost guard stays lost, but its attempt is not over: as long as there is no successor,
 /// [`done`](Self::done) may still complete the work.
 ///
-/// A process can be paused at any point, though, and go on when its lease is long over. What must
-/// never be written twice has to be protected by the [`fencing_token`](Self::fencing_token), or
-/// written by [`fenced`](Self::fenced).
+/// A process can pause at any point, however, and continue long after its lease has ended. Protect
+/// writes that must never happen twice by the [`fencing_token`](Self::fencing_token), or make them
+/// with [`fenced`](Self::fenced).
 ///
 /// # Renewal
 ///
-/// With [`Builder::renew`](crate::Builder::renew) the lease is restarted again and again, from the
-/// first call of any method here until the guard is settled, dropped or lost, or has been held for
-/// [`Builder::max_hold`](crate::Builder::max_hold).
+/// With [`Builder::renew`](crate::Builder::renew), the library restarts the lease periodically.
+/// Renewal starts with the first call of any method of the guard. It ends when the guard is
+/// settled, dropped or lost, or after [`Builder::max_hold`](crate::Builder::max_hold).
 #[must_use = "dropping the guard fails the attempt"]
 pub struct WorkGuard {
     grant: Grant,
@@ -55,13 +55,13 @@ pub struct WorkGuard {
 }
 
 impl WorkGuard {
-    /// The longest result, in bytes: every waiting process is sent it.
+    /// Maximum length of a result, in bytes. The server sends a result to every waiting process.
     pub const MAX_RESULT: usize = 1 << 20;
 
-    /// The longest checkpoint, in bytes: every renewal and every message carries it.
+    /// Maximum length of a checkpoint, in bytes. Every renewal and every message carries it.
     pub const MAX_CHECKPOINT: usize = 64 << 10;
 
-    /// The longest reason, in bytes; a longer one is cut at a character's end.
+    /// Maximum length of a reason, in bytes. A longer reason is cut at a character boundary.
     pub const MAX_REASON: usize = 1 << 10;
 
     pub(crate) fn new(grant: Grant) -> Self {
@@ -72,79 +72,90 @@ impl WorkGuard {
         }
     }
 
-    /// Whatever is asked of the guard shows that somebody works with it.
+    /// Returns the lease and marks the guard as in use, which starts its renewal. Every method that
+    /// a holder calls does so.
     fn lease(&self) -> &Lease {
         self.grant.in_use();
         &self.grant.lease
     }
 
-    /// The lease, for whoever only tells of it: that is no use of the guard.
+    /// Returns the lease for telemetry, which does not count as a use of the guard.
     #[cfg(feature = "tracing")]
     pub(crate) fn told(&self) -> &Lease {
         &self.grant.lease
     }
 
-    /// Whose work it is.
+    /// Returns the key of the work.
     pub fn key(&self) -> &Key {
         &self.lease().key
     }
 
-    /// Which attempt this is, from 1.
+    /// Returns the number of this attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.lease().attempt
     }
 
-    /// Whether the run is given up if this attempt fails.
+    /// Whether the run gives up if this attempt fails.
     pub fn is_last_attempt(&self) -> bool {
         let lease = self.lease();
         lease.attempt >= lease.max_attempts
     }
 
-    /// The attempt before this one, with what it left behind; `None` if this is the run's first.
+    /// Returns the previous attempt with its checkpoint; `None` if this is the first of the run.
     pub fn previous(&self) -> Option<&PreviousAttempt> {
         self.lease().previous.as_ref()
     }
 
-    /// A number that is higher than that of every earlier holder of this key.
+    /// Returns the fencing token: a number that is higher than that of every earlier grant of this
+    /// key.
     ///
-    /// Pass it along with every write to a store of your own, and have that store refuse a number
-    /// lower than the highest it has seen: then a holder that was paused past its lease cannot
-    /// overwrite its successor's work ([Kleppmann 2016]). It rises across runs, and even after the
-    /// server has lost the record, because it is at least the server's clock in µs; unless that is set back, or
-    /// the clock of a server that follows it is behind.
+    /// Pass it along with every write to a store of your own, and let that store reject a number
+    /// lower than the highest that it has seen. A holder that paused past its lease then cannot
+    /// overwrite the work of its successor ([Kleppmann 2016]).
     ///
-    /// [The page on fencing] shows what happens without.
+    /// The token rises across runs. It rises even after the server has lost the record, because it
+    /// is at least the server's time in µs. It does not rise in that case if the server's clock was
+    /// set back, or if the clock of a replica that took over is behind.
     ///
-    /// [The page on fencing]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/fencing.md
-    /// [Kleppmann 2016]: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
+    /// [The page on fencing] shows what happens without it.
+    ///
+    /// [The page on fencing]:
+    ///   https://docs.rs/crate/redis-locking-worker/latest/source/docs/fencing.md
+    /// [Kleppmann 2016]:
+    ///   https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
     pub fn fencing_token(&self) -> u64 {
         self.lease().fence
     }
 
-    /// What is left of the lease by this process's clock, less a margin for its drift.
+    /// Returns the rest of the lease by this process's clock, less the
+    /// [`margin`](crate::Builder::margin).
     ///
-    /// It is counted from before the lease was asked for, so that it ends here before it ends on
-    /// the server.
+    /// It counts from the time before the request for the lease was sent. So the lease ends here
+    /// before it ends on the server.
     pub fn remaining(&self) -> Duration {
         self.lease().remaining()
     }
 
-    /// Whether no other worker can have been granted the work yet. Once this is false it stays so.
+    /// Whether the lease still excludes every other worker. Once it is false it stays false.
     ///
-    /// It counts the time for which the machine slept, on Linux, Android and macOS; elsewhere only
-    /// as far as the system's monotonic clock does. A virtual machine that was paused is told by
-    /// its wall clock: by how much that has gone ahead of the other clock, if by more than the
-    /// margin, is time that has passed.
+    /// While it is true, the server has not granted the work to another worker, unless the run was
+    /// [cleared](crate::LockingWorker::clear).
+    ///
+    /// The check counts the time in which the machine slept, on Linux, Android and macOS. On other
+    /// systems it counts that time only if the monotonic clock does. The wall clock reveals the
+    /// pause of a virtual machine: if it has gained more than the margin on the other clock, the
+    /// gain counts as time that has passed.
     pub fn is_valid(&self) -> bool {
         !self.remaining().is_zero()
     }
 
-    /// Whether the work may go on: for before each effect, where an error is easier to pass on than
-    /// a flag.
+    /// Checks that the work may continue: an [`is_valid`](Self::is_valid) that returns an error.
+    ///
+    /// Call it before each effect.
     ///
     /// # Errors
     ///
-    /// [`LeaseLost`], which says why it may not. That is for good.
+    /// Returns the [`LeaseLost`] with the cause if the guard is lost, which is final.
     ///
     /// # Examples
     ///
@@ -162,18 +173,18 @@ impl WorkGuard {
     pub fn check(&self) -> Result<(), LeaseLost> {
         let lease = self.lease();
         if lease.remaining().is_zero() {
-            // Of a guard that has nothing left the reason is known.
+            // `remaining` has set the reason: a guard exists, so zero expires its lease.
             return Err(lease.why_lost().cloned().unwrap_or(LeaseLost::Expired));
         }
         Ok(())
     }
 
-    /// Resolves when the guard is lost, settled or dropped, and says why.
+    /// Resolves with the cause when the guard is lost, settled or dropped.
     ///
-    /// It outlives the guard, and can be awaited in another task. It needs no answer from the
-    /// server: without one it resolves earlier than the lease ends there, by the
-    /// [`margin`](crate::Builder::margin). For a guard that is renewed that takes no more than CPU
-    /// for the process; for another, a runtime that runs its timers. After the machine slept it
+    /// The future outlives the guard, and another task can await it. It needs no answer from the
+    /// server: without one it resolves before the lease ends there, by the
+    /// [`margin`](crate::Builder::margin). If the guard is renewed, the process only needs CPU time
+    /// for that; otherwise a runtime must drive its timers. After the machine slept, the future
     /// resolves within a second.
     ///
     /// # Cancel safety
@@ -185,8 +196,9 @@ impl WorkGuard {
         async move { lease.lost().await }
     }
 
-    /// A token that is cancelled when the guard is lost, settled or dropped, for work that is spread
-    /// over tasks. Cancelling it does nothing to the guard.
+    /// Returns a token that is cancelled when the guard is lost, settled or dropped.
+    ///
+    /// It is meant for work that spans several tasks. Cancelling it does not affect the guard.
     ///
     /// # Examples
     ///
@@ -211,16 +223,16 @@ impl WorkGuard {
         self.lease().cancellation()
     }
 
-    /// Runs the work, and drops it at the moment when the guard is lost.
+    /// Polls the work until it ends, and drops it at once when the guard is lost.
     ///
     /// # Errors
     ///
-    /// [`LeaseLost`], which says why. The guard is still there: dropping it is a failure, unless
-    /// somebody else has taken over.
+    /// Returns the [`LeaseLost`] with the cause. The guard still exists: dropping it fails the
+    /// attempt, unless another participant has taken over.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the work, and leaves the guard as it is.
+    /// Dropping the future drops the work and leaves the guard as it is.
     ///
     /// # Examples
     ///
@@ -240,26 +252,29 @@ impl WorkGuard {
     /// ```
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LeaseLost> {
         tokio::select! {
-            // Once it is lost the work is not polled again.
+            // The loss is polled first, so that the work is not polled again after it.
             biased;
             lost = self.lost() => Err(lost),
             output = self.begin(|| work) => Ok(output),
         }
     }
 
-    /// Has the lease last this long from now on at least; it is never shortened. Rounded up to whole
-    /// milliseconds.
+    /// Extends the lease to end at least this long from now, and never shortens it.
+    ///
+    /// The value is rounded up to whole milliseconds.
     ///
     /// # Errors
     ///
-    /// [`RenewError::Lease`] when it is shorter than 1 ms or longer than what is left of
-    /// [`Builder::max_hold`](crate::Builder::max_hold), [`RenewError::Lost`] when the guard is lost,
-    /// which it also is if the server gives no answer until the lease ends, [`RenewError::Refused`]
-    /// when the server refuses.
+    /// * [`RenewError::Lease`] if the value is shorter than 1 ms or longer than the rest of
+    ///   [`Builder::max_hold`](crate::Builder::max_hold).
+    /// * [`RenewError::Lost`] if the guard is lost. A guard is also lost if the server does not
+    ///   answer until the lease ends.
+    /// * [`RenewError::Refused`] if the server refuses.
     ///
     /// # Cancel safety
     ///
-    /// Once polled it goes its way, and dropping the future only loses its answer.
+    /// Once polled, the extension continues even if the future is dropped. The drop only loses the
+    /// answer.
     pub async fn extend(&self, lease: Duration) -> Result<(), RenewError> {
         let (min, max) = (GRAIN, self.lease().hold_remaining());
         if lease < min || lease > max {
@@ -272,17 +287,20 @@ impl WorkGuard {
         self.grant.renew(Some(millis(lease)), None).await
     }
 
-    /// Leaves this for whoever makes the next attempt, should this one fail: it finds the last
-    /// checkpoint of the run in [`previous`](Self::previous). Restarts the lease.
+    /// Saves a checkpoint for the next attempt, and restarts the lease.
+    ///
+    /// If this attempt fails, the next holder finds the last checkpoint of the run in
+    /// [`previous`](Self::previous).
     ///
     /// # Errors
     ///
-    /// [`RenewError::CheckpointTooLarge`] when it is longer than
-    /// [`MAX_CHECKPOINT`](Self::MAX_CHECKPOINT); otherwise as [`extend`](Self::extend).
+    /// [`RenewError::CheckpointTooLarge`] if it is longer than
+    /// [`MAX_CHECKPOINT`](Self::MAX_CHECKPOINT); otherwise as for [`extend`](Self::extend).
     ///
     /// # Cancel safety
     ///
-    /// Once polled it goes its way, and dropping the future only loses its answer.
+    /// Once polled, the request continues even if the future is dropped. The drop only loses the
+    /// answer.
     ///
     /// # Examples
     ///
@@ -301,7 +319,7 @@ impl WorkGuard {
     ///         }
     ///         Some(previous) => {
     ///             assert_eq!(previous.reason.to_string(), "disk full");
-    ///             Ok(previous.checkpoint.clone()) // goes on from there
+    ///             Ok(previous.checkpoint.clone()) // resumes from there
     ///         }
     ///     }
     /// });
@@ -322,23 +340,24 @@ impl WorkGuard {
         self.grant.renew(None, Some(checkpoint)).await
     }
 
-    /// Runs a Lua script on the server if this guard still holds the work, in one step: nobody can
-    /// take over in between.
+    /// Executes a Lua script on the server if this guard still holds the work.
     ///
-    /// It sees its own `KEYS` and `ARGV`, as with `EVAL`. Whatever it writes is on the same server as
-    /// the lock; in a cluster its keys must be in the lock's slot, which a common hash tag sees to. It
-    /// holds even past the end of the lease, as long as nobody took over. It is sent once: a script
-    /// whose answer is lost may have run.
+    /// The check and the script are one atomic step, so no other worker can take over in between.
+    /// The script sees its own `KEYS` and `ARGV`, as with `EVAL`. It writes to the server that has
+    /// the lock. In a cluster, its keys must be in the slot of the lock: give both a common hash
+    /// tag. The script executes even after the lease has ended, as long as there is no successor.
+    /// It is sent once: if its answer is lost, it may have executed.
     ///
     /// # Errors
     ///
-    /// [`FencedError`]; of its variants only `Script` and `Unknown` mean that the script may have
-    /// written anything, and `Type` if it is the answer that cannot be converted.
+    /// Returns a [`FencedError`]. The script may have written something only after `Script` and
+    /// `Unknown`, and after `Type` if the answer could not be converted.
     ///
     /// # Cancel safety
     ///
-    /// Once polled it goes its way, and dropping the future loses its answer. If the guard is settled
-    /// or dropped before the script has got there, it does not run.
+    /// Once polled, the script is sent even if the future is dropped; the drop loses the answer. If
+    /// the guard is settled or dropped before the script reaches the server, the script does not
+    /// execute.
     ///
     /// # Examples
     ///
@@ -368,34 +387,35 @@ impl WorkGuard {
 
     /// Completes the work for the whole fleet.
     ///
-    /// `Ok` means that the server's record says that this guard completed the run. It may, even
-    /// past the end of the lease, as long as nobody took over.
+    /// `Ok` means that the server recorded this guard's completion of the run. That is possible
+    /// even after the lease has ended, as long as there is no successor.
     ///
     /// # Errors
     ///
-    /// [`SettleError::Lost`] when somebody else took over or the record has gone,
-    /// [`SettleError::Refused`] when the server refuses, [`SettleError::Unknown`] when it gives no
-    /// answer until the lease ends, or for 5 s if that is later.
+    /// * [`SettleError::Lost`] if another participant took over or the record is gone.
+    /// * [`SettleError::Refused`] if the server refuses.
+    /// * [`SettleError::Unknown`] if the server does not answer until the lease ends, or for 5 s if
+    ///   that is later.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, the future drops the guard and the attempt fails. After
-    /// that the completion goes its way, and only its answer is lost.
+    /// If the future is dropped before its first poll, it drops the guard and the attempt fails.
+    /// After the first poll the completion continues, and the drop only loses the answer.
     pub async fn done(self) -> Result<(), SettleError> {
         self.settle(Outcome::Done(Bytes::new())).await
     }
 
-    /// Completes the work and shares its result with every participant, in
+    /// Completes the work with a result, which every participant receives in
     /// [`Completed`](crate::Completed).
     ///
     /// # Errors
     ///
-    /// As [`done`](Self::done); and [`SettleError::ResultTooLarge`] with the guard in it when the
+    /// As for [`done`](Self::done), and [`SettleError::ResultTooLarge`] with the guard in it if the
     /// result is longer than [`MAX_RESULT`](Self::MAX_RESULT).
     ///
     /// # Cancel safety
     ///
-    /// As [`done`](Self::done).
+    /// As for [`done`](Self::done).
     pub async fn done_with(self, result: impl Into<Bytes>) -> Result<(), SettleError> {
         let result = result.into();
         if result.len() > Self::MAX_RESULT {
@@ -408,45 +428,47 @@ impl WorkGuard {
         self.settle(Outcome::Done(result)).await
     }
 
-    /// Fails the attempt for a reason; another participant takes over, if attempts are left.
+    /// Fails the attempt with a reason. A waiter takes over if attempts are left.
     ///
     /// # Errors
     ///
-    /// As [`done`](Self::done). The attempt ends with its lease in any case.
+    /// As for [`done`](Self::done). In any case the attempt ends with its lease.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, the future drops the guard, which fails the attempt without
-    /// the reason. After that it goes its way, and only its answer is lost.
+    /// If the future is dropped before its first poll, it drops the guard, which fails the attempt
+    /// without the reason. After the first poll the settlement continues, and the drop only loses
+    /// the answer.
     pub async fn fail(self, reason: impl Into<String>) -> Result<(), SettleError> {
         self.settle(failure(reason.into())).await
     }
 
-    /// Fails the run: no other attempt is made, however many are left.
+    /// Fails the run: no other attempt is made, even if attempts are left.
     ///
     /// # Errors
     ///
-    /// As [`done`](Self::done).
+    /// As for [`done`](Self::done).
     ///
     /// # Cancel safety
     ///
-    /// As [`fail`](Self::fail).
+    /// As for [`fail`](Self::fail).
     pub async fn fail_permanently(self, reason: impl Into<String>) -> Result<(), SettleError> {
         let reason = shorten(reason.into());
         self.settle(Outcome::FailPermanently(reason)).await
     }
 
-    /// Gives the work to the next in line, as when this process is about to end. The attempt is
-    /// not counted: the successor makes it again.
+    /// Hands the work off to the next participant without counting the attempt.
+    ///
+    /// Use it when this process is about to end. The successor makes the attempt again.
     ///
     /// # Errors
     ///
-    /// As [`done`](Self::done).
+    /// As for [`done`](Self::done).
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, the future drops the guard, which fails the attempt. After
-    /// that it goes its way, and only its answer is lost.
+    /// If the future is dropped before its first poll, it drops the guard, which fails the attempt.
+    /// After the first poll the settlement continues, and the drop only loses the answer.
     ///
     /// # Examples
     ///
@@ -477,19 +499,19 @@ impl WorkGuard {
         self.settle(Outcome::HandOff).await
     }
 
-    /// The work, begun and going on within the grant's span.
+    /// Starts the work within the grant's span and returns a future that stays within it.
     pub(crate) fn begin<F>(&self, work: impl FnOnce() -> F) -> Within<F> {
         self.grant.lease.work.around(work)
     }
 
-    /// Ends it; the answer is the server's.
+    /// Settles the grant and waits for the server's answer.
     async fn settle(&self, outcome: Outcome) -> Result<(), SettleError> {
         self.send(outcome)
             .await
             .unwrap_or(Err(SettleError::Stopped))
     }
 
-    /// How our part in the run ends if the server records this.
+    /// Returns the outcome of our participation if the server records this settlement.
     pub(crate) fn outcome_of(&self, settlement: &Outcome) -> event::Outcome {
         let lease = &self.grant.lease;
         let reason = match settlement {
@@ -522,9 +544,10 @@ impl WorkGuard {
         }
     }
 
-    /// Ends it, whether or not anybody waits for the answer. Only the first end counts.
+    /// Sends the settlement even if the caller drops the answer. Only the first settlement counts.
     pub(crate) fn send(&self, outcome: Outcome) -> oneshot::Receiver<Result<(), SettleError>> {
         let (reply, answer) = oneshot::channel();
+        // Relaxed: it matters only that one of the calls is the first.
         if self.settled.swap(true, Ordering::Relaxed) {
             let _ = reply.send(Err(LeaseLost::Settled.into()));
         } else {
@@ -533,12 +556,13 @@ impl WorkGuard {
         answer
     }
 
-    /// Ends it without waiting for an answer, if it has not been settled.
+    /// Fails the attempt, without an answer, if the guard has not been settled.
     pub(crate) fn abandon(&self) {
         if !self.settled.swap(true, Ordering::Relaxed) {
             let failure = match (std::thread::panicking(), self.grant.lease.why_lost()) {
                 (true, _) => Failure::Panicked,
-                // If the server can still be told, it was not the drop.
+                // The loss came before the drop, so it is the reason, if the server accepts the
+                // settlement at all.
                 (false, Some(why)) => Failure::Reason(why.to_string()),
                 (false, None) => Failure::Dropped,
             };
@@ -555,7 +579,8 @@ impl Drop for WorkGuard {
 
 impl fmt::Debug for WorkGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not by the methods: a guard that is only logged is not in use.
+        // Reads the lease directly: a method of the guard would mark it as in use and start its
+        // renewal.
         let lease = &self.grant.lease;
         f.debug_struct("WorkGuard")
             .field("key", &lease.key)
@@ -566,7 +591,8 @@ impl fmt::Debug for WorkGuard {
     }
 }
 
-/// What can be sent. A null is none of it: the server ends the connection that all guards share.
+/// Checks that each argument can be sent. A null must not be: the server would close the
+/// connection, which all guards share.
 fn arguments(args: Value) -> Result<Vec<Value>, FencedError> {
     let args = match args {
         Value::Null => return Ok(Vec::new()),
@@ -590,7 +616,7 @@ fn arguments(args: Value) -> Result<Vec<Value>, FencedError> {
     Ok(args)
 }
 
-/// A failure for this reason.
+/// Returns a failed attempt with this reason, cut to the maximum length.
 pub(crate) fn failure(reason: String) -> Outcome {
     Outcome::Fail(Failure::Reason(shorten(reason)))
 }

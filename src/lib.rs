@@ -1,12 +1,13 @@
-//! One piece of work, a fleet of processes: each wants to do it, one does.
+//! Coordinates one unit of work across many processes: one process does it, the others wait.
 //!
-//! A unit of work is named by a [`Key`]. [`LockingWorker::acquire`] takes part in its run and
-//! returns a stream of [`LockEvent`]s. One participant gets [`LockEvent::Acquired`] with a
-//! [`WorkGuard`]; the others are told who has it and wait in line. [`WorkGuard::done`] completes
-//! the work for all of them. Dropping the guard fails the attempt and the next in line takes over
-//! at once; when a process dies, it does so at the end of the lease. After `max_attempts` failures
-//! the run is given up. The outcome is remembered for the *retention*; after that the key is free
-//! for the next run.
+//! A [`Key`] names the unit of work. [`LockingWorker::acquire`] takes part in the current run of
+//! that key and returns a stream of [`LockEvent`]s. One participant becomes the holder and receives
+//! [`LockEvent::Acquired`] with a [`WorkGuard`]. The others learn who the holder is and wait in a
+//! queue. [`WorkGuard::done`] completes the work for all participants. If the guard is dropped, the
+//! attempt fails and the first waiter takes over at once. If the holder's process dies, the first
+//! waiter takes over when the lease ends. After `max_attempts` failed attempts the run gives up.
+//! The server remembers the outcome for the *retention*. After that the key is free for the next
+//! run.
 //!
 //! # Example
 //!
@@ -39,93 +40,116 @@
 //! | to | call |
 //! |---|---|
 //! | **take part** | |
-//! | compete for the work, and be told all that happens | [`LockingWorker::acquire`] |
-//! | have the work done when it is our turn, and be told how it ends | [`LockStreamExt::run`] |
-//! | have a result computed once by the fleet | [`LockingWorker::once`], `once_json` for any type |
-//! | have each job of a stream done once by the fleet | [`ClaimExt::claim_each`] |
-//! | compete for many keys, over the same connections | [`LockingWorker::with_key`] |
-//! | compete again after a failure of our own | [`Builder::rejoin`] |
-//! | see only the guards, or only how it ends | [`LockStreamExt::guards`], [`LockStreamExt::outcome`] |
-//! | see no progress reports, or send them elsewhere | [`LockStreamExt::without_status`], [`LockStreamExt::inspect_status`] |
-//! | use a connection that there is | [`Builder::client`] |
-//! | leave a connection that died in silence sooner, or later | [`Builder::answer_timeout`] |
-//! | test without a server | [`Builder::in_memory`]; [`Memory::remove`] loses a record as a server may |
+//! | compete for the work and receive every event | [`LockingWorker::acquire`] |
+//! | do the work in each granted attempt, and get the outcome | [`LockStreamExt::run`] |
+//! | compute a result once in the fleet | [`LockingWorker::once`], `once_json` for any type |
+//! | do each job of a stream once in the fleet | [`ClaimExt::claim_each`] |
+//! | compete for many keys over the same connections | [`LockingWorker::with_key`] |
+//! | compete again after a failed attempt of this stream | [`Builder::rejoin`] |
+//! | receive only the guards | [`LockStreamExt::guards`] |
+//! | receive only the outcome | [`LockStreamExt::outcome`] |
+//! | receive no progress reports | [`LockStreamExt::without_status`] |
+//! | handle progress reports elsewhere | [`LockStreamExt::inspect_status`] |
+//! | use an existing connection | [`Builder::client`] |
+//! | replace a dead connection sooner or later | [`Builder::answer_timeout`] |
+//! | test without a server | [`Builder::in_memory`] |
+//! | test the loss of a record | [`Memory::remove`] |
 //! | **while the work goes on** | |
 //! | work for longer than the lease | [`Builder::renew`], or [`WorkGuard::extend`] |
-//! | bound how long a guard that hangs is renewed | [`Builder::max_hold`], [`Builder::stall_limit`] |
-//! | leave more time between the end here and on the server | [`Builder::margin`] |
-//! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`], [`WorkGuard::cancellation_token`] |
-//! | look whether it still holds, and for how long | [`WorkGuard::check`], [`WorkGuard::is_valid`], [`WorkGuard::remaining`] |
-//! | know whether anybody could try after us | [`WorkGuard::is_last_attempt`] |
+//! | limit the renewal of a guard that hangs | [`Builder::max_hold`], [`Builder::stall_limit`] |
+//! | leave more time between the lease's end here and on the server | [`Builder::margin`] |
+//! | stop the work when the lease is lost | [`WorkGuard::run`], [`WorkGuard::lost`] |
+//! | stop several tasks when the lease is lost | [`WorkGuard::cancellation_token`] |
+//! | check whether the guard is still valid | [`WorkGuard::check`], [`WorkGuard::is_valid`] |
+//! | read how long the guard stays valid | [`WorkGuard::remaining`] |
+//! | know whether another attempt could follow | [`WorkGuard::is_last_attempt`] |
 //! | let the next attempt resume | [`WorkGuard::checkpoint`], [`WorkGuard::previous`] |
-//! | keep a late write out | [`WorkGuard::fenced`], or [`WorkGuard::fencing_token`] with a store that compares |
-//! | lose less when a replica takes over | [`Builder::replicas`] |
-//! | **end it** | |
+//! | reject a late write to a Redis key | [`WorkGuard::fenced`] |
+//! | reject a late write to a store that compares tokens | [`WorkGuard::fencing_token`] |
+//! | lose less in a failover to a replica | [`Builder::replicas`] |
+//! | **settle the attempt** | |
 //! | complete the work, with or without a result | [`WorkGuard::done_with`], [`WorkGuard::done`] |
 //! | let another participant try | [`WorkGuard::fail`], or drop the guard |
-//! | have nobody try again | [`WorkGuard::fail_permanently`] |
-//! | give the work away before this process ends | [`WorkGuard::hand_off`], then [`LockingWorker::close`] |
-//! | have the next run begin sooner or later | [`Builder::retention`] |
-//! | tell the last event from those before | [`LockEvent::is_terminal`], [`Error::is_fatal`] |
-//! | **look on, or step in** | |
-//! | see how a run is and who waits | [`LockingWorker::inspect`] |
-//! | see each of its transitions, without a part in them | [`LockingWorker::watch`] |
-//! | begin a run anew, by force | [`LockingWorker::clear`] |
-//! | know what may cost the worker its locks | [`LockingWorker::warnings`] |
+//! | end the run without another attempt | [`WorkGuard::fail_permanently`] |
+//! | hand the work off before this process ends | [`WorkGuard::hand_off`] |
+//! | wait for pending messages before this process ends | [`LockingWorker::close`] |
+//! | start the next run sooner or later | [`Builder::retention`] |
+//! | recognise the last event of a stream | [`LockEvent::is_terminal`], [`Error::is_fatal`] |
+//! | **watch, or intervene** | |
+//! | see the state of a run and its waiters | [`LockingWorker::inspect`] |
+//! | see each transition without taking part | [`LockingWorker::watch`] |
+//! | start a run anew, by force | [`LockingWorker::clear`] |
+//! | learn what may cost the worker its locks | [`LockingWorker::warnings`] |
 //!
 //! # The states of a run
 //!
-//! The server keeps one record a key. An arrow is one atomic script, or, dashed, the server's forgetting; n is the last
-//! attempt that was counted. Not drawn: [`LockingWorker::clear`] leads from each of them but absent to open(0), or to
-//! granted(1) if somebody waits. What a stream makes of it all is drawn at [`Acquire`].
+//! The server keeps one record for each key. A solid arrow is one atomic script. A dashed arrow is
+//! the expiry of the record on the server. *n* is the number of the last counted attempt.
+//! [`LockingWorker::clear`], which the picture omits, leads from every state except absent to
+//! granted(1) if there is a waiter, and to open(0) if there is none. [`Acquire`] shows the events
+//! that a stream yields in these states.
 //!
-// The picture itself, not a link to one: it needs no network, and no address that docs.rs would have to know. Only for
-// rustdoc, so that editors do not show its source as text.
+// The attribute includes the picture itself: a link would need network access and an address that
+// docs.rs would have to know. Only rustdoc includes it, so that editors do not show its source as
+// text.
 #![cfg_attr(doc, doc = include_str!("../docs/states.svg"))]
 //!
-//! # What can be observed
+//! # Telemetry
 //!
-//! With the features `tracing` and `metrics` it tells what happens in [spans, events and figures].
+//! With the features `tracing` and `metrics`, the crate emits [spans, events and metrics].
 //!
-//! [spans, events and figures]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/observability.md
+//! [spans, events and metrics]:
+//!   https://docs.rs/crate/redis-locking-worker/latest/source/docs/observability.md
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! * At most one grant of a key is valid at a time, by the server's clock. [`WorkGuard::is_valid`]
-//!   turns false on this machine's clock before that, also if the machine slept, provided that the
-//!   two clocks drift apart by less than the [`margin`](Builder::margin); so do [`WorkGuard::lost`]
-//!   and the others, provided that the process gets CPU. [`LockingWorker::clear`] is the exception:
-//!   a holder that it takes the work from is valid by its own clock until a message or an answer
-//!   tells it, or its lease would have ended.
+//! * By the server's clock, at most one grant of a key is valid at a time.
+//! * [`WorkGuard::is_valid`] turns false on this machine's clock before the lease ends on the
+//!   server, even if the machine slept. This assumes that the two clocks drift apart by less than
+//!   the [`margin`](Builder::margin). [`WorkGuard::lost`] and the other signals of a lost lease are
+//!   equally early, if the process gets CPU time.
+//! * [`LockingWorker::clear`] is the exception to these two: the guard of the old holder stays
+//!   valid by its own clock until a message or an answer reports the loss, or until its lease would
+//!   have ended.
 //! * [`WorkGuard::fencing_token`] rises with every grant of a key.
-//! * `Ok` from [`WorkGuard::done`] means that the server's record says that this guard completed
-//!   the run. There is at most one such guard a run.
-//! * A waiter hears of a failure by one push, and takes over from a dead holder at the end of its
-//!   lease. If messages are lost it finds out by itself.
-//! * A stream yields exactly one terminal event. The server's absence is one
-//!   [`LockEvent::Error`] an outage, and the stream goes on afterwards.
-//! * What is dropped leaves nothing behind.
+//! * `Ok` from [`WorkGuard::done`] means that the server recorded this guard's completion of the
+//!   run. At most one guard completes a run.
+//! * A waiter learns of a failure from one message, and takes over from a dead holder when the
+//!   lease ends. If the message is lost, timers of the waiter find the failure.
+//! * A stream yields exactly one terminal event. In an outage of the server it yields one
+//!   [`LockEvent::Error`] and continues afterwards.
+//! * A stream, guard or future that is dropped leaves nothing behind.
 //!
 //! # When not to use it
 //!
-//! * Where work must *never* be done twice, and its effects cannot be fenced: no lock with a lease
-//!   can promise that, because a process can be paused for longer than any lease.
-//! * Where the record must survive the failure of any one server: Redis replicates asynchronously,
-//!   and a failover may lose the last writes. Consensus systems (etcd, ZooKeeper) do better.
-//! * For queues of many different jobs that somebody sends: here whoever asks has brought the work along, if only as a
-//!   stream of jobs that all of the fleet have.
+//! * The work must *never* happen twice and its effects cannot be fenced. No lock with a lease can
+//!   promise that, because a process can pause for longer than any lease.
+//! * The record must survive the failure of any one server. Redis replicates asynchronously, and a
+//!   failover may lose the last writes. Consensus systems (etcd, ZooKeeper) promise more.
+//! * A producer sends many different jobs to workers. That needs a queue: here each participant
+//!   brings the work along, if only as a stream of jobs that every process of the fleet has.
 //!
 //! # Features
 //!
-//! None is on by default. `cli` adds [the command `locking-worker`][cli]. `json` adds `LockingWorker::once_json`. `tracing` and `metrics`
-//! tell what happens. `enable-rustls`, `enable-rustls-ring`,
-//! `enable-native-tls`, `unix-sockets`, `sentinel-auth` and `credential-provider` are passed through to [`fred`].
+//! No feature is on by default.
+//!
+//! * `json` adds `LockingWorker::once_json`.
+//! * `tracing` and `metrics` add telemetry.
+//! * `enable-rustls`, `enable-rustls-ring`, `enable-native-tls`, `unix-sockets`, `sentinel-auth`
+//!   and `credential-provider` enable the feature of [`fred`] with the same name.
 //!
 //! # More
 //!
-//! Pages that come with the source: [coming from the Node.js module][migration], [other locks, and when to use them
-//! instead][comparison], [what a fencing token is for][fencing], [what is promised, and how it is tested][reliability],
-//! [what was measured][performance], [the map of the house][architecture].
+//! The crate `locking-worker` is [a command line][cli] on top of this one.
+//!
+//! These pages come with the source:
+//!
+//! * [migration from the Node.js module][migration]
+//! * [other locks, and when to use them instead][comparison]
+//! * [the purpose of a fencing token][fencing]
+//! * [the guarantees, and how they are tested][reliability]
+//! * [measurements][performance]
+//! * [the architecture][architecture]
 //!
 //! [cli]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/cli.md
 //! [architecture]: https://docs.rs/crate/redis-locking-worker/latest/source/docs/architecture.md
@@ -181,7 +205,7 @@ pub use stream_ext::{IntoResult, LockStreamExt};
 pub use watch::Watch;
 pub use worker::LockingWorker;
 
-/// What the methods of [`LockStreamExt`] and [`ClaimExt`] return.
+/// The types that the methods of [`LockStreamExt`] and [`ClaimExt`] return.
 pub mod adapters {
     pub use crate::claim_ext::ClaimEach;
     #[cfg(feature = "tracing")]
@@ -189,7 +213,7 @@ pub mod adapters {
     pub use crate::stream_ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
 }
 
-/// The examples of the pages compile, and run where they need no server.
+/// The examples of the Markdown pages. They compile, and those that need no server also execute.
 #[cfg(doctest)]
 mod pages {
     #[doc = include_str!("../README.md")]
@@ -202,7 +226,7 @@ mod pages {
     struct Migration;
 }
 
-/// The parts under the public ones, for this crate's own tests. No promise is made about them.
+/// The internal parts, for this crate's own tests. They are not covered by semantic versioning.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::store::memory::MemoryStore;

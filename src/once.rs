@@ -1,4 +1,4 @@
-//! One execution for a whole fleet, and one result for everybody.
+//! One computation and one result for a whole fleet, on top of the stream.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::event::{Completed, Outcome};
 use crate::guard::WorkGuard;
 use crate::stream_ext::{IntoResult, LockStreamExt};
 
-/// Takes part until the run is over, working whenever it is our turn.
+/// Takes part until the run is over, and executes the work in each attempt that is granted to us.
 pub(crate) async fn once<W, F, T, E>(entry: AcquireConfig, work: W) -> Result<Completed, OnceError>
 where
     W: FnMut(Arc<WorkGuard>) -> F,
@@ -17,7 +17,7 @@ where
     T: IntoResult,
     E: Display,
 {
-    // Whoever has failed waits for the others' result.
+    // A caller whose own attempt failed also needs the result, so its stream rejoins.
     let events = Acquire::new(AcquireConfig {
         rejoin: true,
         ..entry
@@ -25,7 +25,7 @@ where
     match events.run(work).await? {
         Outcome::Completed(completed) => Ok(completed),
         Outcome::GaveUp(gave_up) => Err(OnceError::GaveUp(gave_up)),
-        // Not of a stream that rejoins.
+        // A stream that rejoins ends with neither.
         Outcome::Failed(_) | Outcome::Left => Err(Error::Stopped.into()),
     }
 }
@@ -43,7 +43,8 @@ where
         async {
             let result = working.await.map_err(|reason| reason.to_string())?;
             let text = serde_json::to_vec(&result).map_err(|error| error.to_string())?;
-            // What is no number is written too, as null: it must be one that everybody can read.
+            // serde_json writes a NaN as null without an error. Only a result that can be read back
+            // counts, since every participant must be able to read it.
             let read = serde_json::from_slice::<T>(&text);
             read.map(|_| text).map_err(|error| error.to_string())
         }

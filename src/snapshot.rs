@@ -1,4 +1,4 @@
-//! What a key's record says, for those who take no part.
+//! The public view of a key's record, for callers that take no part in the run.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,52 +8,62 @@ use bytes::Bytes;
 use crate::event::PreviousAttempt;
 use crate::store::record::{RecordSnapshot, State};
 
-/// A run as it was at one instant of the server's clock.
+/// State of a run at one instant of the server's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// How far it is.
+    /// Stage that the run has reached.
     pub state: RunState,
-    /// The attempt that is made, or was the last, from 1; 0 if none was.
+    /// Number of the current or last attempt, from 1; 0 if there was none.
     pub attempt: u32,
-    /// The run's bound on attempts; 0 if there is no run.
+    /// Maximum number of attempts of the run; 0 if there is no run.
     pub max_attempts: u32,
-    /// Who has the work, or who completed it; empty if nobody.
+    /// Label of the holder, or of the participant that completed the work; empty if there is
+    /// neither.
     pub holder: String,
-    /// The last holder's fencing token, or what the next one's exceeds; 0 if there is no run.
+    /// Fencing token of the last grant; 0 if there is no run.
+    ///
+    /// After [`LockingWorker::clear`](crate::LockingWorker::clear) it belongs to no grant, and the
+    /// next grant gets a higher one.
     pub fencing_token: u64,
-    /// What was left then: of the lease (nothing, if its holder has died and nobody took over yet), of the time to
-    /// confirm a hand-over, or of the time for which the outcome is remembered.
+    /// Time that was left at that instant, which depends on the state.
+    ///
+    /// It is the rest of the lease, of the time to confirm a pushed grant, or of the retention. It
+    /// is zero if the lease has ended and no successor has taken over yet.
     pub remaining: Duration,
-    /// The attempt before this one, or the last that failed.
+    /// The attempt before the current one, or the last that failed.
     pub previous: Option<PreviousAttempt>,
-    /// What the work was completed with.
+    /// Result of the completed work.
     pub result: Bytes,
-    /// Who waits, in order: the first [`MAX_LINE`](Self::MAX_LINE) of them. `None` if the server was not asked, as when
-    /// the news came by push.
+    /// Labels of the waiters in the order of the queue, at most [`MAX_LINE`](Self::MAX_LINE) of
+    /// them.
+    ///
+    /// It is `None` if the server was not asked for the queue, such as when a message brought the
+    /// record.
     pub line: Option<Vec<String>>,
 }
 
-/// How far a run is.
+/// Stage of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RunState {
-    /// There is none, or it has been forgotten.
+    /// There is no run, or the server has forgotten it.
     Free,
-    /// Somebody has the work.
+    /// A holder has the work.
     Held,
-    /// Somebody was given the work, and has not said yet that he knows.
+    /// A waiter has been granted the work and has not confirmed yet.
     Granted,
-    /// An attempt failed, and nobody has made the next yet; or the run was cleared.
+    /// An attempt failed or was handed off, or the run was cleared, and there is no next attempt
+    /// yet.
     Open,
     /// The work is complete.
     Completed,
-    /// No attempt is left.
+    /// The run gave up: no further attempt is made.
     GaveUp,
 }
 
 impl Snapshot {
-    /// How many of those who wait are named.
+    /// Maximum number of waiters that a snapshot lists.
     pub const MAX_LINE: u32 = 1_000;
 
     pub(crate) fn of(frame: &RecordSnapshot) -> Self {
@@ -97,7 +107,7 @@ impl From<State> for RunState {
 }
 
 impl RunState {
-    /// Whether somebody has the work, and others may wait.
+    /// Whether there is a holder or a pushed grant, so that others may be waiting.
     pub fn is_owned(self) -> bool {
         matches!(self, RunState::Held | RunState::Granted)
     }

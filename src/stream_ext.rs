@@ -1,4 +1,4 @@
-//! Combinators for streams of events: the trait, and an adapter a file.
+//! The public trait for streams of events. Each of its adapters has a file.
 
 mod guards;
 mod inspect_status;
@@ -24,18 +24,24 @@ pub use to_outcome::ToOutcome;
 pub use trace::Trace;
 pub use without_status::WithoutStatus;
 
-/// What can be done with every stream of [`LockEvent`]s, beside what `StreamExt` of `futures` or `tokio-stream` does.
+/// Extension methods for streams of [`LockEvent`]s.
 ///
-/// The adapters hold no guard: one that has been yielded lives on when the adapter is dropped. Only [`run`](Self::run)
-/// keeps the guard that it works under. What becomes of a guard that a dropped stream was about to yield, its own docs
-/// say; for [`Acquire`](crate::Acquire), it goes to the next in line and is not counted.
+/// They complement the `StreamExt` traits of `futures` and `tokio-stream`.
 ///
-/// Take a stream by reference to go on with it afterwards: `(&mut events).outcome().await`.
+/// The adapters keep no guard: a guard that an adapter has yielded lives on when the adapter is
+/// dropped. Only [`run`](Self::run) keeps the guard of its current attempt. If a stream is dropped
+/// just before it yields a guard, its own documentation says what happens to the grant: with
+/// [`Acquire`](crate::Acquire), the first waiter gets it and the attempt is not counted.
+///
+/// To use a stream again afterwards, pass it by reference: `(&mut events).outcome().await`.
 pub trait LockStreamExt: Stream<Item = LockEvent> {
-    /// Only the guards, of which there is one each time that it is our turn. Ends when the stream does.
+    /// Yields only the guards, one for each attempt that is granted to this stream.
     ///
-    /// All other events are passed over, errors too: look at them before, with
-    /// [`inspect`](https://docs.rs/futures/latest/futures/stream/trait.StreamExt.html#method.inspect).
+    /// It skips all other events, errors included. To see them, call [`inspect`] first. It ends
+    /// with the stream.
+    ///
+    /// [`inspect`]:
+    /// https://docs.rs/futures/latest/futures/stream/trait.StreamExt.html#method.inspect
     ///
     /// # Cancel safety
     ///
@@ -66,19 +72,19 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
         Guards::new(self)
     }
 
-    /// How it ends for us: drives the stream to its terminal event.
+    /// Drives the stream to its terminal event and returns the outcome of the participation.
     ///
-    /// For the rest of a stream whose guard has been taken out, or one behind which others work. It is no way to look
-    /// on: it takes part, and a guard that comes along is dropped, which fails the attempt;
-    /// [`LockingWorker::watch`](crate::LockingWorker::watch) looks on.
+    /// Use it for the rest of a stream whose guard you have taken, or while other processes work.
+    /// Do not use it to watch a run: it takes part, and it drops a guard that it receives, which
+    /// fails the attempt. [`LockingWorker::watch`](crate::LockingWorker::watch) does not take part.
     ///
     /// # Errors
     ///
-    /// The fatal [`Error`](crate::Error) that ended the stream. Others are passed over.
+    /// Returns the fatal [`Error`](crate::Error) that ended the stream. It skips other errors.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the stream; taken by reference, the stream can be gone on with.
+    /// Dropping the future drops the stream. A stream that was passed by reference remains usable.
     ///
     /// # Examples
     ///
@@ -106,23 +112,25 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
         ToOutcome::new(self)
     }
 
-    /// Does the work each time that it is our turn, and says how it ends: drives the stream to its terminal event.
+    /// Does the work in each attempt that is granted to this stream, and returns the outcome of the
+    /// participation.
     ///
-    /// The work is given its guard, and its result decides: `Ok` completes the run (with what
-    /// [`IntoResult`] makes of it), `Err` fails the attempt for that reason. When the lease is lost, the work is
-    /// dropped at that moment, as by [`WorkGuard::run`]. While it goes on, the stream is not polled.
+    /// The work receives its guard, and its result decides. `Ok` completes the run with the bytes
+    /// that [`IntoResult`] returns. `Err` fails the attempt with that reason. When the lease is
+    /// lost, the work is dropped at that moment, as in [`WorkGuard::run`]. During the work the
+    /// stream is not polled.
     ///
-    /// Without [`Builder::rejoin`](crate::Builder::rejoin) there is one attempt of ours at most.
+    /// Without [`Builder::rejoin`](crate::Builder::rejoin) this stream makes at most one attempt.
     ///
     /// # Errors
     ///
-    /// The fatal [`Error`](crate::Error) that ended the stream. Others are passed over. A result longer than
-    /// [`WorkGuard::MAX_RESULT`] is a failed attempt.
+    /// Returns the fatal [`Error`](crate::Error) that ended the stream. It skips other errors. A
+    /// result longer than [`WorkGuard::MAX_RESULT`] is a failed attempt.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the work and then its guard, whoever else has a clone of it: the attempt fails with
-    /// the reason "dropped". A settlement that is on its way goes its way.
+    /// Dropping the future drops the work and then settles its guard, even if a clone of the guard
+    /// exists: the attempt fails with the reason "dropped". A settlement in flight continues.
     ///
     /// # Examples
     ///
@@ -158,7 +166,7 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
         Run::new(self, work)
     }
 
-    /// Everything but [`LockEvent::Status`].
+    /// Yields every event except [`LockEvent::Status`].
     ///
     /// # Cancel safety
     ///
@@ -170,7 +178,7 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
         WithoutStatus::new(self)
     }
 
-    /// Shows each status to `inspect`, and yields every event.
+    /// Calls `inspect` with each status, and yields every event.
     ///
     /// # Cancel safety
     ///
@@ -202,10 +210,10 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
         InspectStatus::new(self, inspect)
     }
 
-    /// Tells of each event as it passes here, at the level `TRACE`, and yields them all.
+    /// Emits a `tracing` event at level `TRACE` for each event, and yields every event.
     ///
-    /// [`Acquire`](crate::Acquire) tells of what happens by itself, in spans; this is to see what arrives at one place
-    /// of a composition. A result is not told.
+    /// [`Acquire`](crate::Acquire) has telemetry of its own, in spans. This adapter shows the
+    /// events that arrive at one place of a composition. It does not record results.
     ///
     /// # Cancel safety
     ///

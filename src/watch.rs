@@ -1,4 +1,4 @@
-//! A key's transitions, as a stream for those who take no part.
+//! The public stream that watches a key without taking part.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,11 +12,12 @@ use crate::hub::{Handle, WatchHandle};
 use crate::snapshot::Snapshot;
 use crate::store::key::Key;
 
-/// A key's transitions: what [`LockingWorker::watch`](crate::LockingWorker::watch) returns.
+/// A stream of a key's transitions. [`LockingWorker::watch`](crate::LockingWorker::watch) returns
+/// it.
 ///
-/// It begins when it is first polled, with the run as it is then; yields what becomes of it, renewals too; and ends
-/// after a fatal [`Error`] only. When messages are lost, or overtaken by an answer, transitions may be passed over; the
-/// last state never is.
+/// It starts at its first poll and yields the current state of the run. Then it yields each
+/// transition, renewals included. It ends only after a fatal [`Error`]. If messages are lost, or an
+/// answer overtakes them, it may skip transitions. It never skips the last state.
 ///
 /// # Cancel safety
 ///
@@ -28,11 +29,11 @@ pub struct Watch {
 }
 
 enum State {
-    /// Nothing is asked yet. Goes to `Watching`.
+    /// The stream has requested nothing yet. Leads to `Watching`.
     Idle(Handle),
-    /// Hears what happens. Goes to `Finished` after a fatal error.
+    /// The stream receives the transitions. Leads to `Finished` after a fatal error.
     Watching(WatchHandle),
-    /// Yields `None` for ever.
+    /// The stream yields `None` for ever.
     Finished,
 }
 

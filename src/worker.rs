@@ -1,4 +1,4 @@
-//! The handle that takes part in runs.
+//! The public handle that takes part in runs.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::store::key::Key;
 use crate::stream_ext::IntoResult;
 use crate::watch::Watch;
 
-/// Takes part in the runs of one key, over connections that it may share with other keys.
+/// Takes part in the runs of one key.
 ///
 /// Cloning and [`with_key`](Self::with_key) are cheap and share the connections: one for commands
-/// and one for subscriptions (one more with [`Builder::replicas`], and one more from the first
-/// guard that [renewal](Builder::renew) keeps), however many keys and streams there are. They end
-/// with the last worker, stream and guard.
+/// and one for subscriptions, however many keys and streams there are. [`Builder::replicas`] adds
+/// one. The first guard with [renewal](Builder::renew) adds another. The connections close when the
+/// last worker, stream and guard has been dropped.
 #[derive(Clone, Debug)]
 pub struct LockingWorker {
     entry: AcquireConfig,
@@ -29,7 +29,7 @@ pub struct LockingWorker {
 }
 
 impl LockingWorker {
-    /// Begins to describe a worker on the key.
+    /// Returns a [`Builder`] for a worker on this key.
     ///
     /// # Examples
     ///
@@ -58,25 +58,25 @@ impl LockingWorker {
         Self { entry, warnings }
     }
 
-    /// The key it competes for.
+    /// Returns the key that this worker competes for.
     pub fn key(&self) -> &Key {
         &self.entry.key
     }
 
-    /// What it calls itself.
+    /// Returns this worker's label.
     pub fn label(&self) -> &str {
         &self.entry.terms.label
     }
 
-    /// What was found when it was built that may cost it its locks: a server that may evict them, for one. A service
-    /// may log them, or refuse to start.
+    /// Returns the warnings that [`Builder::build`] found, such as a server that may evict locks.
     ///
-    /// Empty where the server does not permit `INFO`, and in memory.
+    /// A service may log them, or refuse to start. The list is empty where the server does not
+    /// permit `INFO`, and in memory.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// Takes part in the key's run, or begins one.
+    /// Joins the current run for this key, or starts one.
     ///
     /// Nothing happens until the stream is polled. Each call takes part on its own: two streams of
     /// one worker compete with each other.
@@ -84,7 +84,8 @@ impl LockingWorker {
         Acquire::new(self.entry.clone())
     }
 
-    /// The same, and whatever the worker was told about rejoining, the stream ends with its attempt.
+    /// Like [`acquire`](Self::acquire), but the stream always ends with its own attempt: it ignores
+    /// [`Builder::rejoin`].
     pub(crate) fn acquire_once(&self) -> Acquire {
         Acquire::new(AcquireConfig {
             rejoin: false,
@@ -92,26 +93,27 @@ impl LockingWorker {
         })
     }
 
-    /// Has the work done once by the whole fleet, and returns the result that everybody gets.
+    /// Computes a result once for the whole fleet and returns it to every caller.
     ///
-    /// Whoever wins runs the work with its guard; the others wait for the result. If the work fails,
-    /// or the guard is lost (which stops it), somebody else is next, up to `max_attempts`; that may be
-    /// us again. Whoever comes later gets the result without any work until the retention ends.
+    /// The holder executes the work with its guard; the other callers wait for the result. If the
+    /// work fails, or if the guard is lost, the next waiter takes over, up to `max_attempts`. A
+    /// lost guard also stops the work. The same caller may become the holder again. Until the
+    /// retention ends, later callers get the result without any work.
     ///
-    /// The work's future decides: `Ok` completes the run, `Err` fails the attempt, whoever else has a
-    /// clone of the guard. The lease is the bound on its time, unless the worker was built with
-    /// [`Builder::renew`]. While the server does not serve, this waits until it does.
+    /// The work's future decides, even if a clone of the guard exists elsewhere: `Ok` completes the
+    /// run, `Err` fails the attempt. The lease limits the time of the work, unless the worker was
+    /// built with [`Builder::renew`]. In an outage of the server this method waits for its end.
     ///
     /// # Errors
     ///
-    /// [`OnceError::GaveUp`] with the reason of the last failure when no attempt is left,
-    /// [`OnceError::Stream`] when the server refuses. A result longer than
+    /// Returns [`OnceError::GaveUp`] with the reason of the last failure when no attempt is left,
+    /// and [`OnceError::Stream`] when the server refuses. A result longer than
     /// [`WorkGuard::MAX_RESULT`] is a failed attempt.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up our place in line; if it is our turn, it stops the work, the
-    /// attempt fails with the reason "dropped", and somebody else is next.
+    /// Dropping the future leaves the queue. If this caller is the holder, the drop stops the work,
+    /// the attempt fails with the reason "dropped", and the next waiter takes over.
     ///
     /// # Examples
     ///
@@ -124,7 +126,7 @@ impl LockingWorker {
     /// let worker = LockingWorker::builder("rates").in_memory(&memory).build().await?;
     /// let rates = worker
     ///     .once(|guard| async move {
-    ///         // Whatever takes long, or must not be done by two at a time.
+    ///         // Work that takes long, or that two processes must not do at once.
     ///         Ok::<_, std::io::Error>(format!("fetched at attempt {}", guard.attempt()))
     ///     })
     ///     .await?;
@@ -143,17 +145,17 @@ impl LockingWorker {
         Ok(completed.result)
     }
 
-    /// Like [`once`](Self::once), with a result of any type, which travels as JSON.
+    /// Computes a result once like [`once`](Self::once), for any type that JSON can carry.
     ///
     /// # Errors
     ///
-    /// As [`once`](Self::once); and [`OnceError::Json`] when what somebody else has completed the work
-    /// with is not of this type. A result that JSON cannot express, so that it cannot be read back (a
-    /// NaN is written as `null`), is a failed attempt.
+    /// As for [`once`](Self::once), and [`OnceError::Json`] when the recorded result of another
+    /// participant is not of this type. A result is a failed attempt if it cannot be read back from
+    /// JSON. For example, JSON has no NaN and stores `null` instead.
     ///
     /// # Cancel safety
     ///
-    /// As [`once`](Self::once).
+    /// As for [`once`](Self::once).
     ///
     /// # Examples
     ///
@@ -180,13 +182,14 @@ impl LockingWorker {
         once::once_json(self.entry.clone(), work).await
     }
 
-    /// The run as it is now, and who waits: the record, and the line right after it.
+    /// Reads the state of the run and its waiters.
     ///
-    /// It writes nothing, but who only looks needs all of a worker's permissions too: `build()` checks them.
+    /// It reads the record, and then the queue if there is a holder. It writes nothing. Still, a
+    /// caller that only inspects needs all permissions of a worker: `build()` checks them.
     ///
     /// # Errors
     ///
-    /// The [`Error`] of the server, fatal or not; nothing is tried again.
+    /// Returns the [`Error`] of the server, fatal or not. Nothing is retried.
     ///
     /// # Cancel safety
     ///
@@ -221,18 +224,20 @@ impl LockingWorker {
         Ok(snapshot)
     }
 
-    /// Looks on: a stream of the key's transitions that takes no part in them.
+    /// Watches the key: returns a stream of its transitions and takes no part in them.
     ///
-    /// It yields the run as it is, and then what becomes of it, renewals too. What happens while the server is out of
-    /// reach is one [`Error`] an outage; after it comes the run as it is then. When messages are lost, or overtaken by
-    /// an answer, transitions may be passed over; the last state never is.
+    /// The stream yields the current state of the run, and then each transition, renewals included.
+    /// It yields one [`Error`] for each outage of the server, and after it the state of the run at
+    /// that time. If messages are lost, or an answer overtakes them, the stream may skip
+    /// transitions. It never skips the last state.
     ///
-    /// Between two polls nothing is lost, which has its price: all that it was told is kept until then, each with its
-    /// checkpoint of up to 64 KiB or its result of up to 1 MiB. Drop one that you do not poll any more.
+    /// Between two polls the stream keeps every item, so that none is lost. An item can hold a
+    /// checkpoint of up to 64 KiB or a result of up to 1 MiB. Drop a stream that you no longer
+    /// poll.
     ///
-    /// The server sends messages for it, and is asked when it begins, after an outage, and when a record should have
-    /// been forgotten. It writes nothing, but who only looks needs all of a worker's permissions too: `build()` checks
-    /// them.
+    /// The server sends the transitions as messages. The stream sends a command when it starts,
+    /// after an outage, and when a record should have expired. It writes nothing. Still, a caller
+    /// that only watches needs all permissions of a worker: `build()` checks them.
     ///
     /// # Examples
     ///
@@ -256,26 +261,32 @@ impl LockingWorker {
         Watch::new(self.entry.hub.clone(), self.entry.key.clone())
     }
 
-    /// Begins the run anew, by force: whoever has the work loses it, and an outcome is forgotten. Whether there was a
-    /// run.
+    /// Starts the run anew, by force, and returns whether there was a run.
     ///
-    /// The first in line, if anybody waits, is given attempt 1; otherwise the next to come is. The bounds stay those of
-    /// the run; its reasons, checkpoint and result go. The fencing token goes on rising, so that what the old holder
-    /// does too late is refused. That holder hears of its loss by push if anybody of its process waits, else by its next
-    /// renewal, or when it settles; without either its guard is valid by its own clock until the lease would have ended.
+    /// The holder loses the work, and a recorded outcome is forgotten. If there are waiters, the
+    /// first is granted attempt 1; otherwise the next participant that comes gets it. The new run
+    /// keeps the bounds of the old one. It does not keep its reasons, checkpoint and result. The
+    /// fencing token continues to rise, so a resource that checks it rejects late writes of the old
+    /// holder.
     ///
-    /// It is unconditional: whoever has the work when it gets there loses it, and that may be a healthy successor of the
-    /// one that you have looked at. Repeated after [`Error::Unavailable`] it may clear twice, and the second time what
-    /// has begun since the first: [`inspect`](Self::inspect) before.
+    /// The old holder learns of its loss from a message if its process also waits for the key, and
+    /// otherwise from its next renewal or its settlement. Until then its guard is valid by its own
+    /// clock, at the longest until the lease would have ended.
+    ///
+    /// The call is unconditional: the holder at the time of its execution loses the work. That may
+    /// be a healthy successor of the holder that you saw. If you repeat the call after
+    /// [`Error::Unavailable`], it may clear twice, and the second time it ends a run that began
+    /// after the first. Call [`inspect`](Self::inspect) before you repeat it.
     ///
     /// # Errors
     ///
-    /// The [`Error`] of the server, fatal or not; nothing is tried again. After [`Error::Unavailable`] it may have
-    /// happened.
+    /// Returns the [`Error`] of the server, fatal or not. Nothing is retried. After
+    /// [`Error::Unavailable`] the run may have been cleared.
     ///
     /// # Cancel safety
     ///
-    /// Once polled it goes its way, and dropping the future only loses its answer.
+    /// Once polled, the call takes effect even if the future is dropped. The drop only loses the
+    /// answer.
     pub async fn clear(&self) -> Result<bool, Error> {
         let window = self.entry.terms.window();
         let reply = self
@@ -286,11 +297,11 @@ impl LockingWorker {
         Ok(reply.ok)
     }
 
-    /// The same worker on another key, over the same connections.
+    /// Returns this worker for another key, on the same connections.
     ///
     /// # Errors
     ///
-    /// [`KeyError`] as for [`Key::new`].
+    /// Returns a [`KeyError`] as [`Key::new`] does.
     ///
     /// # Examples
     ///
@@ -314,18 +325,18 @@ impl LockingWorker {
         Ok(worker)
     }
 
-    /// Waits until everything that dropped streams and guards have signalled before is answered.
+    /// Waits until the server has answered everything that streams and guards requested before.
     ///
-    /// Dropping a stream or a guard only leaves a message for the worker's task. A process that is
-    /// about to end drops them all, and awaits this, so that the next participant need not wait for
-    /// a lease to end. When the server gives no answer, it takes no longer than the leases, and 5 s
-    /// at least.
+    /// A stream or guard that is dropped only leaves a message for the worker's task. Before a
+    /// process ends, it should drop them all and await this method. Otherwise the next participant
+    /// may have to wait for the end of a lease. If the server does not answer, this method takes no
+    /// longer than the leases, and at least 5 s.
     ///
-    /// Workers that share the connections go on; the connections end with the last of them.
+    /// Workers that share the connections continue. The connections close with the last of them.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future changes nothing but that nobody waits.
+    /// Dropping the future only ends the wait.
     pub async fn close(self) {
         self.entry.hub.drain().await;
     }

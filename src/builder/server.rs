@@ -1,4 +1,4 @@
-//! Where the runs take place: what was asked for, checked and connected.
+//! The server of a builder: its URL or address is checked, connected and probed here.
 
 use std::fmt;
 use std::panic::resume_unwind;
@@ -42,7 +42,7 @@ impl Default for Server {
 }
 
 impl Server {
-    /// The host and port so far, for the one that is given after the other.
+    /// Returns the host and port set so far. The setter of the one keeps the other.
     pub(super) fn address(&self) -> (String, u16) {
         match self {
             Server::Address { host, port } => (host.clone(), *port),
@@ -50,8 +50,9 @@ impl Server {
         }
     }
 
-    /// Dropped half-way, the client library's tasks and connections would live on for ever. So it goes on
-    /// by itself: if nobody waits for it any more, its handle is the last, and ends them.
+    /// Connects in a task of its own. If the caller's future were dropped half-way, the client
+    /// library's tasks and connections would otherwise live for ever. The task runs to its end: if
+    /// its caller has gone, it drops the last handle, and that closes the connections.
     pub(super) async fn connect(
         self,
         key: &Key,
@@ -59,7 +60,8 @@ impl Server {
         pace: Pace,
         renews: bool,
     ) -> Result<(Handle, Vec<Warning>), BuildError> {
-        // Here, on the thread whose subscriber and recorder are told.
+        // `Observers::here` must be called on this thread: it captures the thread's subscriber and
+        // recorder.
         let thread = match renews && !matches!(self, Server::Memory(_)) {
             true => {
                 let runtime = keeper::runtime();
@@ -94,8 +96,9 @@ impl Server {
             Server::Url(url) => with_url(&url, replicas, pace).await?,
             Server::Client(client) => with_client(client, replicas, pace).await?,
         };
-        // Finds out now what would end every stream: an old server, a missing permission, a key in
-        // other use, and what only the second worker would run into.
+        // These checks find at build time what would end every stream: an old server, a missing
+        // permission, a key in other use, and problems that otherwise only the second worker would
+        // meet.
         let inspect = Op::Inspect;
         let (inspected, path, selected, info) = join!(
             store.apply(&key, &inspect),
@@ -104,6 +107,7 @@ impl Server {
             store.info()
         );
         if let Some((configured, selected)) = selected {
+            // No hub closes the store yet.
             store.close().await;
             return Err(BuildError::Database {
                 configured,
@@ -131,8 +135,8 @@ impl Server {
     }
 }
 
-/// What keeps the leases of a store's grants: the process's thread, and a connection there as soon
-/// as there is a lease to keep.
+/// Returns the keeper of a store's leases. It works in the process's own thread and connects there
+/// when it receives the first lease.
 fn keeper(
     store: &RedisStore,
     key: &Key,
@@ -148,7 +152,7 @@ fn keeper(
     Keeper::apart(runtime, connect, Clock::Machine, observers, tell)
 }
 
-/// What a server that will not serve the key is told by: its age, if it is too old for the scripts.
+/// Explains why the server refuses the key: by its version, if that is too old for the scripts.
 fn because(error: Error, warnings: Vec<Warning>) -> BuildError {
     let old = warnings.into_iter().find_map(|warning| match warning {
         Warning::OldServer { server, version } => Some((server, version)),
@@ -217,8 +221,8 @@ const TLS: bool = cfg!(any(
     feature = "enable-native-tls"
 ));
 
-/// Refuses what fred would misunderstand: it takes any scheme, and without a TLS feature it
-/// connects to `rediss://` in plain text.
+/// Rejects URLs that fred would misread. fred accepts any scheme. Without a TLS feature it connects
+/// to `rediss://` in plain text.
 fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
     let invalid = |source| BuildError::Url {
         url: shown.to_owned(),
@@ -248,7 +252,8 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
         return Err(missing("unix-sockets"));
     }
     let config = Config::from_url(url);
-    // A parser of URLs ends the address at the first of these, and connects to what is before it.
+    // A URL parser ends the address at the first of these characters, so it would connect to the
+    // text before it.
     let secret = rest.rsplit_once('@').map(|(secret, _)| secret);
     let ends = secret.and_then(|secret| {
         let end = secret.find(['/', '?', '#'])?;
@@ -267,10 +272,11 @@ fn parse(url: &str, shown: &str) -> Result<Config, BuildError> {
     }
 }
 
-/// The URL less what may be secret: what is between `://` and the last `@`, and the query.
+/// Returns the URL without the parts that may be secret: the text between `://` and the last `@`,
+/// and the query.
 ///
-/// It takes the text as it is, since what it is for are the texts that are no URLs: one parser's
-/// query is what another takes for the end of a password.
+/// It does not parse, because its most important input is text that is not a valid URL: one
+/// parser's query can be the end of a password for another parser.
 fn redact(url: &str) -> String {
     let is_scheme = |text: &str| {
         let fits = |char: char| char.is_ascii_alphanumeric() || "+-.".contains(char);
@@ -281,7 +287,7 @@ fn redact(url: &str) -> String {
         _ => (String::new(), url),
     };
     let (secret, shown) = match rest.rsplit_once('@') {
-        // What is behind the last `@` may be the end of a query, or a host.
+        // The text after the last `@` may be a host, or the end of a secret query.
         Some((secret, _)) if secret.contains(['?', '#']) => return scheme + "…",
         Some((_, shown)) => ("…@", shown),
         None => ("", rest),

@@ -1,39 +1,44 @@
-//! What a server says of itself that bodes ill for locks.
+//! Warnings about a server, found in its answer to `INFO`.
 
 use std::fmt;
 
-/// Something about the server that [`Builder::build`](crate::Builder::build) has found, and that may cost the worker
-/// its locks or its service.
+/// A property of the server that may cost the worker its locks or its service.
 ///
-/// [`LockingWorker::warnings`](crate::LockingWorker::warnings) has them. Its `Display` is a sentence for people.
+/// [`Builder::build`](crate::Builder::build) looks for them, and
+/// [`LockingWorker::warnings`](crate::LockingWorker::warnings) returns them. `Display` formats one
+/// as a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// When its memory is full, the server may evict locks, which have a time to live and are no exception. A run
-    /// whose record is evicted begins anew, while its holder works on. `noeviction` is the policy that keeps them.
+    /// The server may evict locks when its memory is full.
+    ///
+    /// Locks are keys with a time to live, and eviction policies do not spare them. If a record is
+    /// evicted, the run starts over while its holder still works. The policy `noeviction` prevents
+    /// this.
     Eviction {
         /// The server's address.
         server: String,
-        /// Its `maxmemory-policy`.
+        /// The server's `maxmemory-policy`.
         policy: String,
     },
-    /// The server is a replica: it refuses what a worker asks, until it is promoted.
+    /// The server is a replica. It refuses the worker's commands until it is promoted.
     Replica {
         /// The server's address.
         server: String,
     },
-    /// The server says that it is older than Redis 7.0, and took our scripts all the same. The protocol has not been
-    /// tested there.
+    /// The server reports a version before Redis 7.0 but accepts the scripts.
+    ///
+    /// The protocol has not been tested on such versions.
     OldServer {
         /// The server's address.
         server: String,
-        /// The Redis version that it says it is.
+        /// The Redis version that the server reports.
         version: String,
     },
 }
 
 impl Warning {
-    /// What is to be warned of in an answer to `INFO`.
+    /// Returns the warnings that follow from an answer to `INFO`. A missing field gives no warning.
     pub(super) fn all(server: &str, info: &str) -> Vec<Self> {
         let server = || server.to_owned();
         let field = |name| {

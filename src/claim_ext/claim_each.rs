@@ -15,7 +15,7 @@ use crate::event::LockEvent;
 use crate::guard::WorkGuard;
 use crate::worker::LockingWorker;
 
-/// Stream of [`ClaimExt::claim_each`](crate::ClaimExt::claim_each).
+/// The stream of [`ClaimExt::claim_each`](crate::ClaimExt::claim_each).
 #[pin_project]
 #[must_use = "streams do nothing unless polled"]
 pub struct ClaimEach<St: Stream, N> {
@@ -24,19 +24,19 @@ pub struct ClaimEach<St: Stream, N> {
     key_of: N,
     worker: LockingWorker,
     concurrency: NonZeroUsize,
-    /// At most as many as `concurrency`, in the order in which they were taken.
+    /// The jobs that occupy a place, at most `concurrency`, in the order in which they were taken.
     taken: Vec<Taken<St::Item>>,
-    /// Where to look first: behind the last that had something to say, so that what many have to say at once takes one
-    /// round.
+    /// The index to poll first: behind the job that was last ready. If many jobs are ready at once,
+    /// one round reaches them all.
     next: usize,
     later: Later<St::Item>,
-    /// For what is due later. There from the first poll.
+    /// The timer for the postponed jobs. It exists from the first poll on.
     timer: Option<Pin<Box<Sleep>>>,
-    /// Nothing can be won any more.
+    /// Whether the worker has stopped, so that nothing more can be won.
     stopped: bool,
 }
 
-/// A job that takes one of our places.
+/// A job that occupies one of our places.
 struct Taken<T> {
     job: T,
     worker: LockingWorker,
@@ -46,19 +46,20 @@ struct Taken<T> {
 
 #[derive(Clone, Copy)]
 enum Stage {
-    /// Its claim is not answered. Goes to `Waiting` or `Ours`.
+    /// Its claim has no answer yet. Leads to `Waiting` or `Ours`.
     Claiming,
-    /// Others work on it, until then as far as we know, and we are in line. Its place is given up for any job that may
-    /// be free. Goes to `Ours`.
+    /// Another participant holds it, as far as we know until this time, and we are in its queue.
+    /// We give up this place for any job that may be free. Leads to `Ours`.
     Waiting { until: Instant },
-    /// Its guard has been yielded, which says what goes wrong with it. If the attempt fails, the job is looked at again.
+    /// Its guard has been yielded, and reports all errors from here on. If the attempt fails, the
+    /// job is claimed again.
     Ours,
 }
 
-/// Jobs that wait without a place in line, by when to look at them again.
+/// Postponed jobs, which are in no queue, ordered by the time of their next claim.
 struct Later<T> {
     jobs: BTreeMap<(Instant, u64), (T, LockingWorker)>,
-    /// How many there have been: the order of those that are due at the same time.
+    /// Number of jobs postponed so far. It orders jobs that are due at the same time.
     count: u64,
 }
 
@@ -77,7 +78,7 @@ impl<T> Later<T> {
     }
 }
 
-/// What the events of a job come to.
+/// The next step for a job, which follows from its events.
 enum Step {
     Won(WorkGuard),
     Failed(Error),
@@ -148,14 +149,17 @@ impl<St: Stream, N> ClaimEach<St, N> {
         }
     }
 
-    /// How many jobs it claims, waits for, or has yielded the guards of at a time; 1 by default.
+    /// Sets the maximum number of jobs that the stream claims, waits for, or has yielded guards of;
+    /// by default 1.
     ///
-    /// With more than one, take the guards as they come and work on them together
-    /// ([`buffer_unordered`], [`try_for_each_concurrent`], tasks): the leases of those that are won and not looked at
-    /// run out, which counts as an attempt each.
+    /// With a larger number, take each guard as soon as it is ready and do the jobs concurrently
+    /// ([`buffer_unordered`], [`try_for_each_concurrent`], tasks). The lease of a won job that you
+    /// do not take expires, and that counts as an attempt.
     ///
-    /// [`buffer_unordered`]: https://docs.rs/futures/latest/futures/stream/trait.StreamExt.html#method.buffer_unordered
-    /// [`try_for_each_concurrent`]: https://docs.rs/futures/latest/futures/stream/trait.TryStreamExt.html#method.try_for_each_concurrent
+    /// [`buffer_unordered`]:
+    /// https://docs.rs/futures/latest/futures/stream/trait.StreamExt.html#method.buffer_unordered
+    /// [`try_for_each_concurrent`]:
+    /// https://docs.rs/futures/latest/futures/stream/trait.TryStreamExt.html
     pub fn concurrency(mut self, jobs: NonZeroUsize) -> Self {
         self.concurrency = jobs;
         self
@@ -173,13 +177,15 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
-        // Made here, so that outside a runtime it panics at once, and not only when others are at work.
+        // Created at the first poll, so that a poll outside a runtime panics at once and not only
+        // when other participants hold jobs.
         let timer = this
             .timer
             .get_or_insert_with(|| Box::pin(sleep_until(Instant::now())));
         let mut unpolled = this.taken.len();
         loop {
             if *this.stopped {
+                // Each poll returns one of the jobs that were taken and not yielded.
                 let left = this.later.pop().map(|(job, _)| {
                     let source = Error::Stopped;
                     Err(ClaimError::Refused { job, source })
@@ -211,7 +217,8 @@ where
                         }
                         return Poll::Ready(Some(Err(ClaimError::Refused { job, source })));
                     }
-                    // Whoever was in line has it by now; otherwise it is free.
+                    // The server has already granted the job to the first waiter. If there was
+                    // none, the job is free.
                     Step::Again => this.later.push(Instant::now(), job, worker),
                     Step::Won(_) | Step::Over => {}
                 }
@@ -226,8 +233,9 @@ where
             if full && waiting.is_none() {
                 return Poll::Pending;
             }
-            // There is a place, or one is given up for what may be free. What is due comes first, or a stream of jobs
-            // that has always more would keep it waiting for ever.
+            // A place is free, or a waiting job gives up its place for one that may be free. Jobs
+            // that are due come first: a stream that always has more jobs would otherwise delay
+            // them for ever.
             let now = Instant::now();
             let next = if this.later.due().is_some_and(|due| due <= now) {
                 this.later.pop()
@@ -242,7 +250,8 @@ where
                     Poll::Ready(None) | Poll::Pending => None,
                 }
             };
-            // Nothing is free as far as we know: we wait in line for as many as we have places.
+            // No job is known to be free, so we wait in the queues of postponed jobs, as many as we
+            // have places.
             let next = match next {
                 None if !full => this.later.pop(),
                 next => next,
@@ -250,7 +259,8 @@ where
             match next {
                 Some((job, worker)) => {
                     if let Some((nth, until)) = waiting {
-                        // It may be past, since we are not told of renewals; a look gives a later one.
+                        // `until` may have passed, since we receive no renewals. The next claim
+                        // finds a later time.
                         let Taken { job, worker, .. } = this.taken.remove(nth);
                         this.later.push(until, job, worker);
                     }

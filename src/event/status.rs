@@ -1,63 +1,64 @@
-//! Progress reports, in the words that the ancestor's users know.
+//! Progress reports, in the words that users of the preceding Node.js module know.
 
 use std::fmt;
 
-/// How much progress is reported.
+/// The level of detail of progress reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StatusLevel {
-    /// What changes for this participant.
+    /// Only the changes that concern this participant.
     #[default]
     Normal,
-    /// Every step that leads there too.
+    /// Also every step that leads to such a change.
     Verbose,
 }
 
-/// A progress report; its `Display` is a sentence for people.
+/// A progress report. `Display` formats it as a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
-    /// Something happened to the attempt that somebody else was at. Verbose.
+    /// The record changed while this stream waited for an attempt. Verbose.
     CheckingWork {
-        /// That attempt.
+        /// Number of that attempt.
         attempt: u32,
     },
-    /// That attempt has failed, and the work is coming to us. Verbose.
+    /// That attempt was not completed, and this stream is the next holder. Verbose.
     NotCompleted {
-        /// That attempt.
+        /// Number of that attempt.
         attempt: u32,
     },
-    /// We take over. Verbose.
+    /// This stream takes over. Verbose.
     Reacquiring,
-    /// The attempts counted before ours. Verbose.
+    /// The attempts counted before this stream's own. Verbose.
     AttemptCount {
-        /// Their number.
+        /// Number of those attempts.
         attempts: u32,
     },
-    /// We have it, and it was somebody's before, or is not the first attempt. Normal.
+    /// This stream has been granted the work after waiting, or its attempt is not the first.
+    /// Normal.
     ThisIsAttempt {
-        /// Our attempt.
+        /// Number of this stream's attempt.
         attempt: u32,
     },
     /// Another participant took over. Verbose.
     AttemptIncremented {
-        /// The attempt we knew of.
+        /// The last attempt that this stream knew of.
         expected: u32,
-        /// The attempt that is being made now.
+        /// The current attempt.
         actual: u32,
     },
-    /// Somebody else completed the work. Normal.
+    /// Another participant completed the work. Normal.
     WorkCompleted {
-        /// Its label.
+        /// Label of that participant.
         holder: String,
     },
-    /// The record we waited for is no longer there, and a new run begins. Verbose.
+    /// The record that this stream waited for is gone, and a new run begins. Verbose.
     KeyGone,
-    /// The attempts are used up. Normal.
+    /// The run gave up. Normal.
     GaveUp,
 }
 
 impl Status {
-    /// The level from which on it is reported.
+    /// Returns the lowest level at which it is reported.
     pub fn level(&self) -> StatusLevel {
         match self {
             Status::ThisIsAttempt { .. } | Status::WorkCompleted { .. } | Status::GaveUp => {

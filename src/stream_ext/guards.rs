@@ -8,7 +8,7 @@ use pin_project::pin_project;
 use crate::event::LockEvent;
 use crate::guard::WorkGuard;
 
-/// Stream of [`LockStreamExt::guards`](crate::LockStreamExt::guards).
+/// The stream of [`LockStreamExt::guards`](crate::LockStreamExt::guards).
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]

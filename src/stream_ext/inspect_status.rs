@@ -8,7 +8,7 @@ use pin_project::pin_project;
 
 use crate::event::{LockEvent, Status};
 
-/// Stream of [`LockStreamExt::inspect_status`](crate::LockStreamExt::inspect_status).
+/// The stream of [`LockStreamExt::inspect_status`](crate::LockStreamExt::inspect_status).
 #[pin_project]
 #[must_use = "streams do nothing unless polled"]
 pub struct InspectStatus<St, I> {

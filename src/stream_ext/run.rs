@@ -16,10 +16,10 @@ use crate::guard::{WorkGuard, failure};
 use crate::store;
 use crate::telemetry::Within;
 
-/// What work is completed with: nothing, or bytes that every participant gets in
+/// The result of completed work: nothing, or bytes that every participant receives in
 /// [`Completed::result`](crate::Completed::result).
 pub trait IntoResult {
-    /// The bytes.
+    /// Returns the bytes of the result.
     fn into_result(self) -> Bytes;
 }
 
@@ -49,40 +49,42 @@ into_result!(
     &'static str
 );
 
-/// Future of [`LockStreamExt::run`](crate::LockStreamExt::run).
+/// The future of [`LockStreamExt::run`](crate::LockStreamExt::run).
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct Run<St, W, F> {
-    // Before the events: the work stops first.
+    // Declared before `events`, and so dropped first: the work stops before its stream.
     #[pin]
     turn: Turn<F>,
     #[pin]
     events: St,
     work: W,
-    /// What the server has recorded of our attempt. It is the outcome if the stream says nothing
-    /// more.
+    /// The end of our attempt as the server has recorded it. It becomes the outcome if the stream
+    /// yields nothing more.
     recorded: Option<Outcome>,
 }
 
-/// What it waits for.
+/// What the future waits for.
 #[pin_project(project = Project, project_replace = Replace)]
 enum Turn<F> {
-    /// The next event. Goes to `Working` when it is our turn.
+    /// The next event. Leads to `Working` with a guard.
     Waiting,
-    /// The work, or the loss of its lease. Goes to `Settling`, or back to `Waiting` when the lease is lost: nobody
-    /// waits for what a lost attempt has to say.
+    /// The end of the work, or the loss of its lease. Leads to `Settling`, and after a loss to
+    /// `Waiting`: the drop of the guard then settles it, and nothing waits for the answer.
     Working {
-        // In this order: when the guard ends, the work must have.
+        // Declared before `guard`, and so dropped first: the work stops before its guard is
+        // settled.
         #[pin]
         work: Within<F>,
         #[pin]
         lost: WaitForCancellationFutureOwned,
         guard: Held,
     },
-    /// The server's answer, whatever it is: the stream tells how the run goes on. Goes to `Waiting`.
+    /// The server's answer to the settlement. Leads to `Waiting` whatever the answer is: the stream
+    /// reports how the run continues.
     Settling {
         answer: oneshot::Receiver<Result<(), SettleError>>,
-        /// What the server has recorded if it agrees.
+        /// The end of our attempt if the server accepts the settlement.
         outcome: Option<Outcome>,
     },
 }
@@ -122,15 +124,15 @@ where
                             guard,
                         }
                     }
-                    // It was cut short, as with `take_until`, and what it would have told was
-                    // settled.
+                    // The stream was cut short, for example by `take_until`, after the server had
+                    // recorded the end of our attempt.
                     None if this.recorded.is_some() => {
                         let recorded = this.recorded.take().unwrap_or(Outcome::Left);
                         return Poll::Ready(Ok(recorded));
                     }
                     event => {
                         if matches!(event, Some(LockEvent::Locked(_))) {
-                            // Another attempt has begun, which we wait for.
+                            // Another attempt has begun, and we wait for its end.
                             *this.recorded = None;
                         }
                         match Outcome::of(event) {
@@ -140,7 +142,7 @@ where
                     }
                 },
                 Project::Working { work, lost, guard } => {
-                    // Once it is lost the work is not polled again.
+                    // The loss is polled first, so that the work is not polled again after it.
                     let worked = match lost.poll(cx) {
                         Poll::Ready(()) => None,
                         Poll::Pending => {
@@ -148,7 +150,7 @@ where
                             Some(ready!(work.poll(cx)))
                         }
                     };
-                    // The work has gone before the server hears that it is over.
+                    // This drops the work before the server receives the settlement.
                     let turn = this.turn.as_mut().project_replace(Turn::Waiting);
                     match (turn, worked) {
                         (Replace::Working { guard, .. }, Some(worked)) => {
@@ -180,7 +182,7 @@ impl<St: fmt::Debug, W, F> fmt::Debug for Run<St, W, F> {
     }
 }
 
-/// Ends the guard, whoever else still has a hold of it.
+/// Settles the guard when it is dropped, even if a clone of the guard exists.
 struct Held(Arc<WorkGuard>);
 
 impl Drop for Held {
@@ -189,7 +191,7 @@ impl Drop for Held {
     }
 }
 
-/// Work that panics is over at once, however long the future stays that has polled it.
+/// Settles the guard when the work panics, even if the future that polled the work lives on.
 struct OnPanic<'a>(&'a WorkGuard);
 
 impl Drop for OnPanic<'_> {
@@ -200,7 +202,7 @@ impl Drop for OnPanic<'_> {
     }
 }
 
-/// What becomes of a run whose work has ended so.
+/// Returns the settlement for the result of the work.
 fn settlement<T: IntoResult, E: Display>(worked: Result<T, E>) -> store::Outcome {
     let result = match worked {
         Ok(result) => result.into_result(),

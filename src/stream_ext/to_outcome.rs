@@ -7,7 +7,7 @@ use pin_project::pin_project;
 use crate::error::Error;
 use crate::event::{LockEvent, Outcome};
 
-/// Future of [`LockStreamExt::outcome`](crate::LockStreamExt::outcome).
+/// The future of [`LockStreamExt::outcome`](crate::LockStreamExt::outcome).
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
@@ -28,7 +28,7 @@ impl<St: Stream<Item = LockEvent>> Future for ToOutcome<St> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut events = self.project().events;
         loop {
-            // A guard that comes along is dropped here.
+            // This drops a guard that the stream yields, as documented.
             let event = ready!(events.as_mut().poll_next(cx));
             if let Some(outcome) = Outcome::of(event) {
                 return Poll::Ready(outcome);

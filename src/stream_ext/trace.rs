@@ -8,7 +8,7 @@ use pin_project::pin_project;
 
 use crate::event::LockEvent;
 
-/// Stream of [`LockStreamExt::trace`](crate::LockStreamExt::trace).
+/// The stream of [`LockStreamExt::trace`](crate::LockStreamExt::trace).
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
@@ -23,7 +23,7 @@ impl<St> Trace<St> {
     }
 }
 
-/// All that it names but the event itself is there only for some of them.
+/// Emits one event. Its fields differ by the kind of lock event.
 macro_rules! tell {
     ($event:literal $(, $($fields:tt)+)?) => {
         tracing::trace!(target: "redis_locking_worker", event = $event, $($($fields)+,)? "passes")
@@ -33,7 +33,8 @@ macro_rules! tell {
 fn tell(event: Option<&LockEvent>) {
     match event {
         Some(LockEvent::Acquired(guard)) => {
-            // Not by its methods: a guard that is only told of is not in use.
+            // Reads the lease directly: a method of the guard would mark it as in use and start its
+            // renewal.
             let lease = guard.told();
             tell!("acquired", key = %lease.key, attempt = lease.attempt, fencing_token = lease.fence);
         }

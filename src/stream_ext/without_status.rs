@@ -7,7 +7,7 @@ use pin_project::pin_project;
 
 use crate::event::LockEvent;
 
-/// Stream of [`LockStreamExt::without_status`](crate::LockStreamExt::without_status).
+/// The stream of [`LockStreamExt::without_status`](crate::LockStreamExt::without_status).
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
