@@ -361,8 +361,8 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "a hand-off that counts",
-            "pass_on(r, r.attempt, window)",
-            "pass_on(r, r.attempt + 1, window)",
+            "grant_to_next(r, r.attempt, window)",
+            "grant_to_next(r, r.attempt + 1, window)",
         ),
         (
             "a withdrawal of what is worked on",
@@ -377,7 +377,7 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "an outcome remembered for ever",
-            "redis.call('SET', key, record_text, 'PX', life)",
+            "redis.call('SET', key, record_text, 'PX', ttl)",
             "redis.call('SET', key, record_text)",
         ),
         ("a line served from its end", "ZPOPMIN", "ZPOPMAX"),
@@ -413,13 +413,53 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "a run begun anew under the old fence",
-            "  rise(r)\n  r.previous",
+            "  bump_fence(r)\n  r.previous",
             "  r.previous",
         ),
         (
             "a run begun anew with the old reasons",
             "r.previous, r.cause, r.previous_holder, r.reason, r.checkpoint, r.result = 0, '-', '', '', '', ''",
             "r.result = ''",
+        ),
+        (
+            "a lease that is not respected",
+            "owned(r) and not over(r)",
+            "owned(r) and false",
+        ),
+        (
+            "done work that is claimed again",
+            "r.last == token or r.state == 'done' or",
+            "r.last == token or",
+        ),
+        (
+            "a fencing token that restarts with each run",
+            "' fence=' .. now .. ' line=0",
+            "' fence=1 line=0",
+        ),
+        (
+            "a completion that never expires",
+            "redis.call('SET', key, record, 'PX', retention)",
+            "redis.call('SET', key, record)",
+        ),
+        (
+            "a fraction of a ms",
+            "int(lease + retention)",
+            "int(lease + retention) .. '.5'",
+        ),
+        (
+            "a checkpoint that is forgotten",
+            "r.checkpoint = checkpoint",
+            "",
+        ),
+        (
+            "a queue that is not known",
+            "r.line = true",
+            "r.line = false",
+        ),
+        (
+            "a hand-off that hides a failure",
+            "if r.cause == '-' or r.cause == 'handed_off' then",
+            "if true then",
         ),
     ];
     let edited = Cell::new(false);
