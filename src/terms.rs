@@ -23,7 +23,8 @@ pub(crate) struct RunConfig {
     pub(crate) renew_every: Option<Duration>,
     /// The longest time for which renewals keep a grant.
     pub(crate) max_hold: Duration,
-    /// The time without a run of the worker's runtime after which its leases are no longer renewed.
+    /// The time without a sign of life of the worker's runtime after which its leases are no longer
+    /// renewed.
     pub(crate) stall_limit: Duration,
     /// Whether a grant counts only once replicas have acknowledged it.
     pub(crate) replicated: bool,

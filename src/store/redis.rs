@@ -603,11 +603,11 @@ async fn eval(
     }
 }
 
-/// Returns the options of a request that is sent once. A script whose connection broke may have run,
-/// and the hub decides what to ask next. Only if a slot has moved, so that the script has not run,
-/// it is sent a second time. More attempts would not help: `fred` sends a request that it should ask
-/// elsewhere (`ASK`) to the same node again. Its task dies if the attempts run out before the
-/// redirections.
+/// Returns the options of a request that is sent once. A script whose connection broke may have
+/// run, and the hub decides what to ask next. Only if a slot has moved, so that the script has not
+/// run, it is sent a second time. More attempts would not help: `fred` sends a request that it
+/// should ask elsewhere (`ASK`) to the same node again. Its task dies if the attempts run out
+/// before the redirections.
 fn once() -> Options {
     Options {
         max_attempts: Some(2),

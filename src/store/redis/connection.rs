@@ -644,8 +644,8 @@ pub(super) fn config_of(config: &Config, server: &Server) -> Config {
     }
 }
 
-/// Adds all masters of a cluster to its configuration, as reported by the first node that answers. A
-/// connection that is made anew must find the cluster even if all nodes of the URL have died.
+/// Adds all masters of a cluster to its configuration, as reported by the first node that answers.
+/// A connection that is made anew must find the cluster even if all nodes of the URL have died.
 pub(super) async fn name_all_nodes(config: &mut Config) {
     let asked = match &config.server {
         ServerConfig::Clustered { hosts, .. } => hosts.clone(),
