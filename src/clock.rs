@@ -1,35 +1,34 @@
-//! The clock by which a lease is judged on this machine.
+//! The clock of leases on this machine.
 //!
-//! Tokio's timers and [`std::time::Instant`] stand still while a Linux machine sleeps; the server's
-//! clock does not. So a lease that a server granted is judged by `CLOCK_BOOTTIME`, which counts
-//! that time. On other systems it is the monotonic clock: on macOS that one counts sleep too,
-//! elsewhere it may not.
+//! Tokio's timers and [`std::time::Instant`] stop while a Linux machine sleeps. The server's clock
+//! does not. So a lease from a server goes by `CLOCK_BOOTTIME`, which includes sleep. Other systems
+//! use the monotonic clock, which includes sleep on macOS but may not elsewhere.
 //!
-//! A virtual machine that was paused moves none of these. Its wall clock is set right when it
-//! resumes, so a wall clock that has outrun the clock of the lease tells of such a pause; see
-//! [`Clock::wall_lead`].
+//! A pause of a virtual machine stops all of these clocks. The wall clock is corrected when the
+//! machine resumes. A wall clock that has outrun the clock of the lease therefore shows such a
+//! pause; see [`Clock::wall_lead`].
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Where the time of leases comes from.
+/// The source of time for leases.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Clock {
-    /// This machine's, for runs on a server.
+    /// This machine's clock, for runs on a server.
     Machine,
-    /// Tokio's, since this instant; for runs in memory, where tests pause it.
+    /// Tokio's clock since this instant, for runs in memory, where tests pause it.
     Tokio(Instant),
 }
 
-/// An instant of a [`Clock`], counted from that clock's beginning.
+/// An instant of a [`Clock`], counted from the start of that clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(Duration);
 
 /// One instant, by each of the clocks that a lease needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stamp {
-    /// For Tokio's timers, which go by it.
+    /// The instant of Tokio's timers.
     pub(crate) instant: Instant,
     pub(crate) moment: Moment,
     /// See [`Clock::wall_lead`].
@@ -37,7 +36,7 @@ pub(crate) struct Stamp {
 }
 
 impl Clock {
-    /// Tokio's clock, from now on.
+    /// Returns Tokio's clock, starting now.
     pub(crate) fn tokio() -> Self {
         Self::Tokio(Instant::now())
     }
@@ -49,13 +48,13 @@ impl Clock {
         })
     }
 
-    /// By how many µs the wall clock is ahead of this clock, which is the same number for as long
-    /// as both run. It grows when a paused virtual machine resumes, and when the wall clock is set
-    /// forward.
+    /// Returns by how many µs the wall clock is ahead of this clock. The number stays the same
+    /// while both run. It grows when a paused virtual machine resumes and when the wall clock is
+    /// set forward.
     pub(crate) fn wall_lead(self) -> i64 {
         match self {
             Self::Machine => {
-                // A wall clock before 1970 is no clock to compare with.
+                // A wall clock before 1970 counts as 1970.
                 let wall = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
                 micros(wall).saturating_sub(micros(machine()))
             }
@@ -71,7 +70,7 @@ impl Clock {
         }
     }
 
-    /// Whether it can run on while Tokio's timers stand still.
+    /// Whether this clock runs on while Tokio's timers stand still.
     pub(crate) fn outlives_timers(self) -> bool {
         matches!(self, Self::Machine)
     }
@@ -90,7 +89,7 @@ impl Moment {
 impl std::ops::Add<Duration> for Moment {
     type Output = Self;
 
-    /// Up to the end of all time, which no bound of ours exceeds.
+    /// Saturates. No bound of ours comes near the maximum.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration))
     }
@@ -139,7 +138,7 @@ mod tests {
     fn the_wall_clock_keeps_its_lead() {
         let lead = Clock::Machine.wall_lead();
         let later = Clock::Machine.wall_lead();
-        // Read one after the other; and a clock may be slewed meanwhile.
+        // The two readings are not at the same time, and a clock may be slewed meanwhile.
         assert!((later - lead).abs() < 1_000_000, "{lead} {later}");
     }
 

@@ -1,13 +1,15 @@
-//! Keeps leases: renews those of guards that are in use, and ends those that cannot be kept.
+//! The keeper renews the leases of guards that are in use, and ends the leases that it cannot
+//! renew.
 //!
-//! For runs on a server it works in a thread of its own, over a connection of its own, so that no
-//! lease ends because a thread of the user's runtime is blocked, or all of them. Renewing over the
-//! connections of that runtime would not help: the tasks that drive them stand still with it. In
-//! memory it is a task beside the hub's, on the same clock.
+//! For runs on a server, the keeper has a thread and a connection of its own. A blocked thread of
+//! the user's runtime then ends no lease, not even if all its threads are blocked. The connections
+//! of that runtime would not do, because the tasks that drive them are blocked with it. In memory,
+//! the keeper is a task on the hub's runtime, with the same clock.
 //!
-//! That a lease is kept without the user's runtime has a bound: a process that hangs for ever must
-//! not hold the work for ever. So the keeper asks that runtime to run a task now and then, and
-//! stops renewing when it has not for [`RunConfig::stall_limit`](crate::terms::RunConfig::stall_limit).
+//! The keeper must not keep leases without the user's runtime for ever: a process that hangs would
+//! hold the work for ever. So the keeper regularly asks that runtime to run a task. It stops
+//! renewing if the runtime has run none for
+//! [`RunConfig::stall_limit`](crate::terms::RunConfig::stall_limit).
 
 mod thread;
 
@@ -36,35 +38,36 @@ use crate::store::{GRAIN, Op, Outcome, Reply, Store};
 use crate::telemetry::{self, Observers};
 pub(crate) use thread::runtime;
 
-/// Timers stand still while the machine sleeps. So the clock is looked at this often while a lease
-/// is kept.
+/// The period at which the keeper reads the clock while it keeps a lease. Timers stand still while
+/// the machine sleeps, so they alone would miss the end of a lease.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What one call renews at most. More of them hold up the server for others.
+/// The maximum of renewals in one call. A larger call would hold up the server for others.
 const MOST: usize = 128;
 
-/// So many leases are kept before those whose guards have been settled are looked for. They are
-/// forgotten when they would have been due, but that may be long after.
+/// The number of kept leases at which the keeper first removes those whose guards are settled. It
+/// would remove each one when its renewal is due, but that may be much later.
 const SWEEP: usize = 1_024;
 
-/// How long a settlement is tried, if the lease does not end later.
+/// The minimum time for which a settlement is retried. It is retried until the lease ends, if that
+/// is later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The way to the keeper of one hub. It ends with the last of them.
+/// A handle to the keeper of one hub. The keeper ends with the last handle.
 #[derive(Clone)]
 pub(crate) struct Keeper(Arc<Inner>);
 
 struct Inner {
     tasks: mpsc::UnboundedSender<Task>,
-    /// Where it works.
+    /// The runtime of the keeper.
     runtime: Handle,
-    /// Begins with the first lease.
+    /// The keeper's task, which starts with the first lease.
     begin: Mutex<Option<BoxFuture<'static, ()>>>,
-    /// Whether it works on when the hub's runtime has shut down.
+    /// Whether the keeper works on after the hub's runtime has shut down.
     outlives_hub: bool,
 }
 
-/// The way to a keeper, which does not keep it alive.
+/// A handle that does not keep the keeper alive.
 #[derive(Clone, Default)]
 pub(crate) struct WeakKeeper(Weak<Inner>);
 
@@ -74,24 +77,24 @@ enum Task {
     Settle(Arc<Lease>, Outcome),
 }
 
-/// What the keeper tells the hub.
+/// A message from the keeper to the hub.
 pub(crate) enum News {
     /// The lease is lost.
     Lost(Arc<Lease>),
-    /// A renewal is due, and the keeper has no connection yet.
+    /// A renewal is due, and the keeper has no connection yet. The hub has one.
     Due(Arc<Lease>),
-    /// The server does not carry out renewals of the lease.
+    /// The last renewal of the lease failed.
     Failing(Arc<Lease>, Error),
-    /// It does again, or there will be no further one.
+    /// Renewals work again, or none will follow.
     Working(Arc<Lease>),
 }
 
 impl Keeper {
-    /// A keeper beside the hub, on its runtime.
+    /// Returns a keeper on the hub's runtime.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     pub(crate) fn beside<S: Store>(
         store: S,
         clock: Clock,
@@ -108,12 +111,12 @@ impl Keeper {
         }))
     }
 
-    /// A keeper in the process's thread, with a store of its own, which is connected when there is
-    /// a lease to keep.
+    /// Returns a keeper in the process's thread, with a store of its own. The store connects when
+    /// there is a lease to keep.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     pub(crate) fn apart<S, C, F>(
         runtime: Handle,
         connect: C,
@@ -129,7 +132,7 @@ impl Keeper {
         let (tasks, asked) = mpsc::unbounded_channel();
         let probe = Probe::new(Handle::current(), clock);
         let run = run(connect, asked, clock, Some(probe), tell);
-        // What it tells goes where the builder's thread would have told it.
+        // The keeper's telemetry goes to the subscribers of the thread that built the worker.
         let run = observers.follow(run);
         Self(Arc::new(Inner {
             tasks,
@@ -139,11 +142,11 @@ impl Keeper {
         }))
     }
 
-    /// A keeper of a hub that renews no lease.
+    /// Returns the keeper of a hub that renews no lease.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime.
+    /// Panics outside a Tokio runtime.
     pub(crate) fn idle() -> Self {
         let (tasks, _) = mpsc::unbounded_channel();
         Self(Arc::new(Inner {
@@ -154,24 +157,24 @@ impl Keeper {
         }))
     }
 
-    /// Renews it from now on.
+    /// Renews the lease from now on.
     pub(crate) fn keep(&self, lease: &Arc<Lease>) {
         lease.keep();
         if !self.ask(Task::Keep(lease.clone())) {
-            // What would renew it has ended.
+            // The keeper has ended and renews no lease.
             lease.lose(LeaseLost::Stopped);
         }
     }
 
-    /// Ends a grant for a hub that has gone, if the keeper works on without it.
+    /// Ends a grant for a hub that has gone, if the keeper works on without the hub.
     pub(crate) fn settle(&self, lease: &Arc<Lease>, outcome: Outcome) {
         if self.0.outlives_hub {
-            // Without it the lease ends the grant.
+            // If the keeper has ended, the lease ends the grant.
             let _ = self.ask(Task::Settle(lease.clone(), outcome));
         }
     }
 
-    /// Whether the keeper is there.
+    /// Hands a task to the keeper. Returns whether the keeper still runs.
     fn ask(&self, task: Task) -> bool {
         let begin = self
             .0
@@ -202,7 +205,7 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// Asks the user's runtime for a sign of life: a task of its own, which any of its threads may run.
+/// Asks the user's runtime for a sign of life: a task that any of its threads may run.
 struct Probe {
     runtime: Handle,
     clock: Clock,
@@ -225,7 +228,7 @@ impl Probe {
         *seen = clock.now();
     }
 
-    /// For how long the runtime has given no sign of life.
+    /// Returns how long the runtime has given no sign of life.
     fn silence(&self) -> Duration {
         let seen = *self
             .seen
@@ -234,7 +237,7 @@ impl Probe {
         self.clock.now().saturating_since(seen)
     }
 
-    /// Asks once more, unless the last question is still open.
+    /// Asks again, unless the runtime has not run the last task yet.
     fn ask(&mut self) {
         if self.asked.as_ref().is_none_or(JoinHandle::is_finished) {
             let (seen, clock) = (self.seen.clone(), self.clock);
@@ -244,26 +247,26 @@ impl Probe {
     }
 }
 
-/// One lease that is kept.
+/// One kept lease.
 struct Kept {
-    /// Its guard and its hub hold it; the keeper has no reason to.
+    /// The lease, which its guard and its hub keep alive.
     lease: Weak<Lease>,
-    /// When something is to be done about it.
+    /// The time of the next action.
     at: Moment,
-    /// Whether a renewal is on its way.
+    /// Whether a renewal is in flight.
     asked: bool,
-    /// Whether the server refuses to renew it, so that it ends when it ends.
+    /// Whether the server refuses renewals, so that the lease just ends in time.
     refused: bool,
     /// Whether the last renewal failed.
     failing: bool,
-    /// How long to wait after the next failure.
+    /// The delay after the next failure.
     delay: Duration,
 }
 
-/// Names a lease among those that are kept.
+/// Identifies one kept lease.
 type Id = u64;
 
-/// What has become of renewals that travelled together, which were asked for then.
+/// The result of one call. Renewals have the time at which they were sent.
 enum Done {
     Renewed(Stamp, Vec<(Id, Arc<Lease>, Result<Reply, Error>)>),
     Settled,
@@ -272,22 +275,22 @@ enum Done {
 struct Work<S, T> {
     clock: Clock,
     store: Option<S>,
-    /// Why there is none yet.
+    /// The error of the last attempt to connect, while there is no store.
     refused: Option<Error>,
     probe: Option<Probe>,
     tell: T,
     kept: HashMap<Id, Kept>,
     due: BTreeSet<(Moment, Id)>,
     next: Id,
-    /// How many are kept when those that have ended are next looked for.
+    /// The number of kept leases at which the next sweep happens.
     sweep_at: usize,
-    /// Ends of grants that wait for the connection.
+    /// The settlements that wait for the connection.
     settling: Vec<(Arc<Lease>, Outcome)>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     wall_lead: i64,
 }
 
-/// Keeps leases until no way to it is left.
+/// Keeps leases until no handle is left, and all renewals and settlements are finished.
 async fn run<S, C, F, T>(
     connect: C,
     mut tasks: mpsc::UnboundedReceiver<Task>,
@@ -351,13 +354,13 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         match task {
             Task::Keep(lease) => {
                 if let Some(probe) = &self.probe {
-                    // The guard is in use: its process does something.
+                    // A guard was used just now, which is a sign of life of its process.
                     Probe::see(&probe.seen, self.clock);
                 }
                 self.sweep();
                 let id = self.next;
                 self.next += 1;
-                // Later pauses are noticed as they come.
+                // Pauses after this moment are noticed when they happen.
                 let at = next_of(&lease, self.clock.now());
                 let kept = Kept {
                     lease: Arc::downgrade(&lease),
@@ -385,14 +388,14 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         }
     }
 
-    /// When there is something to do.
+    /// Returns when there is something to do.
     fn wakes_in(&self) -> Option<Duration> {
         let due = self
             .due
             .first()
             .map(|(at, _)| at.saturating_since(self.clock.now()));
         match due {
-            // What is to be settled has a bound.
+            // The settlements expire, so look again in time.
             None => (!self.settling.is_empty()).then_some(LOOK),
             Some(due) if self.clock.outlives_timers() => Some(due.min(LOOK)),
             due => due,
@@ -430,11 +433,11 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         self.settle();
     }
 
-    /// A virtual machine that was paused is told by its wall clock: what is kept may be over.
+    /// Re-examines the leases if the wall clock shows that the virtual machine was paused.
     fn notice_pause(&mut self, now: Moment) {
         let wall_lead = self.clock.wall_lead();
         let before = std::mem::replace(&mut self.wall_lead, wall_lead);
-        // Less than the least margin is no matter.
+        // A pause below 1 ms is less than any margin.
         if wall_lead.saturating_sub(before) < 1_000 {
             return;
         }
@@ -448,7 +451,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         }
     }
 
-    /// Looks after a lease whose time has come. It is returned if it is to be renewed now.
+    /// Handles a lease whose time has come. Returns it if it has to be renewed now.
     fn attend(&mut self, id: Id, now: Moment) -> Option<Arc<Lease>> {
         let kept = self.kept.get_mut(&id)?;
         let Some(lease) = kept.lease.upgrade().filter(|lease| lease.is_wanted()) else {
@@ -457,7 +460,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         };
         let ends = lease.ends();
         let has_paused = lease.may_have_paused();
-        // After a pause the server is asked first: it may have been the wall clock that was set.
+        // After a pause, ask the server first: it may only be that the wall clock was set.
         let tried = kept.asked || kept.refused || kept.failing;
         if ends <= now || has_paused && tried && lease.remaining().is_zero() {
             self.kept.remove(&id);
@@ -471,8 +474,8 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         } else {
             ends
         };
-        // It was restarted meanwhile by another way than ours: extended, or confirmed. Or no renewal
-        // reaches further.
+        // The lease was restarted in another way (extended or confirmed), or no renewal reaches
+        // further.
         let is_served = due.is_none_or(|due| due > now && !has_paused);
         if is_served && !kept.asked && std::mem::take(&mut kept.failing) {
             (self.tell)(News::Working(lease.clone()));
@@ -488,7 +491,8 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                     let again = lease.terms.renew_every.unwrap_or(LOOK).min(LOOK / 4);
                     ends.min(now + again)
                 }
-                // There is no connection yet, or the server takes no more of them. The hub has one.
+                // There is no connection yet, or the server accepts no more clients. The hub has a
+                // connection.
                 None if self.store.is_none() => {
                     lease.asked(self.refused.as_ref().map(|error| about(error, &lease.key)));
                     (self.tell)(News::Due(lease));
@@ -566,7 +570,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                     }
                     None
                 }
-                // While it is being settled this is no news.
+                // A lease that is being settled is lost already, so this is no news.
                 None => {
                     if lease.lose(loss(reply.record(), lease.attempt)) {
                         (self.tell)(News::Lost(lease));
@@ -576,7 +580,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
             },
             Err(error) => Some(error),
         };
-        // It ended while the renewal was on its way.
+        // The lease ended while the renewal was in flight.
         let Some(kept) = kept else {
             return;
         };
@@ -593,7 +597,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         if error.is_fatal() {
             kept.refused = true;
             let ends = lease.ends();
-            // A refusal is an answer: the server serves.
+            // A refusal is an answer, so the server works.
             if std::mem::take(&mut kept.failing) {
                 (self.tell)(News::Working(lease));
             }
@@ -604,7 +608,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         }
         let delay = jittered(kept.delay);
         kept.delay = next_delay(kept.delay);
-        // Whatever the delay has grown to, it is tried once more before the lease ends.
+        // However long the delay has grown, one more attempt must fit before the lease ends.
         let half = lease.ends().saturating_since(now) / 2;
         self.requeue(
             id,
@@ -648,7 +652,8 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
 }
 
 impl<S, T> Drop for Work<S, T> {
-    /// The keeper's runtime has gone, or it has panicked: nothing keeps these leases any more.
+    /// Loses the remaining leases. The keeper's runtime has gone or panicked, and no task renews
+    /// them.
     fn drop(&mut self) {
         for lease in self.kept.values().filter_map(|kept| kept.lease.upgrade()) {
             lease.lose(LeaseLost::Stopped);
@@ -656,7 +661,7 @@ impl<S, T> Drop for Work<S, T> {
     }
 }
 
-/// The same error, of another key.
+/// Returns the same error for another key.
 fn about(error: &Error, key: &Key) -> Error {
     match error {
         Error::Unavailable { source, .. } => Error::Unavailable {
@@ -667,8 +672,8 @@ fn about(error: &Error, key: &Key) -> Error {
     }
 }
 
-/// When something is next to be done about a lease: now, if it may have paused since it was asked
-/// for.
+/// Returns the time of the next action for a lease. It is now if the machine may have been paused
+/// since the lease was asked for.
 fn next_of(lease: &Lease, now: Moment) -> Moment {
     let ends = lease.ends();
     match lease.may_have_paused() {
@@ -677,7 +682,7 @@ fn next_of(lease: &Lease, now: Moment) -> Moment {
     }
 }
 
-/// How long the worker's runtime has not run, if that is longer than it may.
+/// Returns how long the worker's runtime has not run, if that is longer than the limit.
 fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
     let silence = probe?.silence();
     (silence > lease.terms.stall_limit).then_some(silence)

@@ -1,4 +1,4 @@
-//! How long a grant is good for on this process's clock; its hub, its keeper and its guard share
+//! The local validity of a grant, by this process's clock. The hub, the keeper and the guard share
 //! it.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,10 +15,10 @@ use crate::store::record::{Record, State, Token};
 use crate::telemetry::{self, Work};
 use crate::terms::RunConfig;
 
-/// Tells participations in one process apart, in the order in which they joined.
+/// Identifies a participation in one process. Numbers follow the order of joining.
 pub(crate) type Id = u64;
 
-/// How late the end of a lease is noticed at the most by a process that runs.
+/// The longest delay with which a running process notices the end of a lease.
 const PUNCTUAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -28,64 +28,65 @@ pub(crate) struct Lease {
     pub(crate) max_attempts: u32,
     pub(crate) fence: u64,
     pub(crate) previous: Option<PreviousAttempt>,
-    /// Whether it was taken by a claim, and needs no confirmation to count as an attempt.
+    /// Whether a claim took the grant. It counts as an attempt without a confirmation then.
     claimed: bool,
-    /// When its first term ends on the server, in ms of the server's time.
+    /// The end of the first term on the server, in ms of the server's time.
     until: u64,
     pub(crate) work: Work,
     pub(crate) token: Token,
     pub(crate) terms: Arc<RunConfig>,
-    /// The participation it was granted to.
+    /// The participation that got the grant.
     pub(crate) id: Id,
     clock: Clock,
-    /// The process that was granted it: a forked child has a copy of the guard, and no right to the
-    /// work.
+    /// The id of the process that got the grant. A forked child has a copy of the guard but no
+    /// right to the work.
     process: u32,
     began: Moment,
     term: Mutex<Term>,
-    /// Set once, and for ever; then the guard is not valid, whatever the term says.
+    /// The reason of the loss. It is set at most once, and then the guard is invalid whatever the
+    /// term says.
     lost: OnceLock<LeaseLost>,
     cancelled: CancellationToken,
 }
 
-/// The present term of a lease: from one restart to the next.
+/// The present term of a lease, which lasts from one restart to the next.
 #[derive(Debug)]
 pub(crate) struct Term {
-    /// The instant before the restart was asked for.
+    /// The time just before the restart was requested.
     began: Moment,
-    /// When the lease ends for its holder.
+    /// The end of the lease for its holder.
     ends: Moment,
-    /// When it ends on the server.
+    /// The end of the lease on the server.
     server_ends: Moment,
-    /// The wall clock's lead when the term began.
+    /// The wall clock's lead at the start of the term.
     wall_lead: i64,
-    /// The restart that it began with, as the record counts them.
+    /// The number of the restart that began the term, as the record counts them.
     restart: u64,
-    /// When that was answered.
+    /// The time at which the answer to that restart arrived.
     answered: Moment,
     renewal: Renewal,
-    /// Whether a guard was made of it.
+    /// Whether a guard was made of the lease.
     given: bool,
-    /// Whether the holder has completed the work, and the server may not know yet.
+    /// Whether the holder has completed the work, which the server may not know yet.
     completing: bool,
 }
 
-/// Who sees to it that the lease does not end.
+/// The party that renews the lease, and the result so far.
 #[derive(Clone, Debug)]
 enum Renewal {
-    /// Only its holder.
+    /// Only the holder renews it.
     Manual,
-    /// The keeper, when it is due.
+    /// The keeper renews it when due.
     Kept,
-    /// The keeper has asked, with this answer so far, if any.
+    /// The keeper has asked for a renewal. The error is its last answer, if any.
     Asked(Option<Error>),
-    /// The keeper does not: the runtime that the worker was built on has not run for so long.
+    /// The keeper does not renew it: the worker's runtime has not run for this long.
     Stalled(Duration),
 }
 
 impl Term {
-    /// The server was asked then, and so much was left when it answered; but it ends for its holder
-    /// no later than that.
+    /// Starts a term: `left` remained on the server when it answered a request of time `asked`. The
+    /// term ends for its holder at `latest` at the latest.
     pub(crate) fn new(asked: Stamp, left: Duration, latest: Moment, terms: &RunConfig) -> Self {
         let ends = asked.moment + left.saturating_sub(terms.margin_of(left));
         Self {
@@ -134,7 +135,7 @@ impl Lease {
         }
     }
 
-    /// Counts the longest hold from when the server made the grant, if that was before now.
+    /// Counts the longest hold from the time of the grant on the server, if that is before now.
     pub(crate) fn held_since(mut self, granted: Moment) -> Self {
         self.began = self.began.min(granted);
         let hold_ends = self.hold_ends();
@@ -150,30 +151,31 @@ impl Lease {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether the server is known to count the attempt: a grant that was handed over and never
-    /// confirmed lapses uncounted.
+    /// Whether the server certainly counts the attempt. A pushed grant that is never confirmed
+    /// expires uncounted.
     pub(crate) fn is_counted(&self) -> bool {
         self.claimed || self.term().restart > 0
     }
 
-    /// Whether the server made the grant of that fencing token, which is its time in µs, before
-    /// this one's first term was over. Its own counts, too: then there was no other.
+    /// Whether the server made the grant with this fencing token, which is its time in µs, before
+    /// the end of this grant's first term. The token of this grant counts too: then there was no
+    /// later one.
     pub(crate) fn was_followed_in_time(&self, fence: u64) -> bool {
         fence < self.until.saturating_mul(1_000)
     }
 
-    /// The server has restarted it. Answers may overtake each other: the last restart, as the
-    /// record counts them, is what the server goes by. Whether it was that.
+    /// Records that the server restarted the lease. Answers may overtake each other, and the
+    /// restart with the highest count decides. Returns whether this was that restart.
     pub(crate) fn restart(&self, restart: u64, asked: Stamp, left: Duration) -> bool {
         let mut term = self.term();
-        // One that counts fewer, and was asked for after the last was answered: the server has lost
-        // those between.
+        // A restart with a lower count that was requested after the last answer shows that the
+        // server has lost the restarts between.
         if restart <= term.restart && asked.moment <= term.answered {
             return false;
         }
-        // Once a guard has said that it is not valid, it stays so. The server's end counts all the
-        // same, for as long as a completion is on its way. And a server whose clock was set back
-        // keeps a lease for longer than was asked.
+        // This updates a lost lease too. Its guard stays invalid, but the server's end still counts
+        // while a completion is in flight. The longest hold bounds the new end, because a server
+        // whose clock was set back keeps a lease for longer than requested.
         let next = Term::new(asked, left, self.hold_ends(), &self.terms);
         let kept = std::mem::replace(&mut *term, next);
         (term.restart, term.given, term.completing) = (restart, kept.given, kept.completing);
@@ -185,9 +187,10 @@ impl Lease {
         true
     }
 
-    /// Ends it for its holder; only the first reason counts. Whether this was it.
+    /// Ends the lease for its holder. Only the first reason counts. Returns whether this was the
+    /// first.
     pub(crate) fn lose(&self, reason: LeaseLost) -> bool {
-        // The reason before the signal: who is woken by it looks for the reason.
+        // Set the reason before the signal, because a task that the signal wakes reads the reason.
         let first = self.lost.set(reason).is_ok();
         if first {
             self.cancelled.cancel();
@@ -198,7 +201,7 @@ impl Lease {
         first
     }
 
-    /// Ends it because its time is over, for the reason why nothing has restarted it.
+    /// Ends the lease because its time is over. The reason is why it was not restarted.
     pub(crate) fn expire(&self) {
         let reason = self.why_over();
         self.lose(reason);
@@ -211,7 +214,7 @@ impl Lease {
         let over = term.server_ends + GRAIN >= self.hold_ends();
         match &term.renewal {
             Renewal::Manual => LeaseLost::Expired,
-            // Its end is noticed at once, unless nothing ran.
+            // A running process notices the end within `PUNCTUAL`, so this one did not run.
             Renewal::Asked(None) if now > term.ends + PUNCTUAL => LeaseLost::Stalled {
                 time: now.saturating_since(term.ends),
             },
@@ -222,7 +225,7 @@ impl Lease {
                 max_hold: self.terms.max_hold,
             },
             Renewal::Stalled(time) => LeaseLost::Stalled { time: *time },
-            // It was due, and the keeper's thread itself did not run: the process was stopped, or
+            // The renewal was due, but the keeper's thread did not run: the process was stopped, or
             // the machine slept.
             Renewal::Kept => match due.filter(|due| *due < now) {
                 Some(due) => LeaseLost::Stalled {
@@ -233,9 +236,11 @@ impl Lease {
         }
     }
 
-    /// A guard is made of it, which is lost from the start if the time is over. Whether it is good.
+    /// Marks that a guard is made of the lease, which is lost from the start if the time is over.
+    /// Returns whether the guard is valid.
     pub(crate) fn give(&self) -> bool {
-        // Under the lock, as the hub looks: one of the two sees that a guard outlives its lease.
+        // Under the lock, like the hub's check: one of the two notices a guard that outlives its
+        // lease.
         self.term().given = true;
         !self.remaining().is_zero()
     }
@@ -244,7 +249,7 @@ impl Lease {
         self.term().given
     }
 
-    /// From now on the keeper renews it.
+    /// Hands the renewal of the lease to the keeper.
     pub(crate) fn keep(&self) {
         let mut term = self.term();
         if matches!(term.renewal, Renewal::Manual) {
@@ -252,11 +257,10 @@ impl Lease {
         }
     }
 
-    /// The keeper has asked for a renewal; and this was the answer, if it was none that restarts
-    /// it.
+    /// Records that the keeper asked for a renewal, and the answer if it did not restart the lease.
     pub(crate) fn asked(&self, answer: Option<Error>) {
         let mut term = self.term();
-        // An answer that says nothing new leaves the last that did.
+        // `None` says nothing new, so the last error remains.
         match (&mut term.renewal, answer) {
             (Renewal::Asked(last), Some(answer)) => *last = Some(answer),
             (Renewal::Asked(_), None) => {}
@@ -264,24 +268,25 @@ impl Lease {
         }
     }
 
-    /// The keeper does not renew it, since its guard's runtime has not run for so long.
+    /// Records that the keeper does not renew the lease, because the worker's runtime has not run
+    /// for this long.
     pub(crate) fn stalled(&self, time: Duration) {
         self.term().renewal = Renewal::Stalled(time);
     }
 
-    /// When the keeper is to renew it; `None` if no renewal reaches further.
+    /// Returns when the keeper has to renew the lease, or `None` if no renewal reaches further.
     ///
-    /// So long before the end as a whole lease is longer than the period; for a term that is no
-    /// whole lease, as that of a grant that was handed over and is not confirmed, after a third of
-    /// it.
+    /// A renewal is due before the end by as much as a whole lease is longer than the period. For a
+    /// shorter term, such as that of a pushed grant before its confirmation, it is due after a
+    /// third of the term.
     pub(crate) fn renewal_due(&self) -> Option<Moment> {
         let every = self.terms.renew_every?;
         let term = self.term();
         if term.server_ends + GRAIN >= self.hold_ends() {
             return None;
         }
-        // Counted back from its end for the holder: of a long term the margin is greater than that
-        // of a lease, and a renewal must come before the end all the same.
+        // Counted back from the end for the holder. The margin of a long term exceeds that of a
+        // lease, and the renewal must still come before the end.
         let lease = Duration::from_millis(self.terms.lease);
         let margin = self.terms.margin_of(lease);
         let due = term
@@ -293,19 +298,19 @@ impl Lease {
         })
     }
 
-    /// For how long a renewal that is sent now may restart it, in ms.
+    /// Returns for how many ms a renewal that is sent now may restart the lease.
     pub(crate) fn restartable_for(&self, length: u64) -> u64 {
         let left = self.hold_remaining().as_millis();
         length.min(u64::try_from(left).unwrap_or(u64::MAX)).max(1)
     }
 
-    /// The holder has completed the work. Until the server knows, the lease is kept for it: a hub
-    /// that cannot run, as on a thread that is blocked, has not sent it yet.
+    /// Marks the work as complete. The keeper renews the lease until the server knows: a hub that
+    /// cannot run, as on a blocked thread, has not sent the completion yet.
     pub(crate) fn complete(&self) {
         self.term().completing = true;
     }
 
-    /// Whether a renewal still serves a purpose.
+    /// Whether a renewal still has a purpose.
     pub(crate) fn is_wanted(&self) -> bool {
         match self.lost.get() {
             None => true,
@@ -314,12 +319,12 @@ impl Lease {
         }
     }
 
-    /// When it ends for its holder, by the lease's clock.
+    /// Returns the end of the lease for its holder, by the lease's clock.
     pub(crate) fn ends(&self) -> Moment {
         self.term().ends
     }
 
-    /// No renewal reaches further.
+    /// Returns the end beyond which no renewal reaches.
     fn hold_ends(&self) -> Moment {
         self.began + self.terms.max_hold
     }
@@ -332,12 +337,13 @@ impl Lease {
         self.lost.get()
     }
 
-    /// What is left, as its timers go: zero once it has ended.
+    /// Returns the remaining time by the lease's clock alone, or zero once the lease has ended.
     pub(crate) fn left(&self) -> Duration {
         self.ends().saturating_since(self.clock.now())
     }
 
-    /// What is left; zero once it has ended or was lost. Of a guard that says so, it is the end.
+    /// Returns the remaining time, or zero once the lease has ended or was lost. The first zero for
+    /// a lease with a guard ends it for good.
     pub(crate) fn remaining(&self) -> Duration {
         if self.is_lost() {
             return Duration::ZERO;
@@ -357,8 +363,8 @@ impl Lease {
         left
     }
 
-    /// Time that passed in this term without being counted by the lease's clock, as far as the wall
-    /// clock tells: more than the margin only, since clocks are slewed.
+    /// Returns the time of this term that the lease's clock has missed, as the wall clock shows.
+    /// Less than the margin counts as zero, because clocks are slewed.
     fn paused(&self, term: &Term) -> Duration {
         let outrun = self.clock.wall_lead().saturating_sub(term.wall_lead);
         let outrun = Duration::from_micros(u64::try_from(outrun).unwrap_or(0));
@@ -369,32 +375,33 @@ impl Lease {
         }
     }
 
-    /// Whether the keeper renews it.
+    /// Whether the keeper renews the lease.
     pub(crate) fn is_kept(&self) -> bool {
         !matches!(self.term().renewal, Renewal::Manual)
     }
 
-    /// Whether the wall clock tells of a pause that the lease's clock has not counted.
+    /// Whether the wall clock shows a pause that the lease's clock has missed.
     pub(crate) fn may_have_paused(&self) -> bool {
         !self.paused(&self.term()).is_zero()
     }
 
-    /// Whether this is a copy of it, in a process that was forked from its holder's.
+    /// Whether this is a copy, in a process that was forked from the holder's.
     pub(crate) fn is_foreign(&self) -> bool {
         std::process::id() != self.process
     }
 
-    /// What is left until no renewal reaches further.
+    /// Returns the time until no renewal reaches further.
     pub(crate) fn hold_remaining(&self) -> Duration {
         self.hold_ends().saturating_since(self.clock.now())
     }
 
-    /// Cancelled when it is lost. Cancelling it does not lose it.
+    /// Returns a token that is cancelled when the lease is lost. Cancelling it does not lose the
+    /// lease.
     pub(crate) fn cancellation(&self) -> CancellationToken {
         self.cancelled.child_token()
     }
 
-    /// Resolves when it is lost.
+    /// Resolves when the lease is lost.
     pub(crate) async fn lost(&self) -> LeaseLost {
         self.cancelled.cancelled().await;
         let reason = self.lost.get();
@@ -443,7 +450,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A lease on Tokio's clock, from now on, with a tenth as its margin.
+    /// A lease on Tokio's clock, starting now, with a margin of a tenth.
     pub(crate) fn lease(left: Duration) -> (Lease, Clock) {
         lease_held_for(left, 10 * LEASE)
     }
@@ -469,7 +476,7 @@ pub(crate) mod tests {
         let asked = clock.stamp();
         advance(LEASE).await;
         assert!(lease.remaining().is_zero());
-        // The answer came in time, and is read only now.
+        // The answer came in time, but is read only now.
         lease.restart(1, asked, 2 * LEASE);
         assert!(lease.remaining().is_zero());
         assert!(matches!(lease.why_lost(), Some(LeaseLost::Expired)));
@@ -501,7 +508,7 @@ pub(crate) mod tests {
         let (whole, clock) = lease(LEASE);
         assert_eq!(whole.renewal_due(), Some(clock.now() + LEASE / 4));
         let (window, clock) = lease(LEASE / 2);
-        // Of what is left for its holder: a tenth is the margin.
+        // A third of the holder's time, which is without the margin of a tenth.
         let due = window.renewal_due();
         assert_eq!(due, Some(clock.now() + LEASE * 9 / 60));
         window.restart(1, clock.stamp(), 10 * LEASE);
@@ -525,8 +532,8 @@ pub(crate) mod tests {
         assert_eq!(lease.left(), LEASE * 9 / 10);
     }
 
-    /// What was asked and not answered by the end is the server's silence if the end is noticed in
-    /// time, and this process's standstill if it is not.
+    /// A request without an answer is the server's silence if the end is noticed in time, and a
+    /// standstill of this process if not.
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_ends_unnoticed_has_stalled() {
         for (late, has_stalled) in [(Duration::from_millis(400), false), (LEASE, true)] {

@@ -1,4 +1,4 @@
-//! Waits between tries while the server does not serve: doubling, jittered.
+//! The delays between tries while the server does not answer. They double, with jitter.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub(crate) fn next_delay(delay: Duration) -> Duration {
     (2 * delay).min(RETRY_LAST)
 }
 
-/// From half the delay to all of it, so that a fleet does not come back in step.
+/// Returns from half the delay to the whole, so that a fleet does not retry in step.
 pub(crate) fn jittered(delay: Duration) -> Duration {
     delay.mul_f64(rand::thread_rng().gen_range(0.5..=1.0))
 }

@@ -1,4 +1,4 @@
-//! The transitions of a run, each one atomic, behind one trait with two implementations.
+//! The trait `Store` with its atomic transitions of a run, and its two implementations.
 
 pub(crate) mod key;
 pub(crate) mod memory;
@@ -18,62 +18,64 @@ use crate::error::{Error, FencedError};
 use key::Key;
 use record::{Record, RecordSnapshot, Token};
 
-/// One transition. Durations are in whole milliseconds.
+/// One transition. All durations are in whole milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Take the key, or join its waiting line.
+    /// Take the key, or join its queue.
     Claim {
-        /// Who claims; one grant a token.
+        /// The claimer's token. Each token is for one grant.
         token: Token,
-        /// The holder's label.
+        /// The claimer's label.
         label: Arc<str>,
-        /// The lease, should it be granted.
+        /// The lease of the grant.
         lease: u64,
-        /// The run's bound on attempts, should this begin one.
+        /// The maximum of attempts of the run, if this claim starts one.
         max_attempts: u32,
-        /// The run's retention, should this begin one.
+        /// The retention of the run, if this claim starts one.
         retention: u64,
     },
     /// End a grant.
     Settle {
-        /// The grant, by its fencing token.
+        /// The fencing token of the grant.
         fence: u64,
-        /// How it ends.
+        /// The way in which the grant ends.
         outcome: Outcome,
-        /// How long a successor has to confirm.
+        /// The time that a successor has to confirm its grant.
         window: u64,
     },
-    /// Restart a grant's lease, which never shortens it; confirms it if it was handed over.
+    /// Restart the lease of a grant, which never shortens it. Confirms a grant that was pushed.
     Renew {
-        /// The grant, by its fencing token.
+        /// The fencing token of the grant.
         fence: u64,
         /// The new lease.
         lease: u64,
-        /// What to leave for a successor; `None` keeps what there is.
+        /// The checkpoint for a successor. `None` keeps the present one.
         checkpoint: Option<Bytes>,
     },
-    /// Leave: the line, or a grant that nobody has begun to work on.
+    /// Leave the queue, or give back a grant that its holder has not begun to work on.
     Withdraw {
-        /// Who leaves.
+        /// The token that leaves.
         token: Token,
-        /// The label it claimed with.
+        /// The label that the token claimed with.
         label: Arc<str>,
-        /// A grant of its that stays as it is, by fencing token, or 0: it is or was in somebody's hands.
+        /// The fencing token of the one grant of this token that the withdrawal leaves as it is:
+        /// the one that a stream or a guard has, or had. 0 if there is none.
         spared: u64,
-        /// How long a successor has to confirm.
+        /// The time that a successor has to confirm its grant.
         window: u64,
     },
-    /// Begin the run anew, whoever has it: its head of the line is first.
+    /// Start the run anew, even if a holder works on it. The head of the queue gets the first
+    /// grant.
     Clear {
-        /// How long the head has to confirm.
+        /// The time that the head of the queue has to confirm its grant.
         window: u64,
     },
-    /// Read the record; changes nothing.
+    /// Read the record. Changes nothing.
     Inspect,
 }
 
 impl Op {
-    /// What may be long in it.
+    /// Returns the part of the operation that may be long.
     pub(crate) fn payload(&self) -> &[u8] {
         match self {
             Op::Settle { outcome, .. } => match outcome {
@@ -89,83 +91,84 @@ impl Op {
     }
 }
 
-/// How a grant ends.
+/// The way in which a grant ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The work is complete; the bytes are its result.
     Done(Bytes),
-    /// The attempt failed and counts.
+    /// The attempt failed, and it counts.
     Fail(Failure),
-    /// The attempt failed and no other shall be made.
+    /// The attempt failed, and the run gives up.
     FailPermanently(String),
-    /// The attempt goes to another holder and does not count.
+    /// The next holder repeats the attempt, which does not count.
     HandOff,
 }
 
-/// How an attempt failed.
+/// The way in which an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The guard was dropped.
     Dropped,
-    /// The guard was dropped while panicking.
+    /// The guard was dropped while its thread panicked.
     Panicked,
-    /// The holder said why.
+    /// The holder gave a reason.
     Reason(String),
 }
 
-/// A script of the user's, to be run while a grant stands.
+/// A script of the caller's that runs only if a grant still stands.
 #[derive(Clone, Debug)]
 pub struct FencedScript {
-    /// The grant, by its fencing token.
+    /// The fencing token of the grant.
     pub fence: u64,
-    /// The grant's attempt.
+    /// The attempt of the grant.
     pub attempt: u32,
-    /// Lua, as for `EVAL`.
+    /// The Lua source, as for `EVAL`.
     pub source: String,
-    /// Its `KEYS`.
+    /// The script's `KEYS`.
     pub keys: Vec<Value>,
-    /// Its `ARGV`.
+    /// The script's `ARGV`.
     pub args: Vec<Value>,
 }
 
-/// What a store answers.
+/// A store's answer to one transition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// `Claim`: the token holds the key. Others: it was done as asked. `Inspect`: always.
+    /// For `Claim`: whether the token holds the key. For `Inspect`: always true. For all others:
+    /// whether the transition was applied, which is also true of a completion's duplicate.
     pub ok: bool,
-    /// The record after the operation.
+    /// The record after the transition.
     pub frame: RecordSnapshot,
-    /// The claimer's place in the waiting line, from 0; for `Inspect` the line's length.
+    /// The claimer's position in the queue, from 0. For `Inspect`: the length of the queue.
     pub position: Option<u64>,
 }
 
-/// What a subscriber hears.
+/// An item of the subscriber's stream.
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
-    /// A transition, on the channel of its key.
+    /// A transition, published on the channel of its key.
     Message {
-        /// The key's channel.
+        /// The channel of the key.
         channel: Str,
-        /// The record after the transition; `None` when it could not be read.
+        /// The record after the transition, or `None` if the message is no record.
         frame: Option<RecordSnapshot>,
     },
-    /// Messages may have been missed; the subscriptions stand.
+    /// Messages may have been missed. The subscriptions still stand.
     Lagged,
-    /// The connection is lost, and what is said from now on is missed.
+    /// The connection is lost. Messages are missed from now on.
     Disconnected,
-    /// The connection is back, or a slot has moved: subscribe again.
+    /// The connection is back, or a slot has moved. The hub has to subscribe again.
     Reconnected,
-    /// The commands go over another connection, which may be to another server: see whether what
-    /// they publish is still heard.
+    /// The commands go over a new connection, perhaps to another server. The hub has to check
+    /// whether the subscriber still receives the messages that the commands publish.
     CommandsReconnected,
 }
 
-/// How soon a store notices that it is cut off.
+/// How quickly a store notices that it is cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// How long an answer may be owed before its connection is looked into.
+    /// The time that an answer may take before the store examines the connection.
     pub answer: Duration,
-    /// How often the path from our commands to our subscriber is tried.
+    /// The period at which the store checks the path from the commands to the subscriber.
     pub beat: Duration,
 }
 
@@ -173,7 +176,8 @@ impl Pace {
     const ANSWER: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(1_500)];
     const BEAT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
-    /// Served again within half a lease, and within 3 s.
+    /// Returns the pace for this lease. A store whose connection died in silence answers again
+    /// within 3 s and, for leases from 1 s, within half a lease.
     pub fn of(lease: Duration) -> Self {
         let within = |part: Duration, [least, most]: [Duration; 2]| part.clamp(least, most);
         Self {
@@ -183,32 +187,33 @@ impl Pace {
     }
 }
 
-/// Without a lease in view: the slowest.
+/// The slowest pace, for a store without a lease to go by.
 impl Default for Pace {
     fn default() -> Self {
         Self::of(Duration::MAX)
     }
 }
 
-/// A number for what travels together; see [`Store::lane`].
+/// The number of a group of transitions that may share a call. See [`Store::lane`].
 pub type BatchKey = u32;
 
-/// Where runs are kept.
+/// A place where runs are kept.
 ///
-/// Every operation is atomic, idempotent by its token or fencing token, and publishes what it
-/// changed to the watchers of the key.
+/// Every transition is atomic. It is idempotent by its token or fencing token, and it publishes its
+/// change on the channel of the key.
 pub trait Store: Debug + Clone + Send + Sync + 'static {
-    /// Which transitions may be carried out in one call: those of one lane. What waits for its turn in
-    /// one lane does not hold up another.
+    /// Returns the lane of a transition. One call can execute transitions of one lane only. A
+    /// transition that waits in one lane does not delay other lanes.
     fn lane(&self, key: &Key, op: &Op) -> BatchKey;
 
-    /// Carries out transitions of one lane, each by itself, in any order; the answers are in theirs.
+    /// Executes transitions of one lane, each independently and in any order. The answers are in
+    /// the order of `asked`.
     fn apply_all(
         &self,
         asked: &[(&Key, &Op)],
     ) -> impl Future<Output = Vec<Result<Reply, Error>>> + Send;
 
-    /// Carries out one transition.
+    /// Executes one transition.
     fn apply(&self, key: &Key, op: &Op) -> impl Future<Output = Result<Reply, Error>> + Send {
         async move {
             let mut answers = self.apply_all(&[(key, op)]).await;
@@ -216,52 +221,53 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
         }
     }
 
-    /// Runs a script in the same step as the check that the grant stands.
+    /// Checks that the grant stands and runs the script, in one atomic step.
     fn fenced(
         &self,
         key: &Key,
         script: &FencedScript,
     ) -> impl Future<Output = Result<Value, FencedError>> + Send;
 
-    /// The labels of those who wait, in their order; not more than so many.
+    /// Returns the labels of the waiters, first in the queue first, at most `most` of them.
     fn line(&self, key: &Key, most: u32)
     -> impl Future<Output = Result<Vec<String>, Error>> + Send;
 
-    /// Begins to hear a key's transitions; all that happen after it resolves are heard.
+    /// Subscribes to a key's transitions. The stream has every transition that happens after this
+    /// resolves.
     fn watch(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Stops hearing a key's transitions.
+    /// Ends the subscription to a key's transitions.
     fn unwatch(&self, key: &Key) -> impl Future<Output = ()> + Send;
 
-    /// Resolves once everything published before the call has been heard.
+    /// Resolves when the subscriber has received everything that was published before the call.
     ///
     /// # Errors
     ///
-    /// When that cannot be known: the subscriber may be cut off.
+    /// Fails if the store cannot tell: the subscriber may be cut off.
     fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// How often to do so while any key is watched.
+    /// Returns how often to [`ping`](Store::ping) while the hub is subscribed to any key.
     fn ping_period(&self) -> Duration {
         Pace::default().beat
     }
 
-    /// What is heard on all watched keys. There is one hearer a store.
+    /// Returns the stream of all events of the subscribed keys. A store has one such stream.
     fn hear(&mut self) -> impl futures::Stream<Item = StoreEvent> + Send + Unpin + 'static;
 
-    /// Ends the connections.
+    /// Closes the connections.
     fn close(&self) -> impl Future<Output = ()> + Send;
 }
 
-/// What a store can tell apart.
+/// The unit of all durations in a store.
 pub(crate) const GRAIN: Duration = Duration::from_millis(1);
 
-/// In whole milliseconds, rounded up.
+/// Converts to whole milliseconds, rounded up.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 impl Reply {
-    /// The record the operation left, if the key has one.
+    /// Returns the record after the transition, if the key has one.
     pub fn record(&self) -> Option<&Record> {
         self.frame.record.as_deref()
     }

@@ -1,43 +1,46 @@
-//! What a participant asks for.
+//! The options of a participant.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a waiter has to confirm a grant that was handed to it, if its lease is not shorter.
+/// The time that a waiter has to confirm a grant that was pushed to it. A shorter lease shortens
+/// it.
 const CONFIRM_WINDOW: Duration = Duration::from_millis(500);
 
-/// What a participant asks for.
+/// The options of a participant.
 #[derive(Debug)]
 pub(crate) struct RunConfig {
     /// The lease, in whole ms.
     pub(crate) lease: u64,
     pub(crate) max_attempts: u32,
-    /// In whole ms.
+    /// The retention, in whole ms.
     pub(crate) retention: u64,
     pub(crate) label: Arc<str>,
-    /// How long before a lease ends on the server it ends for its holder; see [`RunConfig::margin_of`].
+    /// The margin of a whole lease, by which the lease ends for its holder before it ends on the
+    /// server. See [`RunConfig::margin_of`].
     pub(crate) margin: Duration,
-    /// How often the lease of a guard that is in use is restarted, if at all.
+    /// The period at which the lease of a guard in use is renewed, if at all.
     pub(crate) renew_every: Option<Duration>,
-    /// How long renewals keep a grant at most.
+    /// The longest time for which renewals keep a grant.
     pub(crate) max_hold: Duration,
-    /// How long the worker's runtime may not run before its leases are renewed no longer.
+    /// The time without a sign of life of the worker's runtime after which its leases are no longer
+    /// renewed.
     pub(crate) stall_limit: Duration,
     /// Whether a grant counts only once replicas have acknowledged it.
     pub(crate) replicated: bool,
 }
 
 impl RunConfig {
-    /// How long a successor has to confirm, in ms.
+    /// Returns the time that a successor has to confirm a grant, in ms.
     pub(crate) fn window(&self) -> u64 {
         self.lease.min(CONFIRM_WINDOW.as_millis() as u64)
     }
 
-    /// How long before the server's end a term of this length ends for its holder: a share of the
-    /// margin, as large as the term is of a whole lease. At least 1 % of the term and 3 ms: the
-    /// drift that [Redlock] allows for; the grain of the server's expiry, 1 ms; and that of the
-    /// timer that tells the holder, 2 ms, since the queue of timers and Tokio's own each round up
-    /// to the next.
+    /// Returns by how much a term of this length ends for its holder before it ends on the server.
+    /// For a term shorter than a whole lease this is a proportional share of the margin. It is at
+    /// least 1 % of the term plus 3 ms: 1 % is the clock drift that [Redlock] allows for, 1 ms is
+    /// the resolution of the server's expiry, and 2 ms is that of the timer that tells the holder.
+    /// The timer queue and Tokio's own timer each round up to the next ms.
     ///
     /// [Redlock]: https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
     pub(crate) fn margin_of(&self, term: Duration) -> Duration {
@@ -74,7 +77,7 @@ mod tests {
         };
         assert_eq!(margin_of(1_000, 10_000), 1_000);
         assert_eq!(margin_of(1_000, 500), 50);
-        // One that was extended has no more than a lease.
+        // An extended lease has the margin of one whole lease.
         assert_eq!(margin_of(1_000, 60_000), 1_000);
         assert_eq!(margin_of(1_000, 300_000), 3_003);
         assert_eq!(margin_of(0, 10_000), 103);

@@ -1,4 +1,4 @@
-//! The thread that keeps leases, whatever the user's runtimes do.
+//! The process's thread that keeps leases, independent of the user's runtimes.
 
 use std::io;
 use std::sync::Mutex;
@@ -10,16 +10,17 @@ use tokio::runtime::{Builder, Handle};
 /// Longer than any process lives.
 const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 
-/// The one of this process: a forked child has the memory of its parent's, and no thread.
+/// The thread of the process with this id. A forked child has its parent's memory but not its
+/// thread.
 static THREAD: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
 
-/// The runtime of the process's thread, which is started if there is none.
+/// Returns the runtime of the process's thread. Starts the thread if there is none.
 ///
-/// It ends with the process. Without leases to keep it sleeps.
+/// The thread ends with the process. It sleeps while there is no lease to keep.
 ///
 /// # Errors
 ///
-/// When no thread can be started.
+/// Fails if the thread cannot be started.
 pub(crate) fn runtime() -> io::Result<Handle> {
     let mut started = THREAD
         .lock()
@@ -30,15 +31,16 @@ pub(crate) fn runtime() -> io::Result<Handle> {
     {
         return Ok(runtime.clone());
     }
-    // The runtime is made there: one that is dropped here, where no thread can be started, would
-    // panic within a task.
+    // The thread makes the runtime. Made here, it would be dropped here if the thread cannot start,
+    // and dropping a runtime in a task panics.
     let (made, making) = std::sync::mpsc::sync_channel(1);
     thread::Builder::new()
         .name("lease-keeper".to_owned())
         .spawn(move || {
             take_no_signals();
-            // A name look-up takes a thread. One that cannot be started later would panic within
-            // the client library; so the first stays, and takes them all.
+            // A name look-up needs a blocking thread, and would panic in the client library if that
+            // cannot be started later. So the first one is started now and stays. It then runs all
+            // look-ups.
             let mut builder = Builder::new_current_thread();
             builder.enable_all().on_thread_start(take_no_signals);
             match builder.thread_keep_alive(FOR_GOOD).build() {
@@ -56,12 +58,12 @@ pub(crate) fn runtime() -> io::Result<Handle> {
     Ok(handle)
 }
 
-/// A signal to the process goes to any thread that does not block it. The user has chosen among the
-/// user's own.
+/// A signal to the process may go to any thread that does not block it. The user chooses among
+/// their own threads, so this one must not take signals.
 fn take_no_signals() {
     #[cfg(unix)]
     {
-        // Fails only for a set that is none.
+        // Fails only for an invalid set.
         let _ = nix::sys::signal::SigSet::all().thread_block();
     }
 }

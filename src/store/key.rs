@@ -1,4 +1,4 @@
-//! The name of a unit of work, and the names derived from it on the server.
+//! The name of a unit of work, and the names on the server that are derived from it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -10,13 +10,13 @@ use fred::util::redis_keyslot;
 
 use crate::error::KeyError;
 
-/// The name of one unit of work: any bytes, from 1 to [`Key::MAX_LEN`] of them.
+/// The name of one unit of work: from 1 to [`Key::MAX_LEN`] bytes of any value.
 ///
-/// On the server the record lies under exactly this name. Another name is derived from it, `{key}:line`,
-/// for the waiting line and for the channel beside it; the braces are Redis Cluster's [hash tag], which
-/// keeps all of them in one slot. A key that brings a hash tag of its own (`jobs:{7}`) keeps it:
-/// `jobs:{7}::line`. Those names are taken: a key called `{7}:line` is refused by the server as soon as
-/// anybody waits for `7`.
+/// On the server, the record has exactly this name. A second name, `{key}:line`, is derived from
+/// it. The queue has that name, and so has the key's channel. The braces are a Redis Cluster [hash
+/// tag], which keeps both names in one slot. A key with a hash tag of its own (`jobs:{7}`) keeps
+/// it: its second name is `jobs:{7}::line`. Do not use a derived name as a key: as soon as a waiter
+/// queues for `7`, the server refuses the key `{7}:line`.
 ///
 /// Cloning is cheap.
 ///
@@ -37,21 +37,23 @@ pub struct Key(Arc<Names>);
 
 struct Names {
     key: Bytes,
-    /// Text, because the client library reads channel names as text.
+    /// The name of the queue and of the channel. It is text because the client library reads
+    /// channel names as text.
     line: Str,
     slot: u16,
 }
 
 impl Key {
-    /// The longest key, in bytes.
+    /// The maximum length of a key, in bytes.
     pub const MAX_LEN: usize = 65_535;
 
-    /// Checks a name.
+    /// Checks a name and makes a key of it.
     ///
     /// # Errors
     ///
-    /// [`KeyError`] when it is empty, longer than [`Key::MAX_LEN`], or contains `}` without a hash
-    /// tag of its own, so that no derived name could share its slot in a cluster.
+    /// Returns a [`KeyError`] if the name is empty, is longer than [`Key::MAX_LEN`], or contains
+    /// `}` without a hash tag of its own. No derived name could share the slot of such a name in a
+    /// cluster.
     pub fn new(key: impl AsRef<[u8]>) -> Result<Self, KeyError> {
         let key = key.as_ref();
         if key.is_empty() {
@@ -68,7 +70,8 @@ impl Key {
             return Err(KeyError::NotColocatable { key: show(key) });
         }
         let slot = redis_keyslot(key);
-        // No two keys have the same: `{7}` is not the line of `7`, and no text is that of other bytes.
+        // No two keys share a derived name. The key `{7}` is not the queue of `7`, and the derived
+        // name of a UTF-8 key never equals that of a key of other bytes.
         let (line, at) = match std::str::from_utf8(key) {
             Ok(key) if tagged => ([key, "::line"].concat(), Some(0)),
             Ok(key) => (["{", key, "}:line"].concat(), Some(1)),
@@ -85,7 +88,7 @@ impl Key {
         Ok(Self(Arc::new(Names { key, line, slot })))
     }
 
-    /// The key's bytes.
+    /// Returns the key's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.key
     }
@@ -94,8 +97,8 @@ impl Key {
         &self.0.key
     }
 
-    /// The name of its waiting line, and of the channel where its transitions are published; one key,
-    /// one line.
+    /// Returns the name of the queue, which is also the name of the channel of the key's
+    /// transitions. Each key has a queue of its own.
     pub(crate) fn line(&self) -> &Str {
         &self.0.line
     }
@@ -104,7 +107,8 @@ impl Key {
         self.0.slot
     }
 
-    /// The names this key uses on the server: of the record, and of its line and channel.
+    /// Returns the names that this key uses on the server: the record's, then that of the queue and
+    /// the channel.
     #[doc(hidden)]
     pub fn server_names(&self) -> [&[u8]; 2] {
         [&self.0.key, self.0.line.as_bytes()]
@@ -122,8 +126,8 @@ fn has_hash_tag(key: &[u8]) -> bool {
         .is_some_and(|close| close > 0)
 }
 
-/// A short text in the given slot: the first decimal number that hashes there. About 16,384 tries
-/// on average, for keys that are not UTF-8 only.
+/// Returns a short text in the given slot: the first decimal number that hashes there. It takes
+/// about 16,384 tries on average, and only keys that are not UTF-8 need it.
 fn tag_of(slot: u16) -> String {
     (0u64..)
         .map(|n| n.to_string())
@@ -131,7 +135,7 @@ fn tag_of(slot: u16) -> String {
         .expect("CRC16 of the decimal numbers reaches each of the 16,384 slots")
 }
 
-/// Bytes for people: as they are when they are text, escaped otherwise.
+/// Returns the bytes for display: UTF-8 text as it is, other bytes escaped.
 pub(super) fn show(key: &[u8]) -> String {
     match std::str::from_utf8(key) {
         Ok(text) => text.to_owned(),

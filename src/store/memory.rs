@@ -1,7 +1,7 @@
-//! The transitions in plain Rust, in one process.
+//! The transitions in plain Rust, within one process.
 //!
-//! This is the executable form of the protocol: `proof/tests/it/equivalence.rs` compares every answer with
-//! the scripts'.
+//! This is the executable specification of the protocol. `proof/tests/it/equivalence.rs` compares
+//! every answer with that of the scripts.
 
 mod server;
 mod transition;
@@ -18,11 +18,11 @@ use super::{BatchKey, FencedScript, Op, Reply, Store, StoreEvent};
 use crate::error::{Error, FencedError};
 use server::{Server, Watcher};
 
-/// A store in this process: for unit tests, and for programs that have one process only.
+/// A store in this process, for unit tests and for programs of one process.
 ///
-/// Workers built on clones of one `Memory` see the same keys and compete as they would on a
-/// server. It keeps time by [`tokio::time`], so that under a paused clock a run of five attempts
-/// and their leases takes no time at all.
+/// Workers that are built on clones of one `Memory` see the same keys and compete as they would on
+/// a server. The store measures time with [`tokio::time`]. Under a paused clock, a run of five
+/// attempts and their leases takes no real time.
 ///
 /// # Examples
 ///
@@ -47,18 +47,20 @@ use server::{Server, Watcher};
 pub struct Memory(Arc<Mutex<Server>>);
 
 impl Memory {
-    /// An empty store.
+    /// Returns an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Forgets a key at once, as a server does that is flushed or runs out of memory.
+    /// Removes a key's record at once, as an eviction or a flush of a server does. Returns whether
+    /// the key had one.
     pub fn remove(&self, key: &Key) -> bool {
         self.lock().entries.remove(key).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Server> {
-        // Every transition writes its changes in one go at its end: a panic leaves none half done.
+        // A panic leaves no half-done record: `Server::apply` takes a record out of the map and
+        // puts it back once its transition is complete.
         self.0
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -83,7 +85,7 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// Connects.
+    /// Connects to the store.
     pub fn new(memory: &Memory) -> Self {
         let (watcher, hearer) = mpsc::unbounded();
         let id = {
@@ -99,7 +101,7 @@ impl MemoryStore {
         }
     }
 
-    /// The milliseconds until a key is forgotten, and how many wait in its line.
+    /// Returns the milliseconds until a key's record expires, and the length of its queue.
     pub fn life(&self, key: &Key) -> Option<(u64, usize)> {
         let server = self.memory.lock();
         let now = server.now() / 1_000;
@@ -110,7 +112,7 @@ impl MemoryStore {
         Some((entry.expires - now, entry.line.len()))
     }
 
-    /// The server's time, in µs since the Unix epoch.
+    /// Returns the server's time, in µs since the Unix epoch.
     pub fn now(&self) -> u64 {
         self.memory.lock().now()
     }

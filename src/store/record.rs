@@ -1,20 +1,22 @@
-//! What the server remembers of one key, and its text form.
+//! The server's record of one key, and its text form.
 //!
-//! One line of `name=value` fields for people and scripts, then five payloads. Each but the last is
-//! followed by a line feed; their sizes in bytes are the line's last field. The last is what is left.
+//! The text is one line of `name=value` fields for people and scripts, then five payloads. A line
+//! feed follows each payload but the last. The last field of the line has the sizes of the first
+//! four payloads in bytes. The last payload is the rest of the text.
 //!
 //! ```text
 //! lw1 held at=1763900000000001 until=1763900005000 retention=10000 fence=1763900000000001 line=0
-//!     attempt=2/5 renewal=0 owner=<token> last=<token> previous=1:dropped sizes=9,9,0,0   (in one line)
+//!     attempt=2/5 renewal=0 owner=<token> last=<token> previous=1:dropped sizes=9,9,0,0 (one line)
 //! billing-7      the holder's label
 //! billing-6      the previous attempt's holder
-//!                the previous attempt's reason, when it gave one
+//!                the previous attempt's reason, if it has one
 //!                the checkpoint
 //!                the result
 //! ```
 //!
-//! `at` is the server's time in µs at which it was written, `line` whether anybody has waited in line. What
-//! the completion of a run changes comes first and last, so that the script need not read what is between.
+//! `at` is the server's time in µs when the record was written. `line` is 1 once a waiter has
+//! joined the queue in this run. A completion changes only the first fields and the last payload,
+//! so that its script need not parse the fields between them (`redis/settle_done.lua`).
 //!
 //! `redis/record.lua` reads and writes the same form.
 
@@ -29,22 +31,23 @@ use bytes::Bytes;
 
 use crate::error::LeaseLost;
 
-/// A stream's identity in one grant: random, so that nobody else can settle for it.
+/// The identity of a stream in one grant. It is random, so that no other stream can settle the
+/// grant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(u128);
 
 impl Token {
-    /// A token that nobody has drawn before.
+    /// Returns a new random token.
     pub fn random() -> Self {
         Self(rand::random())
     }
 
-    /// A part of 1 that differs from token to token.
+    /// Returns a number from 0 to below 1 that is stable for one token and differs between tokens.
     pub(crate) fn fraction(self) -> f64 {
         f64::from(self.0 as u32) / (f64::from(u32::MAX) + 1.0)
     }
 
-    /// The token with this number; for tests that name their tokens.
+    /// Returns the token with this number, for tests that name their tokens.
     pub const fn from_number(number: u128) -> Self {
         Self(number)
     }
@@ -66,7 +69,8 @@ impl FromStr for Token {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        // As it is displayed, and not in any other way that is a number.
+        // Accepts only the displayed form. A parser of numbers would also accept a sign and upper
+        // case.
         let digit = |b: u8| match b {
             b'0'..=b'9' => Some(b - b'0'),
             b'a'..=b'f' => Some(b - b'a' + 10),
@@ -82,20 +86,20 @@ impl FromStr for Token {
     }
 }
 
-/// Where a run stands. A key without a record is `absent`.
+/// The state of a run. A key without a record is `absent`.
 ///
-/// Declared in the order in which one fencing token passes through them.
+/// The variants are in the order in which one fencing token passes through them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
-    /// Handed to a waiter that has not confirmed yet.
+    /// The server granted the key to a waiter that has not confirmed yet.
     Granted,
-    /// Somebody works on it.
+    /// A holder works on the key.
     Held,
-    /// The attempt failed and nobody holds it.
+    /// The attempt ended without success, and no worker holds the key.
     Open,
-    /// Completed; remembered for the retention.
+    /// The work is complete. The record lasts for the retention.
     Done,
-    /// Given up; remembered for the retention.
+    /// The run gave up. The record lasts for the retention.
     GaveUp,
 }
 
@@ -108,24 +112,24 @@ impl State {
         (State::GaveUp, "gave_up"),
     ];
 
-    /// Whether somebody owns the key in this state.
+    /// Whether a worker owns the key in this state.
     pub fn is_owned(self) -> bool {
         matches!(self, State::Granted | State::Held)
     }
 }
 
-/// How an attempt ended without completing the work.
+/// The way in which an attempt ended without completing the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// Its guard was dropped.
+    /// The guard was dropped.
     Dropped,
-    /// Its guard was dropped while panicking.
+    /// The guard was dropped while its thread panicked.
     Panicked,
-    /// Its holder said so, with a text.
+    /// The holder reported the failure, with a reason.
     Failed,
-    /// Its lease ended.
+    /// The lease ended.
     Expired,
-    /// Its holder passed it on, uncounted.
+    /// The holder handed the work off, uncounted.
     HandedOff,
 }
 
@@ -162,59 +166,60 @@ macro_rules! text_form {
 text_form!(State, "state");
 text_form!(Cause, "cause");
 
-/// The attempt before this one.
+/// The attempt before the present one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Previous {
-    /// Its number.
+    /// The number of the attempt.
     pub attempt: u32,
-    /// How it ended.
+    /// The way in which it ended.
     pub cause: Cause,
-    /// Who held it.
+    /// The label of its holder.
     pub holder: String,
-    /// What its holder said of it, if anything.
+    /// The reason that its holder gave, if any.
     pub reason: String,
 }
 
-/// What the server remembers of one key.
+/// The server's record of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where the run stands.
+    /// The state of the run.
     pub state: State,
-    /// The attempts counted so far, the present one included.
+    /// The number of attempts counted so far, including the present one.
     pub attempt: u32,
-    /// The run's bound on attempts, fixed by its first claim.
+    /// The maximum of attempts, fixed by the first claim of the run.
     pub max_attempts: u32,
-    /// The fencing token of the last grant; it names the grant.
+    /// The fencing token of the last grant, which identifies that grant.
     pub fence: u64,
-    /// How often that grant's lease was restarted.
+    /// The number of times that the lease of that grant was restarted.
     pub renewal: u64,
-    /// Server time in ms at which the lease, the confirm window or the retention ends.
+    /// The server's time in ms at which the lease, the confirm window or the retention ends.
     pub until: u64,
-    /// How long an outcome is remembered, in ms; fixed by the run's first claim.
+    /// The time in ms for which an outcome is remembered, fixed by the first claim of the run.
     pub retention: u64,
-    /// Whose grant it is.
+    /// The token of the present grant.
     pub owner: Option<Token>,
-    /// Whose grant it was before; a late duplicate of that claim is refused.
+    /// The token of the grant before. The server refuses a late duplicate of its claim.
     pub last: Option<Token>,
-    /// The attempt before this one.
+    /// The attempt before the present one.
     pub previous: Option<Previous>,
     /// The owner's label.
     pub holder: String,
-    /// What a holder left for its successor; empty if nothing.
+    /// The checkpoint that a holder left for its successor. Empty if there is none.
     pub checkpoint: Bytes,
-    /// The result of the completed work; empty if none.
+    /// The result of the completed work. Empty if there is none.
     pub result: Bytes,
 }
 
 impl Record {
-    /// Where this stands in the history of its key: answers and messages arrive on two
-    /// connections, and what is not newer than what is known says nothing.
+    /// Returns the position of this record in the history of its key. Answers and messages come on
+    /// two connections, in any order. A record that is not newer than the known one carries no
+    /// news.
     pub fn order(&self) -> (u64, State, u64) {
         (self.fence, self.state.min(State::Open), self.renewal)
     }
 
-    /// Server time in ms at which it is forgotten: a lease is remembered for the retention after
-    /// its end.
+    /// Returns the server's time in ms at which the record expires. The record of a lease stays for
+    /// the retention after the end of the lease.
     pub(crate) fn forgotten_at(&self) -> u64 {
         match self.state.is_owned() {
             true => self.until.saturating_add(self.retention),
@@ -222,13 +227,13 @@ impl Record {
         }
     }
 
-    /// What is left of its lease, window or retention at this server time in µs.
+    /// Returns the remaining lease, confirm window or retention at this server time in µs.
     pub(crate) fn remaining(&self, at: u64) -> Duration {
         Duration::from_micros(self.until.saturating_mul(1_000).saturating_sub(at))
     }
 }
 
-/// What has become of a grant, as a record tells that is not its own any more.
+/// Returns the reason why a grant was lost, given the present record of its key.
 pub(crate) fn loss(record: Option<&Record>, attempt: u32) -> LeaseLost {
     let Some(record) = record else {
         return LeaseLost::RecordGone;
@@ -244,22 +249,22 @@ pub(crate) fn loss(record: Option<&Record>, attempt: u32) -> LeaseLost {
             holder: previous.holder.clone(),
             attempt: previous.attempt,
         },
-        // It was cleared.
+        // The run was cleared.
         None if record.attempt < attempt => LeaseLost::RecordGone,
         _ => LeaseLost::Expired,
     }
 }
 
-/// A record as it was at one instant of its server's clock; `None` when the key was absent.
+/// A record at one instant of its server's clock. The record is `None` if the key was absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordSnapshot {
     /// The server's time, in µs since the Unix epoch.
     pub at: u64,
-    /// What it remembered.
+    /// The record at that time.
     pub record: Option<Arc<Record>>,
 }
 
-/// A text that is no record of this format; names the field that is wrong.
+/// The error of a text that is not a record. It names the wrong field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed record: {0}")]
 pub struct Malformed(pub &'static str);

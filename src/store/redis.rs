@@ -1,9 +1,9 @@
-//! The transitions as Lua scripts on a server, through two connections of the `fred` client: one
-//! for commands, one for subscriptions; and a third where replicas have to acknowledge.
+//! The transitions as Lua scripts on a server. The `fred` client has two connections, one for
+//! commands and one for subscriptions. A third one is for writes that replicas have to acknowledge.
 //!
-//! They are apart because the reply of a subscription and the reply of a command can be taken for
-//! each other on one connection. Nothing is retried here: a script whose connection broke may have
-//! run, and only the caller knows whether it still wants the answer.
+//! The connections are separate because on one connection, the reply to a subscription can be
+//! mistaken for the reply to a command. Nothing is retried here: a script whose connection broke
+//! may have run, and only the caller knows whether it still wants the answer.
 
 mod batch;
 mod connection;
@@ -44,17 +44,17 @@ use replication::Replication;
 use scripts::{Script, Scripts};
 use sentinels::{Sentinels, TrackedClient};
 
-/// How long the server has to answer one command.
+/// The time limit for the answer to one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Results above this are warned of. Each is sent to every connection that waits for it, and the
-/// server answers no other client meanwhile: 0.14 s for 300 connections and 64 KiB.
+/// The size above which a result causes a warning. The server sends a result to every connection
+/// that waits for it, and serves no other client meanwhile: 0.14 s for 300 connections and 64 KiB.
 const LARGE: usize = 64 << 10;
 
-/// One hub's connections to a server, a cluster, or the master behind sentinels.
+/// One hub's connections to a server, a cluster or the master behind sentinels.
 #[derive(Clone)]
 pub struct RedisStore {
-    /// What its connections are made of.
+    /// The configuration of the connections.
     config: Config,
     commands: Connection,
     subscriber: Connection,
@@ -63,9 +63,9 @@ pub struct RedisStore {
     scripts: Arc<Scripts>,
     path: Arc<Path>,
     pace: Pace,
-    /// Ends the names of the channels of our database, unless it is 0.
+    /// The suffix of the channels of our database. Empty for database 0.
     database: Arc<str>,
-    /// Follows the sentinels where no hub does.
+    /// The task that follows the sentinels, in a store without a hub.
     following: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
@@ -74,7 +74,7 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// Whatever `fred` says of the first attempt; it is not repeated.
+    /// Returns `fred`'s error of the first attempt, which is not repeated.
     pub async fn connect(
         mut config: Config,
         replicas: Option<Replicas>,
@@ -85,12 +85,12 @@ impl RedisStore {
         Self::assemble(own, config, replicas, pace).await
     }
 
-    /// Sends commands over a connected client of the caller's, and connects what else it needs to the
-    /// same server, with its credentials.
+    /// Sends commands over a connected client of the caller's. Makes the other connections that it
+    /// needs to the same server, with the same credentials.
     ///
     /// # Errors
     ///
-    /// Whatever `fred` says of the first attempt; it is not repeated.
+    /// Returns `fred`'s error of the first attempt, which is not repeated.
     pub async fn with_client(
         commands: Client,
         replicas: Option<Replicas>,
@@ -102,7 +102,7 @@ impl RedisStore {
         Self::assemble(commands, config, replicas, pace).await
     }
 
-    /// Connects the rest. What has been connected ends when this fails.
+    /// Makes the other connections. If this fails, the connections made so far end.
     async fn assemble(
         commands: Connection,
         config: Config,
@@ -114,7 +114,7 @@ impl RedisStore {
             None => None,
             Some(replicas) => Some(Replication::connect(&config, replicas, pace.answer).await?),
         };
-        // A cluster has one database.
+        // A cluster has only one database.
         let database = match config.database {
             Some(database @ 1..) if !config.server.is_clustered() => format!(":{database}"),
             _ => String::new(),
@@ -133,7 +133,7 @@ impl RedisStore {
         })
     }
 
-    /// What it takes to connect to the same runs once more.
+    /// Returns the parts that a second connection to the same runs needs.
     pub(crate) fn apart(&self) -> Apart {
         Apart {
             config: self.config.clone(),
@@ -144,15 +144,16 @@ impl RedisStore {
         }
     }
 
-    /// The same connections with edited scripts: another clock, or a mistake to be found.
+    /// Returns the store with edited scripts: with another clock, or with a mistake that a test
+    /// must find.
     #[doc(hidden)]
     pub fn edit_scripts(mut self, edit: impl Fn(String) -> String) -> Self {
         self.scripts = Scripts::new(&self.database, edit);
         self
     }
 
-    /// The channel of a key's transitions. Redis channels are the same in all databases, so those
-    /// of other databases than 0 have its number behind them.
+    /// Returns the channel of a key's transitions. Redis channels are the same in all databases, so
+    /// a database other than 0 has its number at the end of the name.
     fn channel(&self, key: &Key) -> Str {
         match &*self.database {
             "" => key.line().clone(),
@@ -160,12 +161,13 @@ impl RedisStore {
         }
     }
 
-    /// Whether what the first waiter will need is there: the subscriber may subscribe, the commands
-    /// may publish, and both speak to one server.
+    /// Checks what the first waiter needs: the subscriber may subscribe, the commands may publish,
+    /// and both lead to one server.
     ///
     /// # Errors
     ///
-    /// Whatever the server or the connection says; or that the two do not hear of each other.
+    /// Returns the error of the server or of the connection. Also fails if the subscriber does not
+    /// receive what the commands publish.
     pub(crate) async fn try_path(&self, key: &Key) -> Result<(), Error> {
         let channel = self.channel(key);
         let path = &self.path;
@@ -182,8 +184,8 @@ impl RedisStore {
         }
     }
 
-    /// The database that the server has selected for a client of the caller's, if it is not the
-    /// configured one, with that: `SELECT` by hand is forgotten at the next reconnect.
+    /// Returns the configured and the selected database of a caller's client, if they differ. A
+    /// `SELECT` by hand is lost at the next reconnect.
     pub(crate) async fn selected_by_hand(&self) -> Option<(u64, u64)> {
         let client = self.commands.client();
         if self.commands.is_owned() || client.is_clustered() {
@@ -205,7 +207,7 @@ impl RedisStore {
         (selected != configured).then_some((configured, selected))
     }
 
-    /// What each server says of itself, by its address; nothing of one that does not permit it.
+    /// Returns each server's `INFO` with its address. Leaves out a server that does not permit it.
     pub(crate) async fn info(&self) -> Vec<(String, String)> {
         let servers: Vec<(String, Option<Server>)> = match masters(self.commands.client()) {
             Some(nodes) => nodes.map(|node| (node.to_string(), Some(node))).collect(),
@@ -224,15 +226,16 @@ impl RedisStore {
         join_all(answers).await.into_iter().flatten().collect()
     }
 
-    /// Of the one server; behind sentinels, the master's.
+    /// Returns the address of the one server, or of the master behind sentinels.
     fn address(&self) -> String {
         let hosts = self.commands.client().client_config().server.hosts();
         let server = self.subscriber.first().or(hosts.first());
         server.map(ToString::to_string).unwrap_or_default()
     }
 
-    /// Carries a batch out, in as few calls as can be. What the server refuses as a whole is tried in smaller
-    /// parts: that may be the fault of one item, such as a key that the user has no access to.
+    /// Executes a batch in as few calls as possible. A call that the server refuses as a whole is
+    /// tried again in smaller parts, because one item may be the cause, such as a key that the user
+    /// may not access.
     async fn carry_out(&self, batch: &Batch<'_>) -> Vec<Result<Reply, Error>> {
         let mut results = Vec::with_capacity(batch.items.len());
         let mut most = batch.items.len();
@@ -254,12 +257,12 @@ impl RedisStore {
         results
     }
 
-    /// Answers at least the first item; not all, if their records are long.
+    /// Returns answers to at least the first item. Long records may leave the rest unanswered.
     async fn run(&self, batch: &Batch<'_>) -> Result<Vec<Result<Reply, Error>>, FredError> {
         let replication = self.replicating(batch.first());
         let (connection, options) = match replication {
             None => (&self.commands, once()),
-            // Somebody else's wait may be before it.
+            // The `WAIT` of another call may come first.
             Some(Replication {
                 connection,
                 replicas,
@@ -286,8 +289,8 @@ impl RedisStore {
         Ok(results)
     }
 
-    /// Whether others may only rely on it once replicas have it: who holds the key, until when, and
-    /// that the work is complete.
+    /// Returns the replication if other clients rely on the result of this operation: on who holds
+    /// the key and until when, or on the completion of the work.
     fn replicating(&self, op: &Op) -> Option<&Replication> {
         let relied_on = match op {
             Op::Claim { .. } | Op::Renew { .. } => true,
@@ -298,7 +301,7 @@ impl RedisStore {
     }
 }
 
-/// What it takes to connect to the runs of a [`RedisStore`] once more, on another runtime.
+/// The parts that a second connection to the runs of a [`RedisStore`] needs, on another runtime.
 #[derive(Clone)]
 pub(crate) struct Apart {
     config: Config,
@@ -309,12 +312,12 @@ pub(crate) struct Apart {
 }
 
 impl Apart {
-    /// Connects a store that carries out transitions, and hears of none: it has one connection,
-    /// which also waits for replicas, and follows the sentinels by itself.
+    /// Connects a store that executes transitions and receives none. Its one connection also waits
+    /// for replicas, and the store follows the sentinels by itself.
     ///
     /// # Errors
     ///
-    /// Whatever `fred` says of the first attempt.
+    /// Returns `fred`'s error of the first attempt.
     pub(crate) async fn connect(self) -> Result<RedisStore, FredError> {
         let Self {
             config,
@@ -328,7 +331,7 @@ impl Apart {
         let mut store = RedisStore {
             sentinels: Sentinels::of(&config, pace.answer),
             config,
-            // It subscribes to nothing.
+            // This store subscribes to nothing.
             subscriber: commands.clone(),
             replication: replicas.map(|replicas| Replication {
                 connection: commands.clone(),
@@ -362,7 +365,7 @@ impl fmt::Debug for RedisStore {
 
 impl Store for RedisStore {
     fn lane(&self, key: &Key, op: &Op) -> BatchKey {
-        // What waits for replicas holds up only its like, and a call has one slot.
+        // Transitions that wait for replicas delay only each other, and a call has one slot.
         let slot = BatchKey::from(self.commands.lane(key.slot()));
         slot << 1 | BatchKey::from(self.replicating(op).is_some())
     }
@@ -436,7 +439,7 @@ impl Store for RedisStore {
         let lane = self.commands.lane(key.slot());
         let waiting = self.commands.owing(lane, client.custom(range, args)).await;
         let waiting: Value = waiting.map_err(|error| explain(key, error))?;
-        // A token of 32 digits, and the label.
+        // An entry is a token of 32 digits followed by the label.
         let labels = waiting.into_array().into_iter().filter_map(|waiter| {
             let waiter = waiter.into_bytes()?;
             Some(String::from_utf8_lossy(waiter.get(32..)?).into_owned())
@@ -457,7 +460,7 @@ impl Store for RedisStore {
     async fn unwatch(&self, key: &Key) {
         let (channel, lane) = (self.channel(key), self.subscriber.lane(key.slot()));
         let beat = self.path.end(lane, &channel);
-        // A subscription that stays is only a message that no task waits for.
+        // If the unsubscription fails, the only cost is messages that no task waits for.
         let subscriber = self.subscriber.client().with_options(&once());
         let _ = subscriber.sunsubscribe(channel).await;
         if let Some(beat) = beat {
@@ -469,7 +472,7 @@ impl Store for RedisStore {
         let subscriber = self.subscriber.client();
         let mut slots = None;
         if subscriber.is_clustered() {
-            // Nothing else says that a slot has moved, and with it where its keys are heard of.
+            // No message tells that a slot has moved, and its subscriptions with it.
             let _ = timeout(COMMAND_TIMEOUT, subscriber.sync_cluster()).await;
             slots = subscriber.cached_cluster_state();
         }
@@ -492,7 +495,7 @@ impl Store for RedisStore {
             let Ok(message) = message else {
                 return ready(Some(StoreEvent::Lagged));
             };
-            // One of another database is not for us, wherever it comes from.
+            // A message of another database is not ours, whatever its sender.
             let channel = message.channel.strip_suffix(&*database);
             let channel = channel.filter(|_| !path.is_beat(&message.channel));
             let channel = channel.map(|channel| match &*database {
@@ -511,7 +514,8 @@ impl Store for RedisStore {
         let torn = BroadcastStream::new(self.subscriber.torn());
         let reconnects = BroadcastStream::new(self.subscriber.client().reconnect_rx());
         let elsewhere = BroadcastStream::new(self.commands.client().reconnect_rx());
-        // A slot that moves is silent on the subscriber until it looks; the command connection is redirected.
+        // The subscriber learns of a moved slot only by asking. The command connection is
+        // redirected.
         let moves = BroadcastStream::new(self.commands.client().cluster_change_rx());
         let subscriber = self.subscriber.client().clone();
         let slots = move || {
@@ -535,7 +539,8 @@ impl Store for RedisStore {
             .as_mut()
             .and_then(|sentinels| sentinels.follow(places).ok());
         let switches = switches.map_or_else(|| stream::pending().boxed(), StreamExt::boxed);
-        // Polls only what has something to say; the hub polls this each time that anything happens.
+        // The hub polls this on each of its turns. `select_all` polls only the streams that are
+        // ready.
         select_all([
             messages.boxed(),
             errors.map(|_| StoreEvent::Disconnected).boxed(),
@@ -559,19 +564,19 @@ impl Store for RedisStore {
         if let Some(sentinels) = &self.sentinels {
             sentinels.close();
         }
-        // That of a caller's client is only watched over.
+        // A caller's client stays open; only our watch over it ends.
         self.commands.close();
     }
 }
 
-/// Of a cluster. Not `fred`'s active connections: those are the ones whose `CLIENT ID` was permitted.
+/// Returns the masters of a cluster. `fred`'s list of active connections has only those whose user
+/// may call `CLIENT ID`.
 fn masters(client: &Client) -> Option<impl Iterator<Item = Server> + use<>> {
     let state = client.cached_cluster_state()?;
     Some(state.unique_primary_nodes().into_iter())
 }
 
-/// Runs a script, which the server knows by its digest once it has seen it; `said` is its keys and its
-/// arguments.
+/// Runs a script, by its digest once the server has it. `said` returns its keys and its arguments.
 async fn eval(
     connection: &Connection,
     options: &Options,
@@ -592,16 +597,17 @@ async fn eval(
         connection.owing(lane, asking).await
     };
     match send("EVALSHA", &script.sha).await {
-        // The server has forgotten its scripts. EVAL teaches the one node that was asked.
+        // The server has lost its scripts. `EVAL` loads the script on the one node that was asked.
         Err(error) if error.details().starts_with("NOSCRIPT") => send("EVAL", &script.source).await,
         reply => reply,
     }
 }
 
-/// A script whose connection broke may have run, and the hub decides what to ask next: so it is sent once. Only
-/// where a slot has moved, and it was not carried out, it is sent a second time. No more: `fred` sends what is to be
-/// asked elsewhere (`ASK`) to the same node again, and dies of it when no attempt is left before no
-/// redirection is.
+/// Returns the options of a request that is sent once. A script whose connection broke may have
+/// run, and the hub decides what to ask next. Only if a slot has moved, so that the script has not
+/// run, it is sent a second time. More attempts would not help: `fred` sends a request that it
+/// should ask elsewhere (`ASK`) to the same node again. Its task dies if the attempts run out
+/// before the redirections.
 fn once() -> Options {
     Options {
         max_attempts: Some(2),
@@ -612,7 +618,7 @@ fn once() -> Options {
     }
 }
 
-/// Errors of a server that will serve again, by the word they begin with.
+/// The first words of the errors of a server that will serve again.
 const PASSING: &[&str] = &[
     "ASK",
     "BUSY",
@@ -628,21 +634,22 @@ const PASSING: &[&str] = &[
     "UNKILLABLE",
 ];
 
-/// Whether an error may be due to one of the keys of a call, which was not carried out then.
+/// Whether one key of the call may have caused the error. The call has not run then.
 fn blames_one(error: &FredError) -> bool {
     let word = error.details().split(' ').next().unwrap_or_default();
-    // In a slot that is being moved, some of the keys are here and some are not.
+    // While a slot is being moved, some of the keys are here and others are not.
     is_answer(error) && (word == "TRYAGAIN" || !PASSING.contains(&word))
 }
 
-/// What fred says once its client has been closed, or before it was connected.
+/// The errors of `fred` for a client that is closed or was never connected.
 const GONE: [&str; 2] = [
     "Failed to send command to router.",
     "Client is not initialized.",
 ];
 
-/// What else it says without a kind: the connection was gone just then, its answer got lost in a reconnect (or in
-/// a shutdown that the next one tells), or a slot moved once more.
+/// More errors of `fred` without a kind of their own: the connection was lost just then, a
+/// reconnect (or a shutdown, which the next request reports) lost the answer, or a slot moved once
+/// more.
 const NOT_ANSWERED: [&str; 4] = [
     "Failed to route command.",
     "Max attempts reached.",
@@ -650,7 +657,7 @@ const NOT_ANSWERED: [&str; 4] = [
     connection::DROPPED,
 ];
 
-/// Whether the server itself has said so, and not what lies between it and us.
+/// Whether the server itself sent this error, and not a layer between the server and us.
 fn is_answer(error: &FredError) -> bool {
     let between = matches!(
         error.kind(),
@@ -666,7 +673,7 @@ fn is_answer(error: &FredError) -> bool {
     !between && !NOT_ANSWERED.contains(&details) && !GONE.contains(&details)
 }
 
-/// Says which step failed, and so whether it is worth another try.
+/// Converts an error of `fred`. The variant tells whether another try is worthwhile.
 fn explain(key: &Key, source: FredError) -> Error {
     let key = key.clone();
     let details = source.details();

@@ -1,4 +1,4 @@
-//! The keys, who watches them, and the time.
+//! The keys, their subscribers and the time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ pub(super) struct Server {
     pub(super) entries: HashMap<Key, Entry>,
     pub(super) watchers: HashMap<Key, Vec<Watcher>>,
     pub(super) connections: u64,
-    /// Expired entries are forgotten when they are next asked for, and all of them when this many
-    /// have gathered.
+    /// The number of entries at which the store removes all expired ones. Below it, an expired
+    /// entry stays until the next operation on its key.
     pub(super) sweep_at: usize,
     pub(super) clock: Clock,
 }
@@ -28,7 +28,7 @@ pub(super) struct Watcher {
     pub(super) tell: mpsc::UnboundedSender<StoreEvent>,
 }
 
-/// Wall-clock time that moves with Tokio's clock.
+/// A wall clock that advances with Tokio's clock.
 pub(super) struct Clock {
     pub(super) started: Instant,
     pub(super) epoch: Duration,
@@ -112,7 +112,7 @@ impl Server {
         let Some(watchers) = self.watchers.get_mut(key) else {
             return;
         };
-        // A hub whose runtime has shut down has not said so.
+        // Removes the hubs whose runtimes have shut down without an unsubscription.
         watchers.retain(|watcher| {
             let message = StoreEvent::Message {
                 channel: key.line().clone(),

@@ -11,13 +11,14 @@ use crate::store::{Failure, Op, Outcome};
 pub(super) struct Entry {
     pub(super) record: Record,
     pub(super) line: Line,
-    /// Server time in ms at which both are forgotten.
+    /// The server's time in ms at which the record and its queue expire.
     pub(super) expires: u64,
 }
 
 type Waiter = (Token, Arc<str>);
 
-/// The waiting tokens, first come first served: by the number they drew, and the numbers by token.
+/// The waiting tokens, first come, first served. One map orders them by their numbers, the other
+/// finds the number of a token.
 #[derive(Default)]
 pub(super) struct Line {
     queue: BTreeMap<u64, Waiter>,
@@ -33,7 +34,7 @@ impl Line {
         self.queue.values().map(|(_, label)| label.to_string())
     }
 
-    /// Joins, unless already there; the place from 0.
+    /// Adds a waiter unless it is in the queue already. Returns its position, from 0.
     fn join(&mut self, waiter: Waiter) -> usize {
         if let Some(number) = self.numbers.get(&waiter) {
             return self.queue.range(..number).count();
@@ -61,7 +62,8 @@ impl Line {
     }
 }
 
-/// How long a record lives from now: a lease is remembered for the retention after its end.
+/// Returns the milliseconds for which a record lives from now on. The record of a lease stays for
+/// the retention after the end of the lease.
 pub(super) fn life(record: &Record, now: u64) -> u64 {
     match record.state.is_owned() {
         true => record.until - now + record.retention,
@@ -72,7 +74,7 @@ pub(super) fn life(record: &Record, now: u64) -> u64 {
 /// One transition of one record, at one instant.
 pub(super) struct Transition {
     pub(super) entry: Entry,
-    /// The server's time, in µs and in ms.
+    /// The server's time in µs. `now` is the same in ms.
     pub(super) at: u64,
     pub(super) now: u64,
     pub(super) changed: bool,
@@ -162,17 +164,21 @@ impl Transition {
         let record = &self.entry.record;
         let over = self.now >= record.until;
         match record.state {
+            // A duplicate of the claim that got the grant, or the holder's claim of a pushed grant,
+            // which confirms it.
             State::Held | State::Granted if record.owner == Some(member.0) => {
                 if record.state == State::Granted {
                     self.hold(lease);
                 }
                 return (true, None);
             }
+            // A late duplicate of a claim whose grant has ended.
             _ if record.last == Some(member.0) => return (false, None),
             State::Done | State::GaveUp => return (false, None),
             State::Held | State::Granted if !over => {
                 return (false, Some(self.entry.line.join(member) as u64));
             }
+            // The pushed grant was not confirmed within its window, so its attempt does not count.
             State::Granted => {
                 let attempt = record.attempt;
                 self.take(attempt, member, lease);
@@ -192,6 +198,7 @@ impl Transition {
 
     fn settle(&mut self, fence: u64, outcome: &Outcome, window: u64) -> bool {
         let record = &self.entry.record;
+        // A duplicate of the completion succeeds again.
         if record.state == State::Done && record.fence == fence {
             return matches!(outcome, Outcome::Done(_));
         }
@@ -259,7 +266,7 @@ impl Transition {
         self.rise();
     }
 
-    /// A fencing token that is higher than any before.
+    /// Gives the record a fencing token that is higher than all before it.
     fn rise(&mut self) {
         let record = &mut self.entry.record;
         record.fence = self.at.max(record.fence + 1);

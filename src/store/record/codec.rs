@@ -1,5 +1,6 @@
-//! Reading the text form. Strict: what is no record is refused, never guessed at, and no record has a second
-//! text. `redis/record.lua` refuses the same, but for payloads that are not UTF-8.
+//! The decoder of the text form. It is strict: it refuses every text that is not a record, and no
+//! record has two texts. `redis/record.lua` refuses the same texts, except for those whose payloads
+//! are not UTF-8.
 
 use std::ops::{RangeBounds, RangeInclusive};
 use std::sync::Arc;
@@ -8,45 +9,49 @@ use bytes::Bytes;
 
 use super::{Malformed, Previous, Record, RecordSnapshot, State, Token};
 
-/// A server's time in µs.
+/// The range of a server's time in µs.
 const MICROS: RangeInclusive<u64> = 1..=9_999_999_999_999_999;
 
-/// The scripts count it, as they can up to here.
+/// The range of fencing tokens. The scripts count them as doubles, which are exact up to here.
 const FENCES: RangeInclusive<u64> = 1..=(1 << 53) - 1;
 
-/// A server's time, or a span, in ms: the scripts write it, with an exponent from here on.
+/// The range of a server's time or a duration in ms. Lua would write longer numbers with an
+/// exponent.
 const MILLIS: RangeInclusive<u64> = 1..=99_999_999_999_999;
 
 impl RecordSnapshot {
-    /// Reads a record's text, the form of every message, as it was when it was written.
+    /// Decodes a message, which is the text of a record. `at` is the time when the record was
+    /// written.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] unless the whole text is one record.
+    /// Returns [`Malformed`] unless the whole text is one record.
     pub fn decode(text: &Bytes) -> Result<Self, Malformed> {
         let (record, at) = Record::decode(text)?;
         let record = Some(Arc::new(record));
         Ok(Self { at, record })
     }
 
-    /// Reads what a script has answered at this server time: a record's text, or none.
+    /// Decodes a script's answer: the text of a record, or an empty text for an absent key. `at` is
+    /// the server's time of the answer.
     ///
     /// # Errors
     ///
-    /// As for [`RecordSnapshot::decode`].
+    /// The same as those of [`RecordSnapshot::decode`].
     pub fn answered(at: u64, text: &Bytes) -> Result<Self, Malformed> {
         let record = match text.is_empty() {
             true => None,
             false => Some(Arc::new(Record::decode(text)?.0)),
         };
-        // One that has lost its time to live is as good as none: claims see it so too.
+        // A record without a TTL can outlive its expiry. It counts as absent, as it does for
+        // claims.
         let record = record.filter(|record| record.forgotten_at() > at / 1_000);
         Ok(Self { at, record })
     }
 }
 
 impl Record {
-    /// The record, and the server's time in µs at which it was written.
+    /// Returns the record, and the server's time in µs when it was written.
     fn decode(text: &Bytes) -> Result<(Self, u64), Malformed> {
         let mut header = Header(text);
         header.literal(b"lw1 ", "version")?;
@@ -56,7 +61,8 @@ impl Record {
         let retention = header.number(b" retention=", "retention", MILLIS)?;
         let fence = header.number(b" fence=", "fence", FENCES)?;
         let _: u64 = header.number(b" line=", "line", 0..=1)?;
-        // Only what was given back can be without an attempt.
+        // Only an open run may have no counted attempt: after a hand-off or a withdrawal of the
+        // first one, or after a clear.
         let least = u64::from(state != State::Open);
         let attempt = header.number(b" attempt=", "attempt", least..)?;
         let max_attempts = header.number(b"/", "max_attempts", 1..)?;
@@ -111,7 +117,7 @@ impl Record {
     }
 }
 
-/// What is left to read of the first line.
+/// The unread part of the first line.
 struct Header<'a>(&'a [u8]);
 
 impl<'a> Header<'a> {
@@ -120,7 +126,7 @@ impl<'a> Header<'a> {
         Ok(())
     }
 
-    /// A plain decimal behind its name: no sign and no zeros in front, as the scripts write it.
+    /// Reads a plain decimal after its name. The scripts write neither a sign nor leading zeros.
     fn number<T: TryFrom<u64>>(
         &mut self,
         name: &[u8],
@@ -144,7 +150,7 @@ impl<'a> Header<'a> {
             .ok_or(Malformed(what))
     }
 
-    /// Up to the next space.
+    /// Reads up to the next space.
     fn word(&mut self, what: &'static str) -> Result<&'a str, Malformed> {
         let end = self.0.iter().position(|b| *b == b' ');
         let (word, rest) = self.0.split_at(end.ok_or(Malformed(what))?);
@@ -161,7 +167,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The payloads behind the header, taken in order by their sizes; the last has none.
+/// The payloads after the header, read in order by their sizes. The last payload has no size.
 struct Payloads<'a> {
     text: &'a Bytes,
     at: usize,
@@ -191,7 +197,7 @@ impl Payloads<'_> {
     fn take(&self, end: usize) -> Bytes {
         match self.at == end {
             true => Bytes::new(),
-            // Of its own: a slice would keep all of the answer that it came in.
+            // Copies the payload, because a slice would keep the whole answer in memory.
             false => Bytes::copy_from_slice(&self.text[self.at..end]),
         }
     }

@@ -1,5 +1,5 @@
-//! Transitions on their way to the server: which of them one call of a script carries out, and how they
-//! are said.
+//! The transitions of one call: which of them a script can execute together, and how they are
+//! encoded as arguments.
 
 use std::fmt::{Display, Write};
 
@@ -12,17 +12,18 @@ use crate::store::key::Key;
 use crate::store::record::RecordSnapshot;
 use crate::store::{Failure, Op, Outcome, Reply};
 
-/// What one call carries out: one script, with the same arguments for all items but their own.
+/// The items of one call. They run the same script with the same shared arguments.
 pub(super) struct Batch<'a> {
     asked: &'a [(&'a Key, &'a Op)],
-    /// Places in `asked`; never empty.
+    /// The indices of the items in `asked`. Never empty.
     pub(super) items: Vec<usize>,
 }
 
-/// Puts together what one call can carry out.
+/// Groups transitions into calls.
 ///
-/// A key can be in more than one of the calls. They are in the order in which their answers matter least
-/// to each other: what ends a grant after what restarts it, and a claim after what makes room for it.
+/// A key can be in more than one call. The calls are sorted so that their answers disturb each
+/// other least: a call that ends grants follows the one that restarts leases, and claims follow all
+/// calls that make room for them.
 pub(super) fn batches<'a>(
     asked: &'a [(&'a Key, &'a Op)],
     alike: impl Fn(&Op, &Op) -> bool,
@@ -52,7 +53,7 @@ pub(super) fn batches<'a>(
     batches
 }
 
-/// Whether one call can carry out both.
+/// Whether one call can execute both transitions.
 fn shares(one: &Op, other: &Op) -> bool {
     let shared = |op: &Op| match op {
         Op::Claim {
@@ -97,7 +98,7 @@ impl Batch<'_> {
         self.asked[self.items[0]].0.slot()
     }
 
-    /// So many of its items, from that one on, or fewer if there are no more.
+    /// Returns a batch of at most `most` of these items, from index `from` on.
     pub(super) fn part(&self, from: usize, most: usize) -> Self {
         let asked = self.asked;
         let items = self.items.iter().skip(from).take(most);
@@ -105,12 +106,12 @@ impl Batch<'_> {
         Self { asked, items }
     }
 
-    /// In their order, which is the answers'.
+    /// Returns the keys in the order of the items, which is the order of the answers.
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
         self.items.iter().map(|item| self.asked[*item].0)
     }
 
-    /// As the scripts say.
+    /// Returns the arguments in the form that the scripts expect.
     pub(super) fn args(&self) -> Vec<Value> {
         let mut args = Args {
             text: BytesMut::with_capacity(32 * (self.items.len() + 4)),
@@ -124,7 +125,7 @@ impl Batch<'_> {
     }
 }
 
-/// Arguments as they are written, one behind the other in as few allocations as can be.
+/// The encoded arguments. They share one buffer, to save allocations.
 struct Args {
     text: BytesMut,
     values: Vec<Value>,
@@ -132,13 +133,13 @@ struct Args {
 
 impl Args {
     fn say(&mut self, text: impl Display) {
-        // Writing to a buffer that grows does not fail.
+        // Writing to a growing buffer cannot fail.
         let _ = write!(self.text, "{text}");
         let said = self.text.split().freeze();
         self.values.push(Value::Bytes(said));
     }
 
-    /// What all items have in common.
+    /// Encodes the arguments that all items share.
     fn shared(&mut self, op: &Op) {
         match op {
             Op::Claim {
@@ -212,7 +213,7 @@ fn name(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// The names that a script has for these keys.
+/// Returns the names of each key, in the order in which a script expects them.
 pub(super) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> impl Iterator<Item = Value> {
     keys.flat_map(|key| {
         let names = [key.bytes(), key.line().inner()];
@@ -220,11 +221,11 @@ pub(super) fn names<'k>(keys: impl Iterator<Item = &'k Key>) -> impl Iterator<It
     })
 }
 
-/// A script's answer, to the first of its items at least.
+/// Decodes a script's answer, which covers at least the first of its items.
 ///
 /// # Errors
 ///
-/// When it is none of ours.
+/// Fails if the answer does not have the form of our scripts.
 pub(super) fn decode(answer: Value) -> Result<Vec<Result<Reply, FredError>>, FredError> {
     let mut values = answer.into_array().into_iter();
     let at = values.next().and_then(|at| at.as_u64());

@@ -1,6 +1,6 @@
--- Take a key that has a record, or join its waiting line.
--- ARGV: label, lease in ms, max attempts, retention in ms; for each item its token (32 hex digits).
--- Answers ok=1 if the token holds the key, 0 otherwise; a place only if it waits.
+-- Takes a key that has a record, or joins its queue.
+-- ARGV: label, lease in ms, max attempts, retention in ms; per item: token (32 hex digits).
+-- ok=1 if the token holds the key. Only a waiter gets a position.
 local label, lease, max, retention = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
 return function(n)
@@ -18,7 +18,7 @@ return function(n)
   end
 
   if forgotten(r) then
-    -- A new run, as if there were no record; but for the fencing token, which rises.
+    -- A new run, as if the key were absent, but the fencing token still rises.
     drop_line(r)
     r.attempt, r.max, r.retention, r.owner, r.last = 0, max, retention, '-', '-'
     r.previous, r.cause, r.previous_holder, r.reason, r.checkpoint, r.result = 0, '-', '', '', '', ''
@@ -32,10 +32,11 @@ return function(n)
     end
     return reply(1)
   elseif r.last == token or r.state == 'done' or r.state == 'gave_up' then
+    -- A late duplicate of a claim, or the run is over.
     return reply(0)
   elseif owned(r) and not over(r) then
     if not r.line then
-      -- Nobody has waited in this run: who is in the line was left there by a record that was lost.
+      -- No waiter has joined in this run. A queue that exists belongs to a record that was lost.
       if redis.call('ZCARD', line) > 0 then
         redis.call('DEL', line)
       end
@@ -52,6 +53,7 @@ return function(n)
     end
     return reply(0, rank)
   elseif r.state == 'granted' then
+    -- Not confirmed within its window: the attempt is used again.
     return take(r.attempt)
   end
 

@@ -1,5 +1,5 @@
--- Take a key that has no record, which is the first attempt of a run, in one command. What else there is
--- to do is for the function above, which is not made before it is needed.
+-- Takes an absent key, the first attempt of a run, with one command. All other cases go to the
+-- function above, which is built only when it is needed.
 local label, lease, max, retention = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local before = 'lw1 held at=' .. now .. ' until=' .. int(now_ms + lease) .. ' retention=' .. retention
   .. ' fence=' .. now .. ' line=0 attempt=1/' .. max .. ' renewal=0 owner='
@@ -9,8 +9,7 @@ local claim
 
 local function carry_out(n)
   local key, line, record = KEYS[2 * n - 1], KEYS[2 * n], before .. ARGV[4 + n] .. after
-  -- The one check that a script does not get from its first write: a refused publish would come
-  -- after it.
+  -- Checked first, because a refused publish would come after the SET.
   if not redis.acl_check_cmd('SPUBLISH', line, '') then
     error({ err = 'NOPERM publish' })
   end

@@ -1,6 +1,7 @@
--- Begin a run anew, whoever has it, with the bounds it had. Its head of the line is first.
+-- Starts a run anew with its present bounds, even if a holder works on it. The head of the queue
+-- gets the grant.
 -- ARGV: confirm window of the head in ms.
--- Answers ok=1 if there was a run.
+-- ok=1 if there was a run.
 local window = tonumber(ARGV[1])
 
 return function(n)
@@ -9,7 +10,7 @@ return function(n)
     return reply(0)
   end
   clear_owner(r)
-  -- What comes now is news, whatever the state was, and nobody's grant.
+  -- A new fence makes this newer than any state of the old grant, and ends that grant.
   bump_fence(r)
   r.previous, r.cause, r.previous_holder, r.reason, r.checkpoint, r.result = 0, '-', '', '', '', ''
   grant_to_next(r, 1, window)

@@ -1,13 +1,13 @@
-//! Connections, and how one that has died in silence is told from a server that is slow.
+//! Connections, and how to tell one that died in silence from a slow server.
 //!
-//! A connection that is lost without a reset looks like a server that takes its time. `fred` tells
-//! them apart by the time since the last *write*, which every retry of ours postpones. So each
-//! request that is sent is a debt (`Debts`) until any answer comes. A debt that is older than a
-//! bound is looked into by the connection's `Driver`: it asks the same server on a new connection.
-//! If that is answered and the old one still is not, the old one is dead, and is made anew. If
-//! neither is answered, the server is stalled or away: a new connection would not help, and would
-//! cost what is on its way. The reads of a process that was itself stopped are behind its timers,
-//! hence the moment that the old connection is given after the new one's answer.
+//! A connection that is lost without a reset looks like a slow server. `fred` tells the two apart
+//! by the time since the last *write*, which each of our retries postpones. So every request is a
+//! debt (`Debts`) of the connection until any answer comes. The connection's `Driver` examines a
+//! debt that is older than a bound: it asks the same server on a new connection. If only the new
+//! connection gets an answer, the old one is dead, and the driver makes it anew. If neither gets an
+//! answer, the server is stalled or away. Then a new connection would not help, and would lose the
+//! requests in flight. In a process that was itself stopped, timers fire before the waiting answers
+//! are read. So the driver gives the old connection a little time after the new one's answer.
 
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, pending};
@@ -33,32 +33,32 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{COMMAND_TIMEOUT, GONE, is_answer, once};
 
-/// How long both connections have to stand, handshakes included.
+/// The time limit for a connection to be made, handshakes included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages that may wait for the hub before it hears of a gap instead.
+/// The number of messages that may wait for the hub. With more, the hub gets a gap instead.
 const MESSAGES: usize = 8_192;
 
-/// The shortest time that an old connection is given after a new one was answered.
+/// The minimum time that an old connection gets after a new one was answered.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// What `fred` says to a request whose answer it has dropped.
+/// The error of `fred` for a request whose answer it has dropped.
 pub(super) const DROPPED: &str = "channel closed";
 
-/// How long to wait before a connection that could not be made is tried again, at first and at
-/// most.
+/// The waits before a failed connection is tried again: the first and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
-/// A client that reconnects for ever; `blocked` is how much longer one of its commands may take by
-/// itself.
+/// Returns a client that reconnects without end. `blocked` is the extra time that one of its
+/// commands may take by itself.
 ///
-/// `fred`'s own check of silent connections stays off: it would tear down every connection to a
-/// server that is merely stalled, and in a cluster all of them with the one.
+/// `fred`'s own check of silent connections stays off. It would tear down every connection to a
+/// server that is only stalled, and in a cluster the connections to all nodes with it.
 pub(super) fn client(mut config: Config, blocked: Duration) -> Result<Client, FredError> {
     config.version = RespVersion::RESP3;
     if let ServerConfig::Clustered { policy, .. } = &mut config.server {
-        // Else the cluster is out of reach for ever when the one node that the URL names has died.
+        // With another policy the cluster is unreachable for ever once the one node of the URL has
+        // died.
         *policy = ClusterDiscoveryPolicy::UseCache;
     }
     quote_credentials(&mut config)?;
@@ -76,13 +76,13 @@ pub(super) fn client(mut config: Config, blocked: Duration) -> Result<Client, Fr
         .build()
 }
 
-/// Writes credentials as the server's parser of inline commands reads them: `fred` sends `HELLO`
-/// with its `AUTH` as one line of text, in which a space would end the password.
+/// Quotes credentials for the server's parser of inline commands. `fred` sends `HELLO` with its
+/// `AUTH` as one line of text, in which a space would end the password.
 fn quote_credentials(config: &mut Config) -> Result<(), FredError> {
     let needs = |text: &&mut String| text.is_empty() || text.bytes().any(must_be_quoted);
     let credentials = [&mut config.username, &mut config.password];
     let mut needing = credentials.into_iter().flatten().filter(needs).peekable();
-    // `fred` sends the same to the sentinels by `AUTH`, where nothing is to be quoted.
+    // `fred` sends the same credentials to the sentinels with `AUTH`, which takes them unquoted.
     if needing.peek().is_some()
         && config.server.is_sentinel()
         && cfg!(not(feature = "sentinel-auth"))
@@ -113,55 +113,56 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A client, and what keeps it connected.
+/// A client and the task that keeps it connected.
 #[derive(Clone)]
 pub(super) struct Connection(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    /// Where it was connected first, if that is known.
+    /// The first server of the connection, if known.
     first: Option<Server>,
     shared: Arc<Shared>,
-    /// Drives the client, if it is ours. Ends with the last clone.
+    /// The driver's task, which also runs the client if the client is ours. It ends with the last
+    /// clone.
     driver: AbortOnDropHandle<()>,
     owned: bool,
 }
 
-/// What a connection and its driver tell each other.
+/// The state that a connection and its driver share.
 struct Shared {
     debts: Mutex<Debts>,
-    /// There is a debt for a driver that was idle.
+    /// Wakes an idle driver when there is a debt.
     begun: Notify,
-    /// The connection is to be made anew.
+    /// Tells the driver to make the connection anew.
     renew: Notify,
-    /// The driver has torn the connection down.
+    /// Announces that the driver has torn the connection down.
     torn: broadcast::Sender<()>,
-    /// It is not made anew any more.
+    /// Whether the connection is closed for good.
     closed: AtomicBool,
 }
 
-/// The requests whose answers are due, by slot, and when each slot was last answered. In a cluster
-/// the slots of one node share a connection; elsewhere there is one slot.
+/// The requests that wait for an answer, and the time of the last answer, by slot. In a cluster,
+/// the slots of one node share a connection. Elsewhere there is one slot.
 #[derive(Default)]
 struct Debts {
     slots: HashMap<u16, Debt>,
-    /// Whether the driver looks again by itself.
+    /// Whether the driver will look at the debts by itself. If not, a new debt has to wake it.
     watched: bool,
 }
 
 #[derive(Default)]
 struct Debt {
-    /// How many callers wait for an answer.
+    /// The number of callers that wait for an answer.
     waiting: usize,
-    /// Since when nothing was answered that was sent. A caller that gave up leaves it as it is: the
-    /// connection still owes.
+    /// The time since which no answer has come. A caller that stops waiting leaves it as it is,
+    /// because the connection still owes the answer.
     since: Option<Instant>,
-    /// When the last answer came.
+    /// The time of the last answer.
     answered: Option<Instant>,
 }
 
 impl Debt {
-    /// An answer came, or the connection is another one.
+    /// Starts the debt anew, after an answer or with a new connection.
     fn restart(&mut self) {
         let now = Instant::now();
         self.since = (self.waiting > 0).then_some(now);
@@ -169,11 +170,11 @@ impl Debt {
     }
 }
 
-/// A request that is not answered yet.
+/// A request without an answer yet.
 struct Owed<'a> {
     shared: &'a Shared,
     slot: u16,
-    /// Whether the connection owes no answer any more.
+    /// Whether the connection no longer owes an answer.
     settled: bool,
 }
 
@@ -220,7 +221,7 @@ impl Shared {
         }
     }
 
-    /// The oldest debt's time; without one, the next is announced.
+    /// Returns the time of the oldest debt. If there is none, the next debt wakes the driver.
     fn oldest(&self) -> Option<Instant> {
         let mut debts = self.debts();
         let oldest = debts.slots.values().filter_map(|debt| debt.since).min();
@@ -231,8 +232,8 @@ impl Shared {
         oldest
     }
 
-    /// Counts an answer for all slots of its node: in a cluster they share a connection, on which
-    /// waits for replicas are answered one after the other.
+    /// Counts an answer for all slots of its node, because in a cluster they share a connection.
+    /// Answers to waits for replicas come one after the other on it.
     fn share_answers(&self, nodes: &ClusterRouting) {
         let mut debts = self.debts();
         let mut answered = HashMap::new();
@@ -251,7 +252,7 @@ impl Shared {
         });
     }
 
-    /// The slots that have owed since before that.
+    /// Returns the slots whose debts are not newer than `before`.
     fn owing_since(&self, before: Instant) -> Vec<u16> {
         let debts = self.debts();
         let owing = debts.slots.iter();
@@ -259,7 +260,7 @@ impl Shared {
         owing.map(|(slot, _)| *slot).collect()
     }
 
-    /// Whatever is owed is owed from now on; what no caller waits for, only if the connection
+    /// Dates all debts from now. Drops the debts that no caller waits for, unless the connection
     /// may still be dead.
     fn restart(&self, may_be_dead: bool) {
         let mut debts = self.debts();
@@ -274,7 +275,7 @@ impl Shared {
 }
 
 impl Connection {
-    /// Begins to connect, and goes on for as long as it takes.
+    /// Starts to connect, and retries without end.
     pub(super) fn begin(
         config: &Config,
         blocked: Duration,
@@ -284,7 +285,7 @@ impl Connection {
         Ok(Self::keep(&client, config.clone(), blocked + bound, true))
     }
 
-    /// Watches over a client of the caller's, which stays open when this ends.
+    /// Watches over a caller's client, which stays open when this ends.
     pub(super) fn adopt(client: &Client, bound: Duration) -> Self {
         Self::keep(client, client.client_config(), bound, false)
     }
@@ -310,7 +311,7 @@ impl Connection {
         }))
     }
 
-    /// Connects, and says what the first attempt came to.
+    /// Connects. Returns the result of the first attempt.
     pub(super) async fn establish(
         config: &Config,
         blocked: Duration,
@@ -319,7 +320,7 @@ impl Connection {
         let client = client(config.clone(), blocked)?;
         let mut connects = client.reconnect_rx();
         let mut connected = pin!(client.wait_for_connect());
-        // It listens before there is something to hear.
+        // Subscribes to the event before the client can send it.
         let early = connected.as_mut().now_or_never();
         let mut own = Self::keep(&client, config.clone(), blocked + bound, true);
         let connected = match early {
@@ -340,17 +341,17 @@ impl Connection {
         &self.0.client
     }
 
-    /// Where it was connected first, if that is known.
+    /// Returns the first server of the connection, if known.
     pub(super) fn first(&self) -> Option<&Server> {
         self.0.first.as_ref()
     }
 
-    /// Whether it ends with the store.
+    /// Whether the connection ends with the store.
     pub(super) fn is_owned(&self) -> bool {
         self.0.owned
     }
 
-    /// What a request of this slot shares a debt with: elsewhere than in a cluster, with all.
+    /// Returns the slot whose debt a request shares. Outside a cluster all requests share one debt.
     pub(super) fn lane(&self, slot: u16) -> u16 {
         match self.0.client.is_clustered() {
             true => slot,
@@ -358,7 +359,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the answer to a request, which the connection owes from now on.
+    /// Waits for the answer to a request. The connection owes it from now on.
     pub(super) async fn owing<T>(
         &self,
         slot: u16,
@@ -366,10 +367,10 @@ impl Connection {
     ) -> Result<T, FredError> {
         let mut owed = self.0.shared.owe(slot);
         let answer = request.await;
-        // Whatever else goes wrong, the connection that it went over is not there any more.
+        // Any other error means that the request's connection is gone.
         let gave_up = |error: &FredError| *error.kind() == ErrorKind::Timeout;
         owed.settled = !answer.as_ref().is_err_and(gave_up);
-        // It ended with a task of `fred`, or came when there was none.
+        // The request ended with a task of `fred`, or was sent while there was no task.
         let shared = &self.0.shared;
         let between = |error: &FredError| {
             let reopens = self.0.owned && !shared.closed.load(Ordering::Relaxed);
@@ -385,12 +386,12 @@ impl Connection {
         }
     }
 
-    /// Subscribes to a channel of this slot. One a call: `fred` counts the acknowledgements of one
-    /// only.
+    /// Subscribes to a channel of this slot. Each call has one channel, because `fred` counts only
+    /// one acknowledgement per call.
     ///
-    /// Not `ssubscribe`, which `fred` leaves in its buffer while it counts other commands in its
-    /// queue. Commands that were queued when a task of `fred` was ended (`Driver::run`) stay in that
-    /// count for ever.
+    /// This does not use `ssubscribe`, which `fred` leaves in its buffer while it counts other
+    /// commands in its queue. Commands that were queued when a task of `fred` was ended
+    /// (`Driver::run`) stay in that count for ever.
     pub(super) async fn subscribe(&self, slot: u16, channel: &str) -> Result<(), FredError> {
         let command = CustomCommand::new_static("SSUBSCRIBE", ClusterHash::Custom(slot), false);
         let client = self.0.client.with_options(&once());
@@ -403,46 +404,47 @@ impl Connection {
         self.0.shared.renew.notify_one();
     }
 
-    /// An item each time that the driver tears the connection down, which `fred` does not tell.
+    /// Returns a receiver with an item for each time that the driver tears the connection down.
+    /// `fred` does not report this.
     pub(super) fn torn(&self) -> broadcast::Receiver<()> {
         self.0.shared.torn.subscribe()
     }
 
-    /// Ends the connection, if it is ours. What was asked has been answered or given up by now, so
-    /// there is nothing that `QUIT` would wait for. A client that is just connecting does not hear
-    /// `QUIT`, and one that has just ended logs a warning.
+    /// Ends the connection if it is ours. All requests have been answered or given up by now, so
+    /// there is no reason for `QUIT`. A client that is still connecting ignores `QUIT`, and one
+    /// that has just ended logs a warning.
     pub(super) fn close(&self) {
         self.0.shared.closed.store(true, Ordering::Relaxed);
         self.0.driver.abort();
     }
 }
 
-/// The task behind a connection: it drives the client, if that is ours, and examines what it owes.
+/// The task of a connection. It runs the client, if that is ours, and examines the debts.
 struct Driver {
     client: Client,
-    /// What the client was made of, with its credentials as the caller wrote them.
+    /// The configuration of the client, with the credentials as the caller wrote them.
     config: Config,
     shared: Arc<Shared>,
-    /// How long an answer may be owed before it is looked into.
+    /// The time that an answer may take before the connection is examined.
     bound: Duration,
     owned: bool,
-    /// Where it is connected, if that is known; of no use in a cluster.
+    /// The present server, if known. Of no use in a cluster.
     server: Option<Server>,
     connects: broadcast::Receiver<Server>,
 }
 
-/// What an examination has found.
+/// The result of an examination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The old connection answers, or `fred` knows that it is lost.
+    /// The old connection answers, or `fred` already knows that it is lost.
     Alive,
-    /// A new connection is answered, and the old one is not.
+    /// Only a new connection gets an answer.
     Dead,
-    /// A new connection is not answered either.
+    /// A new connection gets no answer either.
     Away,
 }
 
-/// `fred`'s task, which owns the sockets.
+/// The task of `fred` that owns the sockets.
 type Router = AbortOnDropHandle<Result<(), FredError>>;
 
 impl Driver {
@@ -458,7 +460,7 @@ impl Driver {
                 }
             };
             tokio::select! {
-                // A client whose first attempt failed: `fred` tries no second one.
+                // The first attempt of the client failed. `fred` makes no second one.
                 () = ended => {
                     sleep(delay).await;
                     delay = (2 * delay).min(RETRY_MOST);
@@ -473,8 +475,8 @@ impl Driver {
             let _ = shared.torn.send(());
             match router.take() {
                 Some(old) => {
-                    // It may hang in a write to the dead connection, where it takes no command.
-                    // So it is ended, and its sockets with it, instead of being told.
+                    // The task may hang in a write to the dead connection, where it takes no
+                    // command. So end the task and its sockets, instead of sending it a command.
                     old.abort();
                     let _ = old.await;
                     router = Some(self.drive());
@@ -489,13 +491,13 @@ impl Driver {
         AbortOnDropHandle::new(self.client.connect())
     }
 
-    /// A client of the caller's is told to reconnect, which is all that it offers. In a cluster
-    /// `fred` keeps the connections that show no error even so.
+    /// Tells a caller's client to reconnect, which is all that it offers. In a cluster, `fred`
+    /// still keeps the connections that show no error.
     async fn reconnect_the_callers(&self) {
         let _ = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await;
     }
 
-    /// Examines what is owed for too long, until the connection is found dead.
+    /// Examines debts that are too old. Returns when the connection is dead.
     async fn until_dead(&mut self) {
         loop {
             let Some(oldest) = self.shared.oldest() else {
@@ -513,7 +515,7 @@ impl Driver {
                     continue;
                 }
             }
-            // One that has no connection is on its way to one, within bounds of its own.
+            // A client without a connection is already connecting, within time limits of its own.
             let verdict = match self.client.state() {
                 ClientState::Connected => self.examine(due - self.bound).await,
                 _ => Verdict::Alive,
@@ -547,8 +549,8 @@ impl Driver {
         let of = |wanted| (owing.iter().zip(&verdicts)).filter(move |(_, found)| **found == wanted);
         let mut others = slots.unique_primary_nodes();
         others.retain(|node| !owing.contains(node));
-        // A client of a cluster connects to all masters or to none, so with one of them stalled
-        // the others would be lost too.
+        // A cluster's client connects to all masters or to none. To replace a connection while one
+        // master is stalled would lose the connections to all others.
         if of(Verdict::Away).next().is_none() {
             if of(Verdict::Dead).next().is_none() {
                 return Verdict::Alive;
@@ -561,7 +563,7 @@ impl Driver {
                 false => Verdict::Away,
             };
         }
-        // Nothing tells that a master that is away has been replaced.
+        // No message tells that a master that is away has been replaced, so ask the other nodes.
         others.extend(of(Verdict::Dead).map(|(node, _)| (*node).clone()));
         let asked = others.iter().map(|node| masters_by(&self.config, node));
         let mut told = join_all(asked).await.into_iter().flatten();
@@ -591,14 +593,15 @@ impl Driver {
             if timeout(grace, &mut old).await.is_ok() {
                 return Verdict::Alive;
             }
-            // After a stop of this process all timers are late, and the answers are not read yet.
+            // After a stop of this process, all timers are late and the answers are still unread.
+            // Then wait once more.
             if began.elapsed() < 2 * grace {
                 return Verdict::Dead;
             }
         }
     }
 
-    /// Resolves once the old connection answers anything, or is known to be lost.
+    /// Resolves when the old connection gets any answer, or is known to be lost.
     async fn still_answers(&self, node: Option<Server>) {
         let options = Options {
             cluster_node: node,
@@ -625,13 +628,13 @@ impl Driver {
         }
         match (&self.config.server, &self.server) {
             (ServerConfig::Sentinel { .. }, Some(server)) => config_of(&self.config, server),
-            // A server behind an address, or the sentinels to ask for one.
+            // One server behind an address, a cluster, or the sentinels that know the server.
             _ => self.config.clone(),
         }
     }
 }
 
-/// The configuration of a client for one server of many.
+/// Returns the configuration of a client for one of several servers.
 pub(super) fn config_of(config: &Config, server: &Server) -> Config {
     Config {
         server: ServerConfig::Centralized {
@@ -641,8 +644,8 @@ pub(super) fn config_of(config: &Config, server: &Server) -> Config {
     }
 }
 
-/// Has a cluster's configuration name all nodes that there are, as the first that answers tells
-/// them: what is made anew must find the cluster when those that the URL names have died.
+/// Adds all masters of a cluster to its configuration, as reported by the first node that answers.
+/// A connection that is made anew must find the cluster even if all nodes of the URL have died.
 pub(super) async fn name_all_nodes(config: &mut Config) {
     let asked = match &config.server {
         ServerConfig::Clustered { hosts, .. } => hosts.clone(),
@@ -663,7 +666,7 @@ pub(super) async fn name_all_nodes(config: &mut Config) {
     }
 }
 
-/// Makes a connection for one question.
+/// Makes a connection for one question. Dropping the task ends the connection.
 async fn visit(config: Config) -> Result<(Client, Router), FredError> {
     let config = Config {
         fail_fast: true,
@@ -683,7 +686,7 @@ async fn visit(config: Config) -> Result<(Client, Router), FredError> {
     Ok((client, router))
 }
 
-/// Whether a server says anything on a new connection: a refusal is an answer too.
+/// Whether a server answers on a new connection. A refusal is an answer too.
 async fn answers(config: Config) -> bool {
     let said = async {
         let (client, _router) = visit(config).await?;
@@ -692,7 +695,7 @@ async fn answers(config: Config) -> bool {
     said.await.map_or_else(|error| is_answer(&error), |_| true)
 }
 
-/// The masters of a cluster, as one of its nodes tells them.
+/// Returns the masters of a cluster, as reported by one of its nodes.
 async fn masters_by(config: &Config, node: &Server) -> Option<Vec<Server>> {
     let (client, _router) = visit(config_of(config, node)).await.ok()?;
     let slots = CustomCommand::new_static("CLUSTER", None, false);

@@ -6,7 +6,7 @@ for n = 1, #KEYS / 2 do
     number, record = -1, number
   end
   answers[2 * n], answers[2 * n + 1] = number, record
-  -- Nobody else is served meanwhile: what is left of the items is for another call.
+  -- The server serves no other client meanwhile, so another call has to execute the rest.
   length = length + #record
   if length > 262144 then
     break

@@ -1,5 +1,6 @@
--- In front of a user's script: it runs only if the grant stands, in the same step.
--- KEYS[1] the record, ARGV[1] the fencing token; the user's own follow, and are all that it sees.
+-- The prefix of a user's script. It runs the script in the same step only if the grant stands.
+-- KEYS[1] is the record, ARGV[1] the fencing token. The script sees only the rest, which are its
+-- own.
 do
   local state, fence = string.match(redis.call('GET', KEYS[1]) or '', '^lw1 (%l+) .- fence=(%d+) ')
   if not ((state == 'held' or state == 'granted') and fence == ARGV[1]) then

@@ -1,6 +1,6 @@
--- Read a record; changes nothing. Fails if the user may not do what the other scripts do, so that
--- this is known before one of them is half-way.
--- Answers ok=1, and the line's length as the place.
+-- Reads a record; changes nothing. Fails if the user may not run a command of the other scripts, so
+-- that this is known before one of them is half-way.
+-- ok=1, with the length of the queue as the position.
 return function(n)
   local key, line = KEYS[2 * n - 1], KEYS[2 * n]
   for _, command in ipairs({
@@ -9,7 +9,7 @@ return function(n)
     { 'ZCARD', line }, { 'ZPOPMIN', line }, { 'SPUBLISH', line, '' },
     { 'SSUBSCRIBE', line }, { 'SUNSUBSCRIBE', line },
   }) do
-    -- A server may lack a command, or have it renamed.
+    -- The server may lack a command or have it renamed.
     local known, permitted = pcall(redis.acl_check_cmd, unpack(command))
     if not (known and permitted) then
       error({ err = (known and 'NOPERM ' or 'ERR unknown command ') .. command[1] })

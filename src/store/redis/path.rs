@@ -1,10 +1,11 @@
-//! Whether what our commands publish reaches our subscriber.
+//! Whether our subscriber receives what our commands publish.
 //!
-//! Each of the two connections may be fine and the path between them broken: when an address has
-//! moved to another server, one connection may have followed it and the other not. So for each
-//! server that has an awaited key, a *beat* is published over the command connection, on a channel
-//! of this store's own beside the channel of an awaited key: the same pattern permits it, and it
-//! shares the key's slot. StoreEvent, it proves that everything published before has been heard too.
+//! Both connections can be fine while they lead to different servers: if an address has moved to
+//! another server, one connection may have followed it and the other not. So for each server with
+//! an awaited key, the store publishes a *beat* over the command connection. The channel of the
+//! beat is this store's own. Its name is an awaited key's channel with a suffix, so the same
+//! pattern permits it and it shares the key's slot. A beat that arrives also proves that the
+//! subscriber has received everything that was published before it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,16 +27,15 @@ use super::once;
 use crate::store::Pace;
 use crate::store::key::Key;
 
-/// How long a beat is waited for, at least, before the subscriber is asked for all that came
-/// before.
+/// The minimum time that we wait for a beat, before we ask the subscriber for everything before it.
 const SOON: Duration = Duration::from_millis(10);
 
-/// How often the pause between two renewals of connections is doubled: to 16 periods of beats.
+/// How often the pause between two renewals of connections is doubled: up to 16 beat periods.
 const MOST_DOUBLED: u32 = 4;
 
-/// The keys whose transitions are awaited, and how the last beats went.
+/// The awaited keys, and the result of the last beats.
 pub(super) struct Path {
-    /// Ends the names of this store's beat channels, and of no other's.
+    /// The end of the names of this store's beat channels. No other store uses it.
     suffix: String,
     pace: Pace,
     awaited: Mutex<BTreeMap<u16, Awaited>>,
@@ -43,18 +43,18 @@ pub(super) struct Path {
     apart: Mutex<Apart>,
 }
 
-/// What was done about connections that do not hear of each other.
+/// The renewals of connections that lead to different servers.
 #[derive(Default)]
 struct Apart {
     renewals: u32,
-    /// Before that, they are not made anew once more.
+    /// The earliest time of the next renewal.
     again: Option<Instant>,
 }
 
 impl Apart {
-    /// Which renewal this is, if it is time for one: connections that stay apart, as behind an
-    /// address that leads to two masters, are made anew ever more seldom. The second, which is the
-    /// first of both, follows at once.
+    /// Returns the number of this renewal if it is due. Connections that stay on different servers,
+    /// as behind an address that leads to two masters, are renewed ever more seldom. The second
+    /// renewal is the first that renews both connections, and it may follow at once.
     fn renew(&mut self, now: Instant, beat: Duration) -> Option<u32> {
         if self.again.is_some_and(|again| now < again) {
             return None;
@@ -67,11 +67,11 @@ impl Apart {
     }
 }
 
-/// The awaited keys of a slot, by their channels.
+/// The channels of the awaited keys of one slot.
 #[derive(Default)]
 struct Awaited {
     channels: HashSet<Str>,
-    /// The one whose beat channel is subscribed to.
+    /// The channel whose beat channel is subscribed to.
     beating: Option<Str>,
 }
 
@@ -100,7 +100,7 @@ impl Path {
         slot.channels.insert(channel.clone());
     }
 
-    /// The beat channel that is of no use any more, if there is one.
+    /// Returns the beat channel that is no longer of use, if any.
     pub(super) fn end(&self, slot: u16, channel: &Str) -> Option<String> {
         let mut awaited = self.awaited();
         let entry = awaited.get_mut(&slot)?;
@@ -116,7 +116,7 @@ impl Path {
         [channel, &self.suffix].concat()
     }
 
-    /// A beat channel for each of the servers that have an awaited key, with its slot.
+    /// Returns one beat channel, with its slot, for each server that has an awaited key.
     fn channels(&self, node: impl Fn(u16) -> Option<Server>) -> Vec<(u16, Option<Server>, String)> {
         let mut nodes = HashSet::new();
         let mut channels = Vec::new();
@@ -135,8 +135,9 @@ impl Path {
         channels
     }
 
-    /// Whether the beats of all servers with an awaited key are heard. A connection that is on the
-    /// wrong server is made anew: the subscriber's at first, and then the commands' too.
+    /// Whether the subscriber receives the beats of all servers with an awaited key. If it does
+    /// not, this renews connections, which may lead to a wrong server: first the subscriber's, then
+    /// both.
     pub(super) async fn is_whole(
         &self,
         commands: &Connection,
@@ -148,7 +149,8 @@ impl Path {
             self.beat(commands, subscriber, slot, node, &channel).await
         });
         let beats = join_all(beats).await;
-        // Before the errors: a node that is away leaves the paths of the others to be mended.
+        // Checked before the errors, so that an unreachable node does not keep us from repairing
+        // the paths of the other nodes.
         let is_broken = beats.iter().any(|heard| matches!(heard, Ok(false)));
         let failed = beats.into_iter().find_map(Result::err);
         let heard = !is_broken && failed.is_none();
@@ -182,7 +184,7 @@ impl Path {
             .await;
         if heard.is_ok() {
             let unsubscribed = subscriber.client().sunsubscribe(channel).await;
-            // A subscription that stays is only a message that no task waits for.
+            // If the unsubscription fails, the only cost is messages that no task waits for.
             drop(unsubscribed);
         }
         heard
@@ -199,8 +201,9 @@ impl Path {
         let began = Instant::now();
         let mut messages = subscriber.client().message_rx();
         let lane = subscriber.lane(slot);
-        // Again each time, though it is subscribed: its acknowledgement is what the subscriber
-        // owes.
+        // Subscribes each time, even if the subscription exists. The acknowledgement is an answer
+        // that the subscriber's connection owes, so its driver notices a connection that died in
+        // silence.
         subscriber.subscribe(slot, channel).await?;
         let nonce = self.nonce.fetch_add(1, Ordering::Relaxed).to_string();
         let publish = CustomCommand::new_static("SPUBLISH", ClusterHash::Custom(slot), false);
@@ -216,8 +219,8 @@ impl Path {
         if let Ok(heard) = timeout(soon, until_heard(&mut messages, &is_it)).await {
             return Ok(heard);
         }
-        // Whether it is late or lost does not depend on time: what was published before this
-        // question comes before its answer.
+        // The beat is late or lost, and no waiting time can tell which. The answer to this question
+        // can: the server sends it after all messages that were published before the question.
         let options = Options {
             cluster_node: node,
             ..once()
@@ -228,7 +231,7 @@ impl Path {
             .owing(lane, asking.custom(ping, Vec::<Value>::new()))
             .await;
         if let Err(error) = answer {
-            // A user without PING gets a refusal in its place.
+            // A user without permission for PING gets a refusal instead, which is an answer too.
             if !super::is_answer(&error) {
                 return Err(error);
             }
@@ -237,13 +240,13 @@ impl Path {
     }
 }
 
-/// Resolves at the message, or at `false` once there can be none.
+/// Resolves to `true` when the message arrives, and to `false` when the stream has ended.
 async fn until_heard(messages: &mut Receiver<Message>, is_it: impl Fn(&Message) -> bool) -> bool {
     loop {
         match messages.recv().await {
             Ok(message) if is_it(&message) => return true,
             Ok(_) => {}
-            // It may be among those that were dropped.
+            // The beat may be among the dropped messages.
             Err(RecvError::Lagged(_)) => return true,
             Err(RecvError::Closed) => return false,
         }
@@ -269,7 +272,7 @@ mod tests {
     fn connections_that_stay_apart_are_made_anew_ever_more_seldom() {
         let (beat, began) = (Duration::from_secs(1), Instant::now());
         let mut apart = Apart::default();
-        // The reconnection that the first of them makes is followed by a beat at once.
+        // The first renewal makes a reconnection, and the hub sends a beat at once after it.
         assert_eq!(apart.renew(began, beat), Some(1));
         let renewed = (0..64).filter(|nth| apart.renew(began + *nth * beat, beat).is_some());
         assert_eq!(renewed.collect::<Vec<_>>(), [0, 1, 3, 7, 15, 31, 47, 63]);

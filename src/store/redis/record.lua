@@ -1,18 +1,19 @@
--- What the transitions share: the record's text form, and how a change is kept and told.
--- src/store/record.rs describes the text form.
+-- Shared by all transitions: the text form of a record (see src/store/record.rs), and how a change
+-- is saved and published.
 
 local HEADER = '^lw1 ([%l_]+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) fence=([1-9]%d*) line=([01])'
   .. ' attempt=(%d+)/([1-9]%d*) renewal=(%d+) owner=((%-?)[0-9a-f]*) last=((%-?)[0-9a-f]*) previous=(%d+):(%S+)'
   .. ' sizes=(%d+),(%d+),(%d+),(%d+)\n()'
--- The item's own.
+-- Those of the current item.
 local key, line, record_text
 
 local function refuse(text)
   error({ err = 'LWFORMAT ' .. (string.match(text, '^lw%d+') or 'not a lock record') })
 end
 
--- Item n's record, or nil if there is none. Fails, before anything was written, on a key of another type and
--- on a text that record/codec.rs refuses. Only that labels and reasons are UTF-8 would take too long to see.
+-- Returns item n's record, or nil. Before any write, it refuses a key of another type and every
+-- text that record/codec.rs refuses, except for labels and reasons that are not UTF-8, which would
+-- take too long to check.
 local function load(n)
   key, line, record_text = KEYS[2 * n - 1], KEYS[2 * n], ''
   local text = redis.call('GET', key)
@@ -24,14 +25,14 @@ local function load(n)
   if not p1 then
     refuse(text)
   end
-  -- Where each payload begins, and the result behind them.
+  -- Where each payload begins, and the result after them.
   local p2 = p1 + s1 + 1
   local p3 = p2 + s2 + 1
   local p4 = p3 + s3 + 1
   local p5 = p4 + s4 + 1
   local tried, most, before = attempt + 0, max + 0, previous + 0
-  -- A number of n digits that is less than 10^(n-1) has zeros in front. Calls take the most time, hence one for
-  -- three line feeds if there is neither a reason nor a checkpoint.
+  -- A number of n digits below 10^(n-1) has leading zeros. Calls cost the most time, so one call
+  -- checks three line feeds if there is neither a reason nor a checkpoint.
   if not (
     (state == 'held' or state == 'granted' or state == 'open' or state == 'done' or state == 'gave_up')
     and #at < 17 and #ends < 15 and #retention < 15 and fence + 0 < 2^53 and tried < 2^32 and most < 2^32
@@ -61,7 +62,7 @@ local function load(n)
   }
 end
 
--- No number in it has more than 14 digits, up to which Lua writes them out.
+-- No number has more than 14 digits, up to which Lua writes all digits.
 local function encode(r)
   return 'lw1 ' .. r.state .. ' at=' .. now .. ' until=' .. r.ends .. ' retention=' .. r.retention
     .. ' fence=' .. r.fence .. (r.line and ' line=1 attempt=' or ' line=0 attempt=') .. r.attempt .. '/' .. r.max
@@ -79,19 +80,19 @@ local function over(r)
   return now_ms >= r.ends
 end
 
--- Whether the server should have forgotten it. Its expiry sees to that, unless a record has lost its time to live, as
--- by PERSIST or a tool that copies keys.
+-- Whether the record should have expired. It can outlive its expiry if it lost its TTL, as by
+-- PERSIST or a tool that copies keys.
 local function forgotten(r)
   return now_ms >= (owned(r) and r.ends + r.retention or r.ends)
 end
 
--- How long the record lives from now: a lease is remembered for the retention after its end.
+-- A lease is remembered for the retention after its end.
 local function ttl(r)
   return owned(r) and r.ends - now_ms + r.retention or r.retention
 end
 
--- Keeps a change and tells it, last: whoever hears it can rely on it. What a user may not be permitted to
--- do comes before the record, so that a refusal leaves it as it was.
+-- Saves a change, then publishes it: a subscriber can rely on what it receives. Commands that the
+-- user may lack permission for come before the SET, so that a refusal leaves the record as it was.
 local function save(r)
   local ttl = ttl(r)
   record_text = encode(r)
@@ -102,17 +103,17 @@ local function save(r)
   redis.call('SPUBLISH', line, record_text)
 end
 
--- `place` in the line is from 0.
+-- `place` is the position in the queue, from 0.
 local function reply(ok, place)
   return place and ok + 2 * (place + 1) or ok, record_text
 end
 
--- The attempt before the next one.
+-- Keeps the ended attempt for the next holder.
 local function remember(r, cause, reason)
   r.previous, r.cause, r.previous_holder, r.reason = r.attempt, cause, r.holder, reason
 end
 
--- Nobody owns it from here on, and the last owner's token is refused.
+-- Ends the ownership. A claim of the last owner's token is refused from now on.
 local function clear_owner(r)
   if r.owner ~= '-' then
     r.last = r.owner
@@ -120,7 +121,7 @@ local function clear_owner(r)
   r.owner, r.holder = '-', ''
 end
 
--- A fencing token that is higher than any before.
+-- A fencing token above all before it.
 local function bump_fence(r)
   r.fence, r.renewal = tonumber(now) > tonumber(r.fence) and now or int(r.fence + 1), 0
 end
@@ -132,12 +133,12 @@ local function grant(r, state, attempt, token, label, lease)
   r.ends = now_ms + lease
 end
 
--- Its owner is there: the lease lasts this long from now, or longer if it did already.
+-- The owner is alive: restart its lease, but never shorten it.
 local function hold(r, lease)
   r.state, r.ends, r.renewal = 'held', math.max(r.ends, now_ms + lease), r.renewal + 1
 end
 
--- Nobody waits any more.
+-- Ends the queue.
 local function drop_line(r)
   if r.line then
     redis.call('DEL', line)
@@ -145,7 +146,7 @@ local function drop_line(r)
   end
 end
 
--- Gives up: no further attempt, and nobody waits.
+-- Gives up: no further attempt, and no queue.
 local function give_up(r)
   clear_owner(r)
   r.state, r.ends = 'gave_up', now_ms + r.retention
@@ -153,7 +154,7 @@ local function give_up(r)
   save(r)
 end
 
--- Passes the grant to the head of the line as the given attempt, or leaves that attempt to be made.
+-- Grants this attempt to the head of the queue, or leaves it for a later claim.
 local function grant_to_next(r, attempt, window)
   local head = r.line and redis.call('ZPOPMIN', line)[1]
   if head then

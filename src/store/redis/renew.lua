@@ -1,6 +1,6 @@
--- Restart a grant's lease, which never shortens it; confirms it if it was handed over.
--- ARGV: for each item its fencing token, lease in ms, and 1 with a checkpoint or 0 with ''.
--- Answers ok=1 if the grant stands.
+-- Restarts the lease of a grant and never shortens it. Confirms a pushed grant.
+-- ARGV per item: fencing token, lease in ms, and 1 with a checkpoint or 0 with ''.
+-- ok=1 if the grant stands.
 return function(n)
   local fence, lease, leaves, checkpoint = ARGV[4 * n - 3], ARGV[4 * n - 2], ARGV[4 * n - 1], ARGV[4 * n]
   local r = load(n)

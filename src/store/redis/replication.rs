@@ -1,8 +1,8 @@
-//! What counts only once replicas have it: a connection that waits for them.
+//! A connection that waits until replicas have acknowledged a write.
 //!
-//! `WAIT` holds up whatever is behind it on its connection, and speaks of what was written on that
-//! connection before. So the writes that need it have a connection of their own, where they only hold
-//! up each other.
+//! `WAIT` blocks all later requests on its connection, and it covers only writes of that
+//! connection. So the writes that need it have a connection of their own, where they delay only
+//! each other.
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use super::{Key, Script, explain};
 use crate::error::Error;
 use crate::store::Reply;
 
-/// How many replicas have to acknowledge a write, and how soon.
+/// The number of replicas that have to acknowledge a write, and the time for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replicas {
-    /// At least 1.
+    /// The number of replicas, at least 1.
     pub count: u32,
-    /// In whole milliseconds.
+    /// The time limit, in whole milliseconds.
     pub timeout: Duration,
 }
 
@@ -46,7 +46,7 @@ impl Replication {
         })
     }
 
-    /// Turns what the replicas do not acknowledge in time into an error.
+    /// Replaces the results that too few replicas acknowledge in time with an error.
     pub(super) async fn prove(
         &self,
         batch: &Batch<'_>,
@@ -66,8 +66,9 @@ impl Replication {
         let mut touched = decode(touched)?.into_iter();
         let Replicas { count, timeout } = self.replicas;
         for (key, result) in written {
-            // After a failover in between, another master's replicas have acknowledged whatever that one
-            // has, which need not be this. Nor is what was not touched on any of them.
+            // A failover may have happened in between. The replicas of the new master have
+            // acknowledged that master's data, which may lack this write. A write that was not
+            // rewritten has no acknowledgement.
             let touched = touched.next().transpose();
             let touched = touched.map_err(|error| explain(key, error));
             let proven = touched.map(|touched| {
@@ -98,11 +99,11 @@ impl Replication {
         Ok(())
     }
 
-    /// Runs the script, which writes, and waits for the replicas of its server; the script's answer,
-    /// and how many have acknowledged it.
+    /// Runs the script, which writes, then waits for the replicas of its server. Returns the
+    /// script's answer and the number of replicas that have acknowledged it.
     ///
-    /// Both are sent at once: after a reconnect in between, the server would know of nothing to wait
-    /// for.
+    /// Both commands are sent at once. After a reconnect in between, the server would know of no
+    /// write to wait for.
     async fn wait(
         &self,
         slot: u16,

@@ -1,6 +1,6 @@
--- Write a record again as it is, so that whoever waits for replicas after this waits for the record,
--- whatever this connection has written before.
--- Answers ok=1 if there is one.
+-- Writes a record again unchanged, so that a WAIT after it covers the record, whatever this
+-- connection wrote before.
+-- ok=1 if there is a record.
 return function(n)
   local r = load(n)
   if r then

@@ -1,4 +1,4 @@
-//! The scripts as the server gets them.
+//! The source texts of the scripts.
 
 use std::sync::Arc;
 
@@ -27,7 +27,8 @@ impl Script {
         }
     }
 
-    /// The user's script behind the check that a grant stands. A shebang stays the first line.
+    /// Returns the user's script after the check that a grant stands. A shebang stays the first
+    /// line.
     pub(super) fn fenced(source: &str) -> Self {
         let (shebang, body) = match source.split_once('\n') {
             Some((first, body)) if first.starts_with("#!") => (first, body),
@@ -39,10 +40,12 @@ impl Script {
 }
 
 impl Scripts {
-    /// Assembles every script: flags, what they share, and its own part, which may have one in front of
-    /// it for what happens most. A shebang makes the server check its flags before the first line runs.
+    /// Assembles every script from its flags, the shared parts and its own part. A script may first
+    /// try a fast path for the most frequent case. A shebang makes the server check the flags
+    /// before the first line runs.
     ///
-    /// They publish on the channels of a database, whose `suffix` is part of their text.
+    /// The scripts publish on the channels of one database. The `suffix` of its channels is part of
+    /// their text.
     pub(super) fn new(suffix: &str, edit: impl Fn(String) -> String) -> Arc<Self> {
         let script = |flags: &str, transition: &str, first: Option<&str>| {
             let (batch, record) = (include_str!("batch.lua"), include_str!("record.lua"));
@@ -53,7 +56,7 @@ impl Scripts {
             );
             Script::new(edit(in_database(script, suffix)))
         };
-        // A full server refuses new work, but lets go of what there is.
+        // A server out of memory refuses new work, but still ends and renews what it has.
         let ending = " flags=allow-oom";
         let claim = (include_str!("claim.lua"), include_str!("claim_absent.lua"));
         let settle = (include_str!("settle.lua"), include_str!("settle_done.lua"));
@@ -69,7 +72,7 @@ impl Scripts {
     }
 }
 
-/// Database 0 has the scripts as they are written.
+/// Adds the database's suffix to all channel names. Database 0 uses the scripts unchanged.
 fn in_database(script: String, suffix: &str) -> String {
     if suffix.is_empty() {
         return script;

@@ -1,13 +1,15 @@
-//! The sentinels, who tell when another server has become the master.
+//! The sentinels, which tell when another server becomes the master.
 //!
-//! `fred` asks them only after it has lost its connection, and an old master that is alive keeps its
-//! connections until the sentinels have made a replica of it: for 11 s it was written to, and all of that was
-//! thrown away (`proof/tests/chaos/failover.rs` measures it). So each sentinel is listened to, as the guide for clients
-//! recommends: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>.
+//! `fred` asks the sentinels only after it has lost its connection. An old master that is alive
+//! keeps its connections until the sentinels have made a replica of it. `fred` alone kept writing
+//! to such a master for 11 s, and all of these writes were lost (`proof/tests/chaos/failover.rs`
+//! measures it). So we subscribe to each sentinel, as the guide for clients recommends:
+//! <https://redis.io/docs/latest/develop/reference/sentinel-clients/>.
 //!
-//! A message says that something has changed, and is only the occasion to ask. Each is asked besides once in a
-//! while: that is what notices a connection that has died in silence, and a message that was missed. What one says
-//! counts by its epoch, so that one that has been cut off with an old master leads nobody back.
+//! A message says only that something has changed, so it makes us ask its sentinel. We also ask
+//! each sentinel periodically, which detects a connection that died in silence and a missed
+//! message. The epoch of an answer decides how much it counts, so a sentinel that is cut off
+//! together with an old master leads no client back to it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,37 +29,37 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use super::connection::{Connection, config_of};
 
-/// What all of them say, sooner or later.
+/// The channel on which each sentinel sooner or later announces a new master.
 const SWITCHES: &str = "+switch-master";
 
-/// How often each is asked.
+/// The period at which we ask each sentinel.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// The sentinels that the configuration names.
+/// The sentinels of the configuration.
 #[derive(Clone)]
 pub(super) struct Sentinels {
     configs: Vec<Config>,
     service: String,
-    /// How long an answer may be owed before it is looked into.
+    /// The time that an answer may take before a connection is examined.
     bound: Duration,
-    /// One to each, from when they are listened to.
+    /// The connections to the sentinels. Empty until `follow`.
     connections: Vec<Connection>,
 }
 
 /// A host and a port.
 type Address = (String, u16);
 
-/// What a sentinel says.
+/// One sentinel's answer.
 struct MasterReport {
-    /// By its place in the configuration.
+    /// The index of the sentinel in the configuration.
     sentinel: usize,
-    /// Each failover has a greater one.
+    /// The configuration epoch. Every failover increases it.
     epoch: u64,
     master: Address,
 }
 
 impl Sentinels {
-    /// `None` where there are none.
+    /// Returns `None` if the configuration has no sentinels.
     pub(super) fn of(config: &Config, bound: Duration) -> Option<Self> {
         let ServerConfig::Sentinel {
             hosts,
@@ -75,8 +77,8 @@ impl Sentinels {
         })
     }
 
-    /// Begins to listen, and brings these clients to the master; an item each time. Sentinels out of reach are
-    /// tried again and again.
+    /// Subscribes to the sentinels and moves these clients to the present master. The stream has an
+    /// item each time that clients are moved. Unreachable sentinels are retried without end.
     pub(super) fn follow(
         &mut self,
         clients: Vec<TrackedClient>,
@@ -108,11 +110,11 @@ fn config_for(config: &Config, host: &Server) -> Config {
     #[cfg_attr(not(feature = "sentinel-auth"), expect(unused_mut))]
     let mut own = Config {
         database: None,
-        // The first connection is made like all others.
+        // The first connection is retried like all later ones.
         fail_fast: false,
         ..config_of(config, host)
     };
-    // Without the feature, fred takes the server's credentials for the sentinels too.
+    // Without the feature, `fred` uses the server's credentials for the sentinels too.
     #[cfg(feature = "sentinel-auth")]
     if let ServerConfig::Sentinel {
         username, password, ..
@@ -124,7 +126,7 @@ fn config_for(config: &Config, host: &Server) -> Config {
     own
 }
 
-/// What a sentinel says whenever there is an occasion to ask it.
+/// Returns the answers of one sentinel: one for each message, reconnect and period.
 fn words(
     sentinel: usize,
     connection: Connection,
@@ -167,9 +169,10 @@ fn words(
     said.boxed()
 }
 
-/// The epoch first: what is told between the two is then too old an epoch for its master, which the next word mends,
-/// and never a new one for an old master. The state has the epoch, but names the old master for as long as the
-/// failover goes on.
+/// Asks for the epoch first. If a failover happens between the two questions, the answer pairs an
+/// old epoch with the new master, which the next answer corrects. The other order could pair a new
+/// epoch with the old master. The first answer also names a master, but still the old one while the
+/// failover is in progress.
 async fn ask(client: &Client, service: &str) -> Result<(u64, Address), FredError> {
     let sentinel = || CustomCommand::new_static("SENTINEL", None, false);
     let state = client.custom(sentinel(), vec!["MASTER", service]).await;
@@ -183,7 +186,7 @@ async fn ask(client: &Client, service: &str) -> Result<(u64, Address), FredError
     Ok((epoch, master))
 }
 
-/// A client, and where it is. The server need not permit it to ask for that.
+/// A client and its present server. The server need not permit us to ask for its address.
 pub(super) struct TrackedClient {
     client: Client,
     server: Option<Server>,
@@ -191,7 +194,7 @@ pub(super) struct TrackedClient {
 }
 
 impl TrackedClient {
-    /// Where it was connected first is known of our own clients.
+    /// The first server is known only of connections that we made ourselves.
     pub(super) fn new(connection: &Connection) -> Self {
         let client = connection.client();
         let connects = client.reconnect_rx();
@@ -216,19 +219,22 @@ impl TrackedClient {
     }
 }
 
-/// What the sentinels have said, and what was made of it.
+/// The newest reports of the sentinels, and what has been done about them.
 struct MasterTracker {
     clients: Vec<TrackedClient>,
-    /// The newest.
+    /// The newest epoch.
     epoch: Option<u64>,
-    /// As they are called: the sentinels need not agree on names.
+    /// The addresses of the newest epoch's master. Sentinels may use different names for one
+    /// server.
     masters: Vec<Address>,
-    /// Whether there was an older one.
+    /// Whether there was an older epoch.
     has_switched: bool,
-    /// The epoch in which each has been acted_on_epoch, which is once: `fred` asks any of them, and one that is behind
-    /// sends it to the old master until it has itself heard.
+    /// The epoch in which each sentinel last made us move the clients. Each sentinel does so once
+    /// per epoch: `fred` asks any of them, and one that is behind sends it to the old master until
+    /// it has heard of the new one.
     acted_on_epoch: Vec<Option<u64>>,
-    /// Until all have had the time to say something, the newest is not known.
+    /// The time from which reports count. Before it, not all sentinels have had the time to report,
+    /// so the newest epoch is not known.
     from: Instant,
 }
 
@@ -244,8 +250,8 @@ impl MasterTracker {
         }
     }
 
-    /// Whether any client had to be brought elsewhere, which what is on its way there does not survive: it is
-    /// asked again.
+    /// Processes a report. Returns whether any client was moved. A move loses the requests in
+    /// flight, so the hub has to ask again.
     async fn hear(&mut self, word: MasterReport) -> bool {
         let epoch = Some(word.epoch);
         if epoch < self.epoch {
@@ -262,7 +268,7 @@ impl MasterTracker {
         if Instant::now() < self.from || self.acted_on_epoch[word.sentinel] == epoch {
             return false;
         }
-        // One that has no connection asks where to go by itself, and may be told wrong.
+        // A client without a connection asks for the master by itself, and may get a wrong answer.
         let settled = |place: &TrackedClient| place.client.state() == ClientState::Connected;
         if self.clients.iter().all(settled) {
             self.acted_on_epoch[word.sentinel] = epoch;

@@ -1,13 +1,15 @@
--- End a grant.
--- ARGV: outcome, confirm window of a successor in ms; for each item its fencing token, and result or reason.
+-- Ends a grant.
+-- ARGV: outcome, confirm window of a successor in ms; per item: fencing token, and result or
+-- reason.
 -- Outcomes: done, hand_off, dropped, panicked, failed, failed_permanently.
--- Answers ok=1 if it was done as asked, now or before.
+-- ok=1 if the outcome is applied now, or if a completion was before.
 local outcome, window = ARGV[1], tonumber(ARGV[2])
 
 return function(n)
   local fence, payload = ARGV[2 * n + 1], ARGV[2 * n + 2]
   local r = load(n)
 
+  -- A duplicate completion succeeds again.
   if r and r.state == 'done' and outcome == 'done' and r.fence == fence then
     return reply(1)
   elseif not r or not owned(r) or r.fence ~= fence then

@@ -1,6 +1,5 @@
--- Complete a run that nobody has waited in: all of the record stays as it is, but for its state, its times
--- and the result at its end. What else there is to do is for the function above, which is not made before
--- it is needed.
+-- Completes a run without waiters. Only the state, the times and the result at the end of the
+-- record change. All other cases go to the function above, which is built only when it is needed.
 local done, settle = ARGV[1] == 'done', nil
 local ends = {}
 

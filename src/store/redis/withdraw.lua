@@ -1,7 +1,7 @@
--- Leave: the waiting line, or a grant that nobody has begun to work on.
--- ARGV: label, confirm window of a successor in ms; for each item its token, and the fencing token of a grant of its
--- that stays as it is, or 0.
--- Answers ok=1 if the token waited, or owned another grant.
+-- Leaves the queue, or gives back a grant that its holder has not begun to work on.
+-- ARGV: label, confirm window of a successor in ms; per item: token, and the fencing token of the
+-- token's grant that stays as it is, or 0.
+-- ok=1 if the token waited or owned another grant.
 local label, window = ARGV[1], tonumber(ARGV[2])
 
 return function(n)
