@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::event::{Failed, LockEvent, Locked, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::hub::{Ended, Grant, Handle, OutageId, Participant, Update};
-use crate::store::key::Key;
+use crate::key::Key;
 use crate::telemetry::Participation;
 use crate::terms::RunConfig;
 

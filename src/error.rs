@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::event::GaveUp;
 use crate::guard::WorkGuard;
-use crate::store::key::Key;
+use crate::key::Key;
 
 /// Rejection of a name that cannot be a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

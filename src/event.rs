@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::guard::WorkGuard;
-use crate::store::record::{Cause, Previous, Record};
+use crate::protocol::record::{Cause, Previous, Record};
 
 pub use status::{Status, StatusLevel};
 

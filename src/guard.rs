@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
 use crate::event::{self, Completed, Failed, GaveUp, PreviousAttempt, Reason};
 use crate::hub::Grant;
+use crate::key::Key;
 use crate::lease::Lease;
-use crate::store::key::Key;
-use crate::store::{Failure, GRAIN, Outcome, millis};
+use crate::protocol::{Failure, GRAIN, Outcome, millis};
 use crate::telemetry::Within;
 
 /// The RAII handle to a granted attempt: the right to do the work, for as long as its lease lasts.

@@ -30,11 +30,12 @@ use tokio::time::sleep;
 
 use crate::clock::{Clock, Moment, Stamp};
 use crate::error::{Error, LeaseLost};
+use crate::key::Key;
 use crate::lease::Lease;
+use crate::protocol::record::loss;
+use crate::protocol::{GRAIN, Op, Outcome, Reply};
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
-use crate::store::key::Key;
-use crate::store::record::loss;
-use crate::store::{GRAIN, Op, Outcome, Reply, Store};
+use crate::store::Store;
 use crate::telemetry::{self, Observers};
 pub(crate) use thread::runtime;
 

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Moment, Stamp};
 use crate::error::{Error, LeaseLost};
 use crate::event::PreviousAttempt;
-use crate::store::GRAIN;
-use crate::store::key::Key;
-use crate::store::record::{Record, State, Token};
+use crate::key::Key;
+use crate::protocol::GRAIN;
+use crate::protocol::record::{Record, State, Token};
 use crate::telemetry::{self, Work};
 use crate::terms::RunConfig;
 

@@ -171,8 +171,10 @@ mod event;
 mod guard;
 mod hub;
 mod keeper;
+mod key;
 mod lease;
 mod once;
+mod protocol;
 mod retry;
 mod snapshot;
 mod store;
@@ -198,8 +200,8 @@ pub use event::{
     StatusLevel,
 };
 pub use guard::WorkGuard;
+pub use key::Key;
 pub use snapshot::{RunState, Snapshot};
-pub use store::key::Key;
 pub use store::memory::Memory;
 pub use stream_ext::{IntoResult, LockStreamExt};
 pub use watch::Watch;
@@ -229,12 +231,11 @@ mod pages {
 /// The internal parts, for this crate's own tests. They are not covered by semantic versioning.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::store::memory::MemoryStore;
-    pub use crate::store::record::{
+    pub use crate::protocol::record::{
         Cause, Malformed, Previous, Record, RecordSnapshot, State, Token,
     };
+    pub use crate::protocol::{Failure, Op, Outcome, Reply};
+    pub use crate::store::memory::MemoryStore;
     pub use crate::store::redis::{RedisStore, Replicas};
-    pub use crate::store::{
-        BatchKey, Failure, FencedScript, Op, Outcome, Pace, Reply, Store, StoreEvent,
-    };
+    pub use crate::store::{BatchKey, FencedScript, Pace, Store, StoreEvent};
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::event::PreviousAttempt;
-use crate::store::record::{RecordSnapshot, State};
+use crate::protocol::record::{RecordSnapshot, State};
 
 /// State of a run at one instant of the server's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]

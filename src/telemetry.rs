@@ -23,9 +23,9 @@ use crate::builder::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
 use crate::event::{Failed, GaveUp, LockEvent, Reason};
 use crate::hub::{Ended, Update};
+use crate::key::Key;
 use crate::lease::Lease;
-use crate::store::key::Key;
-use crate::store::record::{Record, State};
+use crate::protocol::record::{Record, State};
 pub(crate) use figures::describe;
 use figures::{count, measure};
 

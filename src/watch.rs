@@ -9,8 +9,8 @@ use futures::stream::FusedStream;
 
 use crate::error::Error;
 use crate::hub::{Handle, WatchHandle};
+use crate::key::Key;
 use crate::snapshot::Snapshot;
-use crate::store::key::Key;
 
 /// A stream of a key's transitions. [`LockingWorker::watch`](crate::LockingWorker::watch) returns
 /// it.

@@ -9,10 +9,10 @@ use crate::acquire::{Acquire, AcquireConfig};
 use crate::builder::{Builder, Warning};
 use crate::error::{Error, KeyError, OnceError};
 use crate::guard::WorkGuard;
+use crate::key::Key;
 use crate::once;
+use crate::protocol::Op;
 use crate::snapshot::Snapshot;
-use crate::store::Op;
-use crate::store::key::Key;
 use crate::stream_ext::IntoResult;
 use crate::watch::Watch;
 

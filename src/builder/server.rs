@@ -15,10 +15,11 @@ use crate::clock::Clock;
 use crate::error::{BuildError, Error};
 use crate::hub::{Handle, Inbox};
 use crate::keeper::{self, Keeper, News};
-use crate::store::key::Key;
+use crate::key::Key;
+use crate::protocol::Op;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::redis::{RedisStore, Replicas};
-use crate::store::{Op, Pace, Store};
+use crate::store::{Pace, Store};
 use crate::telemetry::Observers;
 
 const DEFAULT_HOST: &str = "localhost";

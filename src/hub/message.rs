@@ -13,8 +13,9 @@ use super::{Grant, Id, Lease, RunConfig};
 use crate::error::{Error, FencedError, RenewError, SettleError};
 use crate::event::{Completed, Failed, GaveUp, Locked};
 use crate::keeper::News;
-use crate::store::key::Key;
-use crate::store::{FencedScript, Op, Outcome, Reply};
+use crate::key::Key;
+use crate::protocol::{Op, Outcome, Reply};
+use crate::store::FencedScript;
 
 /// Tells outages apart.
 pub(crate) type OutageId = u64;

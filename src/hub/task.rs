@@ -21,8 +21,9 @@ use super::run::{Call, Effect, Run};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
 use crate::keeper::News;
-use crate::store::key::Key;
-use crate::store::{BatchKey, Op, Reply, Store, StoreEvent};
+use crate::key::Key;
+use crate::protocol::{Op, Reply};
+use crate::store::{BatchKey, Store, StoreEvent};
 use crate::telemetry;
 
 /// No timer is set further ahead: the queue has a bound, and looking again is free.

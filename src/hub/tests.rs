@@ -21,10 +21,11 @@ use crate::acquire::{Acquire, AcquireConfig};
 use crate::error::{Error, FencedError, SettleError};
 use crate::event::{LockEvent, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
-use crate::store::key::Key;
+use crate::key::Key;
+use crate::protocol::record::{Record, RecordSnapshot, State, Token};
+use crate::protocol::{Op, Reply};
 use crate::store::memory::{Memory, MemoryStore};
-use crate::store::record::{Record, RecordSnapshot, State, Token};
-use crate::store::{BatchKey, FencedScript, Op, Reply, Store, StoreEvent};
+use crate::store::{BatchKey, FencedScript, Store, StoreEvent};
 use crate::terms::RunConfig;
 
 /// A lease that no test waits for.

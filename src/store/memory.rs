@@ -4,7 +4,6 @@
 //! every answer with that of the scripts.
 
 mod server;
-mod transition;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,9 +12,10 @@ use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc;
 
-use super::key::Key;
-use super::{BatchKey, FencedScript, Op, Reply, Store, StoreEvent};
+use super::{BatchKey, FencedScript, Store, StoreEvent};
 use crate::error::{Error, FencedError};
+use crate::key::Key;
+use crate::protocol::{Op, Reply};
 use server::{Server, Watcher};
 
 /// A store in this process, for unit tests and for programs of one process.

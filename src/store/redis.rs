@@ -31,10 +31,11 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::key::{Key, show};
-use super::record::{RecordSnapshot, loss};
-use super::{BatchKey, FencedScript, Op, Outcome, Pace, Reply, Store, StoreEvent};
+use super::{BatchKey, FencedScript, Pace, Store, StoreEvent};
 use crate::error::{Error, FencedError};
+use crate::key::{Key, show};
+use crate::protocol::record::{RecordSnapshot, loss};
+use crate::protocol::{Op, Outcome, Reply};
 use crate::telemetry;
 use batch::{Batch, batches, decode, names};
 use connection::Connection;

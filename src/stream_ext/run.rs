@@ -13,7 +13,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::error::{Error, SettleError};
 use crate::event::{LockEvent, Outcome};
 use crate::guard::{WorkGuard, failure};
-use crate::store;
+use crate::protocol;
 use crate::telemetry::Within;
 
 /// The result of completed work: nothing, or bytes that every participant receives in
@@ -203,14 +203,14 @@ impl Drop for OnPanic<'_> {
 }
 
 /// Returns the settlement for the result of the work.
-fn settlement<T: IntoResult, E: Display>(worked: Result<T, E>) -> store::Outcome {
+fn settlement<T: IntoResult, E: Display>(worked: Result<T, E>) -> protocol::Outcome {
     let result = match worked {
         Ok(result) => result.into_result(),
         Err(reason) => return failure(reason.to_string()),
     };
     let (len, max) = (result.len(), WorkGuard::MAX_RESULT);
     match len <= max {
-        true => store::Outcome::Done(result),
+        true => protocol::Outcome::Done(result),
         false => failure(format!(
             "the result has {len} bytes; at most {max} are allowed"
         )),

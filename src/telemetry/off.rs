@@ -8,9 +8,9 @@ use crate::builder::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
 use crate::event::LockEvent;
 use crate::hub::Update;
+use crate::key::Key;
 use crate::lease::Lease;
-use crate::store::key::Key;
-use crate::store::record::Record;
+use crate::protocol::record::Record;
 
 #[derive(Debug, Default)]
 pub(crate) struct Participation(());

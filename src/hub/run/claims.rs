@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Id, Request, Run, Stage};
-use crate::store::Reply;
-use crate::store::record::{Record, State, Token};
+use crate::protocol::Reply;
+use crate::protocol::record::{Record, State, Token};
 
 impl Run {
     pub(super) fn claim(&mut self, id: Id) {

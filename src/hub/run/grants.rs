@@ -11,8 +11,8 @@ use crate::error::{LeaseLost, SettleError};
 use crate::event::{Completed, Failed, GaveUp, Reason};
 use crate::hub::message::Ended;
 use crate::lease::Lease;
-use crate::store::record::{Cause, Record, State, Token, loss};
-use crate::store::{Failure, Outcome, Reply};
+use crate::protocol::record::{Cause, Record, State, Token, loss};
+use crate::protocol::{Failure, Outcome, Reply};
 use crate::telemetry;
 
 /// Grants of this process that are neither settled nor given back.

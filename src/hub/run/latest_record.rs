@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::clock::{Moment, Stamp};
 use crate::lease::Term;
-use crate::store::record::{Record, RecordSnapshot};
+use crate::protocol::record::{Record, RecordSnapshot};
 use crate::terms::RunConfig;
 
 #[derive(Default)]

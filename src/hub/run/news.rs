@@ -11,8 +11,8 @@ use crate::event::Locked;
 use crate::hub::Grant;
 use crate::hub::message::Ended;
 use crate::lease::Lease;
-use crate::store::Reply;
-use crate::store::record::{State, loss};
+use crate::protocol::Reply;
+use crate::protocol::record::{State, loss};
 use crate::telemetry;
 
 impl Run {

@@ -9,9 +9,9 @@ use super::{Call, OutageId, Renew, Request, Run, Update};
 use crate::error::{Error, SettleError};
 use crate::event::Reason;
 use crate::lease::Lease;
+use crate::protocol::GRAIN;
+use crate::protocol::record::Token;
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
-use crate::store::GRAIN;
-use crate::store::record::Token;
 use crate::telemetry;
 
 /// An outage, as far as this key is concerned.

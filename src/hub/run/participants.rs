@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 
 use super::{Id, Update};
-use crate::store::record::Token;
+use crate::protocol::record::Token;
 use crate::terms::RunConfig;
 
 /// At the end of a lease the waiter at position p of the queue claims after p of these.

@@ -10,8 +10,8 @@ use super::{Call, Renew, Request, Run, Update};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost, RenewError};
 use crate::lease::Lease;
-use crate::store::Reply;
-use crate::store::record::loss;
+use crate::protocol::Reply;
+use crate::protocol::record::loss;
 use crate::telemetry;
 
 /// Who has asked for a renewal.

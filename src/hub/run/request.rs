@@ -11,8 +11,8 @@ use super::grants::Settling;
 use super::renewal::RenewOrigin;
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::store::record::Token;
-use crate::store::{Op, Outcome, Reply};
+use crate::protocol::record::Token;
+use crate::protocol::{Op, Outcome, Reply};
 use crate::terms::RunConfig;
 
 /// One request on its way to the store.

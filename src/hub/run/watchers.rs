@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::single_flight::SingleFlight;
 use super::{Id, Request, Run};
 use crate::error::Error;
+use crate::protocol::record::{RecordSnapshot, State};
 use crate::retry::RETRY_FIRST;
-use crate::store::record::{RecordSnapshot, State};
 
 /// What an watcher hears.
 pub(in crate::hub) type WatchItem = Result<RecordSnapshot, Error>;

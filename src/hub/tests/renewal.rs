@@ -1,7 +1,7 @@
 //! Leases that are renewed, that are not, and what their holders know of it.
 
 use crate::error::{LeaseLost, RenewError};
-use crate::store::record::Record;
+use crate::protocol::record::Record;
 
 use super::*;
 

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::channel::mpsc;
 use tokio::time::Instant;
 
-use super::transition::{Entry, Transition, life};
-use crate::store::key::Key;
-use crate::store::record::{RecordSnapshot, State};
-use crate::store::{Op, Reply, StoreEvent};
+use crate::key::Key;
+use crate::protocol::record::RecordSnapshot;
+use crate::protocol::transition::{Entry, apply};
+use crate::protocol::{Op, Reply};
+use crate::store::StoreEvent;
 
 #[derive(Default)]
 pub(super) struct Server {
@@ -52,52 +53,25 @@ impl Server {
 
     pub(super) fn apply(&mut self, key: &Key, op: &Op) -> Reply {
         let at = self.now();
-        let now = at / 1_000;
-        let entry = self.entries.remove(key).filter(|entry| entry.expires > now);
-        let (entry, ok, position, changed) = match (entry, op) {
-            (Some(entry), op) => {
-                let mut run = Transition {
-                    entry,
-                    at,
-                    now,
-                    changed: false,
-                };
-                let (ok, position) = run.apply(op);
-                (Some(run.entry), ok, position, run.changed)
-            }
-            (
-                None,
-                Op::Claim {
-                    token,
-                    label,
-                    lease,
-                    max_attempts,
-                    retention,
-                },
-            ) => {
-                let mut run = Transition::begin(*max_attempts, *retention, at, now);
-                run.grant(State::Held, 1, (*token, label.clone()), *lease);
-                (Some(run.entry), true, None, true)
-            }
-            (None, Op::Inspect) => (None, true, Some(0), false),
-            (None, _) => (None, false, None, false),
-        };
-        let record = entry.as_ref().map(|entry| Arc::new(entry.record.clone()));
-        if let Some(mut entry) = entry {
-            if changed {
-                entry.expires = now + life(&entry.record, now);
-                self.sweep(now);
+        let applied = apply(self.entries.remove(key), op, at);
+        let record = applied
+            .entry
+            .as_ref()
+            .map(|entry| Arc::new(entry.record.clone()));
+        if let Some(entry) = applied.entry {
+            if applied.changed {
+                self.sweep(at / 1_000);
             }
             self.entries.insert(key.clone(), entry);
         }
         let frame = RecordSnapshot { at, record };
-        if changed {
+        if applied.changed {
             self.publish(key, &frame);
         }
         Reply {
-            ok,
+            ok: applied.ok,
             frame,
-            position,
+            position: applied.position,
         }
     }
 

@@ -8,9 +8,9 @@ use fred::error::{Error as FredError, ErrorKind};
 use fred::types::Value;
 
 use super::scripts::{Script, Scripts};
-use crate::store::key::Key;
-use crate::store::record::RecordSnapshot;
-use crate::store::{Failure, Op, Outcome, Reply};
+use crate::key::Key;
+use crate::protocol::record::RecordSnapshot;
+use crate::protocol::{Failure, Op, Outcome, Reply};
 
 /// The items of one call. They run the same script with the same shared arguments.
 pub(super) struct Batch<'a> {

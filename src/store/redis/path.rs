@@ -24,8 +24,8 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::Connection;
 use super::once;
+use crate::key::Key;
 use crate::store::Pace;
-use crate::store::key::Key;
 
 /// The minimum time that we wait for a beat, before we ask the subscriber for everything before it.
 const SOON: Duration = Duration::from_millis(10);

@@ -16,7 +16,7 @@ use super::batch::{Batch, decode, names};
 use super::connection::Connection;
 use super::{Key, Script, explain};
 use crate::error::Error;
-use crate::store::Reply;
+use crate::protocol::Reply;
 
 /// The number of replicas that have to acknowledge a write, and the time for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

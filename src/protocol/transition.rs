@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::store::record::{Cause, Previous, Record, State, Token};
-use crate::store::{Failure, Op, Outcome};
+use crate::protocol::record::{Cause, Previous, Record, State, Token};
+use crate::protocol::{Failure, Op, Outcome};
 
-pub(super) struct Entry {
-    pub(super) record: Record,
-    pub(super) line: Line,
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) line: Line,
     /// The server's time in ms at which the record and its queue expire.
-    pub(super) expires: u64,
+    pub(crate) expires: u64,
 }
 
 type Waiter = (Token, Arc<str>);
@@ -20,17 +20,17 @@ type Waiter = (Token, Arc<str>);
 /// The waiting tokens, first come, first served. One map orders them by their numbers, the other
 /// finds the number of a token.
 #[derive(Default)]
-pub(super) struct Line {
+pub(crate) struct Line {
     queue: BTreeMap<u64, Waiter>,
     numbers: HashMap<Waiter, u64>,
 }
 
 impl Line {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
-    pub(super) fn labels(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn labels(&self) -> impl Iterator<Item = String> {
         self.queue.values().map(|(_, label)| label.to_string())
     }
 
@@ -64,24 +64,80 @@ impl Line {
 
 /// Returns the milliseconds for which a record lives from now on. The record of a lease stays for
 /// the retention after the end of the lease.
-pub(super) fn life(record: &Record, now: u64) -> u64 {
+fn ttl(record: &Record, now: u64) -> u64 {
     match record.state.is_owned() {
         true => record.until - now + record.retention,
         false => record.retention,
     }
 }
 
+/// What a transition leaves, and what it answers.
+pub(crate) struct Applied {
+    /// `None` if the key is absent.
+    pub(crate) entry: Option<Entry>,
+    pub(crate) ok: bool,
+    pub(crate) position: Option<u64>,
+    /// Whether there is something to publish.
+    pub(crate) changed: bool,
+}
+
+/// Applies an operation to a key that has this entry, at this server time in µs.
+pub(crate) fn apply(entry: Option<Entry>, op: &Op, at: u64) -> Applied {
+    let now = at / 1_000;
+    let entry = entry.filter(|entry| entry.expires > now);
+    let (entry, ok, position, changed) = match (entry, op) {
+        (Some(entry), op) => {
+            let mut run = Transition {
+                entry,
+                at,
+                now,
+                changed: false,
+            };
+            let (ok, position) = run.apply(op);
+            (Some(run.entry), ok, position, run.changed)
+        }
+        (
+            None,
+            Op::Claim {
+                token,
+                label,
+                lease,
+                max_attempts,
+                retention,
+            },
+        ) => {
+            let mut run = Transition::begin(*max_attempts, *retention, at, now);
+            run.grant(State::Held, 1, (*token, label.clone()), *lease);
+            (Some(run.entry), true, None, true)
+        }
+        (None, Op::Inspect) => (None, true, Some(0), false),
+        (None, _) => (None, false, None, false),
+    };
+    let entry = entry.map(|mut entry| {
+        if changed {
+            entry.expires = now + ttl(&entry.record, now);
+        }
+        entry
+    });
+    Applied {
+        entry,
+        ok,
+        position,
+        changed,
+    }
+}
+
 /// One transition of one record, at one instant.
-pub(super) struct Transition {
-    pub(super) entry: Entry,
+struct Transition {
+    entry: Entry,
     /// The server's time in µs. `now` is the same in ms.
-    pub(super) at: u64,
-    pub(super) now: u64,
-    pub(super) changed: bool,
+    at: u64,
+    now: u64,
+    changed: bool,
 }
 
 impl Transition {
-    pub(super) fn begin(max_attempts: u32, retention: u64, at: u64, now: u64) -> Self {
+    fn begin(max_attempts: u32, retention: u64, at: u64, now: u64) -> Self {
         let record = Record {
             state: State::Open,
             attempt: 0,
@@ -110,7 +166,7 @@ impl Transition {
         }
     }
 
-    pub(super) fn apply(&mut self, op: &Op) -> (bool, Option<u64>) {
+    fn apply(&mut self, op: &Op) -> (bool, Option<u64>) {
         match op {
             Op::Claim {
                 token,
@@ -255,7 +311,7 @@ impl Transition {
         self.grant(State::Held, attempt, member, lease);
     }
 
-    pub(super) fn grant(&mut self, state: State, attempt: u32, member: Waiter, lease: u64) {
+    fn grant(&mut self, state: State, attempt: u32, member: Waiter, lease: u64) {
         self.disown();
         let record = &mut self.entry.record;
         record.state = state;
