@@ -1,5 +1,8 @@
 //! The stream of one participation in one run: a state machine over the updates of the hub.
 
+mod event;
+mod status;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
@@ -11,12 +14,14 @@ use futures::stream::FusedStream;
 use pin_project::pin_project;
 
 use crate::error::Error;
-use crate::event::{Failed, LockEvent, Locked, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::hub::{Ended, Grant, Handle, OutageId, Participant, Update};
 use crate::key::Key;
+use crate::lease::RunConfig;
+use crate::outcome::{Failed, Locked, Reason};
 use crate::telemetry::Participation;
-use crate::terms::RunConfig;
+pub use event::LockEvent;
+pub use status::{Status, StatusLevel};
 
 /// Everything that a stream needs to take part.
 #[derive(Clone, Debug)]

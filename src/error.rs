@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::event::GaveUp;
 use crate::guard::WorkGuard;
 use crate::key::Key;
+use crate::outcome::GaveUp;
 
 /// Rejection of a name that cannot be a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
-use crate::event::{self, Completed, Failed, GaveUp, PreviousAttempt, Reason};
 use crate::hub::Grant;
 use crate::key::Key;
 use crate::lease::Lease;
+use crate::outcome::{self, Completed, Failed, GaveUp, PreviousAttempt, Reason};
 use crate::protocol::{Failure, GRAIN, Outcome, millis};
 use crate::telemetry::Within;
 
@@ -512,11 +512,11 @@ impl WorkGuard {
     }
 
     /// Returns the outcome of our participation if the server records this settlement.
-    pub(crate) fn outcome_of(&self, settlement: &Outcome) -> event::Outcome {
+    pub(crate) fn outcome_of(&self, settlement: &Outcome) -> outcome::Outcome {
         let lease = &self.grant.lease;
         let reason = match settlement {
             Outcome::Done(result) => {
-                return event::Outcome::Completed(Completed {
+                return outcome::Outcome::Completed(Completed {
                     holder: lease.terms.label.to_string(),
                     attempt: lease.attempt,
                     result: result.clone(),
@@ -532,12 +532,12 @@ impl WorkGuard {
         let is_last = lease.attempt >= lease.max_attempts;
         let counts = matches!(settlement, Outcome::Fail(_)) && is_last;
         match counts || matches!(settlement, Outcome::FailPermanently(_)) {
-            true => event::Outcome::GaveUp(GaveUp {
+            true => outcome::Outcome::GaveUp(GaveUp {
                 attempts: lease.attempt,
                 holder: lease.terms.label.to_string(),
                 reason,
             }),
-            false => event::Outcome::Failed(Failed {
+            false => outcome::Outcome::Failed(Failed {
                 attempt: lease.attempt,
                 reason,
             }),

@@ -9,7 +9,7 @@
 //! The keeper must not keep leases without the user's runtime for ever: a process that hangs would
 //! hold the work for ever. So the keeper regularly asks that runtime to run a task. It stops
 //! renewing if the runtime has run none for
-//! [`RunConfig::stall_limit`](crate::terms::RunConfig::stall_limit).
+//! [`RunConfig::stall_limit`](crate::lease::RunConfig::stall_limit).
 
 mod thread;
 

@@ -1,6 +1,8 @@
 //! The local validity of a grant, by this process's clock. The hub, the keeper and the guard share
 //! it.
 
+mod run_config;
+
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -8,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment, Stamp};
 use crate::error::{Error, LeaseLost};
-use crate::event::PreviousAttempt;
 use crate::key::Key;
+use crate::outcome::PreviousAttempt;
 use crate::protocol::GRAIN;
 use crate::protocol::record::{Record, State, Token};
 use crate::telemetry::{self, Work};
-use crate::terms::RunConfig;
+pub(crate) use run_config::RunConfig;
 
 /// Identifies a participation in one process. Numbers follow the order of joining.
 pub(crate) type Id = u64;

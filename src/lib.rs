@@ -162,57 +162,45 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// From the ground up: each module imports only what stands above it here.
 mod acquire;
-mod builder;
-mod claim_ext;
+mod client;
 mod clock;
 mod error;
-mod event;
+mod ext;
 mod guard;
 mod hub;
 mod keeper;
 mod key;
 mod lease;
-mod once;
+mod outcome;
 mod protocol;
 mod retry;
-mod snapshot;
 mod store;
-mod stream_ext;
 #[cfg(any(feature = "tracing", feature = "metrics"))]
 mod telemetry;
 #[cfg(not(any(feature = "tracing", feature = "metrics")))]
 #[path = "telemetry/off.rs"]
 mod telemetry;
-mod terms;
-mod watch;
-mod worker;
 
-pub use acquire::Acquire;
-pub use builder::{Builder, Warning};
-pub use claim_ext::ClaimExt;
+pub use acquire::{Acquire, LockEvent, Status, StatusLevel};
+pub use client::{Builder, LockingWorker, RunState, Snapshot, Warning, Watch};
 pub use error::{
     BuildError, ClaimError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError,
     SettleError,
 };
-pub use event::{
-    Completed, Failed, GaveUp, LockEvent, Locked, Outcome, PreviousAttempt, Reason, Status,
-    StatusLevel,
-};
+pub use ext::{ClaimExt, IntoResult, LockStreamExt};
 pub use guard::WorkGuard;
 pub use key::Key;
-pub use snapshot::{RunState, Snapshot};
+pub use outcome::{Completed, Failed, GaveUp, Locked, Outcome, PreviousAttempt, Reason};
 pub use store::memory::Memory;
-pub use stream_ext::{IntoResult, LockStreamExt};
-pub use watch::Watch;
-pub use worker::LockingWorker;
 
 /// The types that the methods of [`LockStreamExt`] and [`ClaimExt`] return.
 pub mod adapters {
-    pub use crate::claim_ext::ClaimEach;
+    pub use crate::ext::ClaimEach;
     #[cfg(feature = "tracing")]
-    pub use crate::stream_ext::Trace;
-    pub use crate::stream_ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
+    pub use crate::ext::Trace;
+    pub use crate::ext::{Guards, InspectStatus, Run, ToOutcome, WithoutStatus};
 }
 
 /// The examples of the Markdown pages. They compile, and those that need no server also execute.

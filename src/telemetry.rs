@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::builder::Warning;
+use crate::acquire::LockEvent;
+use crate::client::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
-use crate::event::{Failed, GaveUp, LockEvent, Reason};
 use crate::hub::{Ended, Update};
 use crate::key::Key;
 use crate::lease::Lease;
+use crate::outcome::{Failed, GaveUp, Reason};
 use crate::protocol::record::{Record, State};
 pub(crate) use figures::describe;
 use figures::{count, measure};

@@ -11,9 +11,9 @@ use tokio_util::task::TaskTracker;
 use super::run::WatchItem;
 use super::{Grant, Id, Lease, RunConfig};
 use crate::error::{Error, FencedError, RenewError, SettleError};
-use crate::event::{Completed, Failed, GaveUp, Locked};
 use crate::keeper::News;
 use crate::key::Key;
+use crate::outcome::{Completed, Failed, GaveUp, Locked};
 use crate::protocol::{Op, Outcome, Reply};
 use crate::store::FencedScript;
 

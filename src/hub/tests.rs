@@ -18,15 +18,16 @@ use tokio::time::Instant;
 
 use super::Handle;
 use crate::acquire::{Acquire, AcquireConfig};
+use crate::acquire::{LockEvent, Status, StatusLevel};
 use crate::error::{Error, FencedError, SettleError};
-use crate::event::{LockEvent, Reason, Status, StatusLevel};
 use crate::guard::WorkGuard;
 use crate::key::Key;
+use crate::lease::RunConfig;
+use crate::outcome::Reason;
 use crate::protocol::record::{Record, RecordSnapshot, State, Token};
 use crate::protocol::{Op, Reply};
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::{BatchKey, FencedScript, Store, StoreEvent};
-use crate::terms::RunConfig;
 
 /// A lease that no test waits for.
 const LONG: u64 = 3_600_000;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::builder::Warning;
+use crate::acquire::LockEvent;
+use crate::client::Warning;
 use crate::error::{Error, LeaseLost, SettleError};
-use crate::event::LockEvent;
 use crate::hub::Update;
 use crate::key::Key;
 use crate::lease::Lease;

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::{Run, Update};
 use crate::error::{LeaseLost, SettleError};
-use crate::event::{Completed, Failed, GaveUp, Reason};
 use crate::hub::message::Ended;
 use crate::lease::Lease;
+use crate::outcome::{Completed, Failed, GaveUp, Reason};
 use crate::protocol::record::{Cause, Record, State, Token, loss};
 use crate::protocol::{Failure, Outcome, Reply};
 use crate::telemetry;

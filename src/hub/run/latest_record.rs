@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::{Moment, Stamp};
+use crate::lease::RunConfig;
 use crate::lease::Term;
 use crate::protocol::record::{Record, RecordSnapshot};
-use crate::terms::RunConfig;
 
 #[derive(Default)]
 pub(super) struct LatestRecord {

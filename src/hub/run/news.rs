@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::grants::{completed, gave_up};
 use super::{Id, Run, Stage, Update};
-use crate::event::Locked;
 use crate::hub::Grant;
 use crate::hub::message::Ended;
 use crate::lease::Lease;
+use crate::outcome::Locked;
 use crate::protocol::Reply;
 use crate::protocol::record::{State, loss};
 use crate::telemetry;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 
 use super::{Id, Update};
+use crate::lease::RunConfig;
 use crate::protocol::record::Token;
-use crate::terms::RunConfig;
 
 /// At the end of a lease the waiter at position p of the queue claims after p of these.
 const STAGGER: Duration = Duration::from_millis(5);

@@ -11,9 +11,9 @@ use super::grants::Settling;
 use super::renewal::RenewOrigin;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::lease::RunConfig;
 use crate::protocol::record::Token;
 use crate::protocol::{Op, Outcome, Reply};
-use crate::terms::RunConfig;
 
 /// One request on its way to the store.
 pub(in crate::hub) enum Request {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::event::PreviousAttempt;
+use crate::outcome::PreviousAttempt;
 use crate::protocol::record::{RecordSnapshot, State};
 
 /// State of a run at one instant of the server's clock.

@@ -1,52 +1,11 @@
-//! The public events of a stream, and the types that they carry.
-
-mod status;
+//! What a run, an attempt and a participation come to.
 
 use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::error::Error;
-use crate::guard::WorkGuard;
 use crate::protocol::record::{Cause, Previous, Record};
-
-pub use status::{Status, StatusLevel};
-
-/// The events of one participation, in the order in which they happen.
-///
-/// A stream yields any number of `Acquired`, `Locked`, `Status` and retryable `Error` events, then
-/// exactly one terminal event ([`LockEvent::is_terminal`]), and then it ends.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum LockEvent {
-    /// This stream has been granted the work. Dropping the guard fails the attempt.
-    Acquired(WorkGuard),
-    /// Another participant is the holder. The stream yields one event for each grant.
-    Locked(Locked),
-    /// A progress report, in the words of the Node.js module that preceded this crate.
-    Status(Status),
-    /// The work is complete. Terminal.
-    Completed(Completed),
-    /// The run gave up. Terminal.
-    GaveUp(GaveUp),
-    /// This stream's own attempt ended without completing the work, and the others continue.
-    /// Terminal.
-    Failed(Failed),
-    /// An error. Terminal if [`Error::is_fatal`].
-    Error(Error),
-}
-
-impl LockEvent {
-    /// Whether the stream ends after this event.
-    pub fn is_terminal(&self) -> bool {
-        match self {
-            LockEvent::Acquired(_) | LockEvent::Locked(_) | LockEvent::Status(_) => false,
-            LockEvent::Completed(_) | LockEvent::GaveUp(_) | LockEvent::Failed(_) => true,
-            LockEvent::Error(error) => error.is_fatal(),
-        }
-    }
-}
 
 /// The holder of a key, as seen by a waiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,20 +66,6 @@ pub enum Outcome {
     Failed(Failed),
     /// The stream ended before its terminal event, for example because `take_until` cut it short.
     Left,
-}
-
-impl Outcome {
-    /// Returns the outcome that follows from a stream's next event, if the event is terminal.
-    pub(crate) fn of(event: Option<LockEvent>) -> Option<Result<Self, Error>> {
-        Some(Ok(match event {
-            None => Outcome::Left,
-            Some(LockEvent::Completed(completed)) => Outcome::Completed(completed),
-            Some(LockEvent::GaveUp(gave_up)) => Outcome::GaveUp(gave_up),
-            Some(LockEvent::Failed(failed)) => Outcome::Failed(failed),
-            Some(LockEvent::Error(error)) if error.is_fatal() => return Some(Err(error)),
-            Some(_) => return None,
-        }))
-    }
 }
 
 /// The end of this stream's own attempt without completing the work.

@@ -10,9 +10,10 @@ use pin_project::pin_project;
 use tokio::sync::oneshot;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use crate::acquire::LockEvent;
 use crate::error::{Error, SettleError};
-use crate::event::{LockEvent, Outcome};
 use crate::guard::{WorkGuard, failure};
+use crate::outcome::Outcome;
 use crate::protocol;
 use crate::telemetry::Within;
 

@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::stream::FusedStream;
 
+use crate::client::Snapshot;
 use crate::error::Error;
 use crate::hub::{Handle, WatchHandle};
 use crate::key::Key;
-use crate::snapshot::Snapshot;
 
 /// A stream of a key's transitions. [`LockingWorker::watch`](crate::LockingWorker::watch) returns
 /// it.

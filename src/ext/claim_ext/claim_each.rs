@@ -10,10 +10,10 @@ use pin_project::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::acquire::Acquire;
+use crate::acquire::LockEvent;
+use crate::client::LockingWorker;
 use crate::error::{ClaimError, Error};
-use crate::event::LockEvent;
 use crate::guard::WorkGuard;
-use crate::worker::LockingWorker;
 
 /// The stream of [`ClaimExt::claim_each`](crate::ClaimExt::claim_each).
 #[pin_project]
@@ -90,7 +90,7 @@ impl<T> Taken<T> {
     fn new(job: T, worker: LockingWorker) -> Self {
         Self {
             job,
-            events: worker.acquire_once(),
+            events: worker.acquire_with(false),
             worker,
             stage: Stage::Claiming,
         }

@@ -5,7 +5,7 @@ use futures::Stream;
 use futures::stream::FusedStream;
 use pin_project::pin_project;
 
-use crate::event::LockEvent;
+use crate::acquire::LockEvent;
 use crate::guard::WorkGuard;
 
 /// The stream of [`LockStreamExt::guards`](crate::LockStreamExt::guards).

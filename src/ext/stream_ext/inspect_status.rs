@@ -6,7 +6,7 @@ use futures::Stream;
 use futures::stream::FusedStream;
 use pin_project::pin_project;
 
-use crate::event::{LockEvent, Status};
+use crate::acquire::{LockEvent, Status};
 
 /// The stream of [`LockStreamExt::inspect_status`](crate::LockStreamExt::inspect_status).
 #[pin_project]

@@ -5,7 +5,7 @@ use futures::Stream;
 use futures::stream::FusedStream;
 use pin_project::pin_project;
 
-use crate::event::LockEvent;
+use crate::acquire::LockEvent;
 
 /// The stream of [`LockStreamExt::without_status`](crate::LockStreamExt::without_status).
 #[pin_project]

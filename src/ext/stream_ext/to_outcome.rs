@@ -4,8 +4,9 @@ use std::task::{Context, Poll, ready};
 use futures::Stream;
 use pin_project::pin_project;
 
+use crate::acquire::LockEvent;
 use crate::error::Error;
-use crate::event::{LockEvent, Outcome};
+use crate::outcome::Outcome;
 
 /// The future of [`LockStreamExt::outcome`](crate::LockStreamExt::outcome).
 #[pin_project]

@@ -4,7 +4,7 @@ mod claim_each;
 
 use futures::Stream;
 
-use crate::worker::LockingWorker;
+use crate::client::LockingWorker;
 
 pub use claim_each::ClaimEach;
 

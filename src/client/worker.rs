@@ -1,20 +1,14 @@
 //! The public handle that takes part in runs.
 
-use std::fmt::Display;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::acquire::{Acquire, AcquireConfig};
-use crate::builder::{Builder, Warning};
-use crate::error::{Error, KeyError, OnceError};
-use crate::guard::WorkGuard;
+use crate::client::Snapshot;
+use crate::client::Watch;
+use crate::client::{Builder, Warning};
+use crate::error::{Error, KeyError};
 use crate::key::Key;
-use crate::once;
 use crate::protocol::Op;
-use crate::snapshot::Snapshot;
-use crate::stream_ext::IntoResult;
-use crate::watch::Watch;
 
 /// Takes part in the runs of one key.
 ///
@@ -84,102 +78,12 @@ impl LockingWorker {
         Acquire::new(self.entry.clone())
     }
 
-    /// Like [`acquire`](Self::acquire), but the stream always ends with its own attempt: it ignores
-    /// [`Builder::rejoin`].
-    pub(crate) fn acquire_once(&self) -> Acquire {
+    /// Like [`acquire`](Self::acquire), but `rejoin` replaces [`Builder::rejoin`].
+    pub(crate) fn acquire_with(&self, rejoin: bool) -> Acquire {
         Acquire::new(AcquireConfig {
-            rejoin: false,
+            rejoin,
             ..self.entry.clone()
         })
-    }
-
-    /// Computes a result once for the whole fleet and returns it to every caller.
-    ///
-    /// The holder executes the work with its guard; the other callers wait for the result. If the
-    /// work fails, or if the guard is lost, the next waiter takes over, up to `max_attempts`. A
-    /// lost guard also stops the work. The same caller may become the holder again. Until the
-    /// retention ends, later callers get the result without any work.
-    ///
-    /// The work's future decides, even if a clone of the guard exists elsewhere: `Ok` completes the
-    /// run, `Err` fails the attempt. The lease limits the time of the work, unless the worker was
-    /// built with [`Builder::renew`]. In an outage of the server this method waits for its end.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`OnceError::GaveUp`] with the reason of the last failure when no attempt is left,
-    /// and [`OnceError::Stream`] when the server refuses. A result longer than
-    /// [`WorkGuard::MAX_RESULT`] is a failed attempt.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future leaves the queue. If this caller is the holder, the drop stops the work,
-    /// the attempt fails with the reason "dropped", and the next waiter takes over.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use redis_locking_worker::{LockingWorker, Memory};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let memory = Memory::new();
-    /// let worker = LockingWorker::builder("rates").in_memory(&memory).build().await?;
-    /// let rates = worker
-    ///     .once(|guard| async move {
-    ///         // Work that takes long, or that two processes must not do at once.
-    ///         Ok::<_, std::io::Error>(format!("fetched at attempt {}", guard.attempt()))
-    ///     })
-    ///     .await?;
-    /// assert_eq!(rates, "fetched at attempt 1");
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn once<W, F, T, E>(&self, work: W) -> Result<Bytes, OnceError>
-    where
-        W: FnMut(Arc<WorkGuard>) -> F,
-        F: Future<Output = Result<T, E>>,
-        T: IntoResult,
-        E: Display,
-    {
-        let completed = once::once(self.entry.clone(), work).await?;
-        Ok(completed.result)
-    }
-
-    /// Computes a result once like [`once`](Self::once), for any type that JSON can carry.
-    ///
-    /// # Errors
-    ///
-    /// As for [`once`](Self::once), and [`OnceError::Json`] when the recorded result of another
-    /// participant is not of this type. A result is a failed attempt if it cannot be read back from
-    /// JSON. For example, JSON has no NaN and stores `null` instead.
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`once`](Self::once).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use redis_locking_worker::{LockingWorker, Memory};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let memory = Memory::new();
-    /// let worker = LockingWorker::builder("rates").in_memory(&memory).build().await?;
-    /// let fetch = async |_| Ok::<_, std::io::Error>(vec![("EUR".to_owned(), 1.08)]);
-    /// assert_eq!(worker.once_json(fetch).await?[0].1, 1.08);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[cfg(feature = "json")]
-    pub async fn once_json<W, F, T, E>(&self, work: W) -> Result<T, OnceError>
-    where
-        W: FnMut(Arc<WorkGuard>) -> F,
-        F: Future<Output = Result<T, E>>,
-        T: serde::Serialize + serde::de::DeserializeOwned,
-        E: Display,
-    {
-        once::once_json(self.entry.clone(), work).await
     }
 
     /// Reads the state of the run and its waiters.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 
-use crate::event::{LockEvent, Status};
+use crate::acquire::{LockEvent, Status};
 use crate::guard::WorkGuard;
 
 pub use guards::Guards;

@@ -9,16 +9,16 @@ use std::time::Duration;
 use fred::clients::Client;
 
 use crate::acquire::AcquireConfig;
+use crate::acquire::StatusLevel;
+use crate::client::LockingWorker;
 use crate::error::BuildError;
-use crate::event::StatusLevel;
 use crate::key::Key;
+use crate::lease::RunConfig;
 use crate::protocol::{GRAIN, millis};
 use crate::store::Pace;
 use crate::store::memory::Memory;
 use crate::store::redis::Replicas;
 use crate::telemetry;
-use crate::terms::RunConfig;
-use crate::worker::LockingWorker;
 use server::Server;
 pub use warning::Warning;
 

@@ -6,7 +6,7 @@ use futures::Stream;
 use futures::stream::FusedStream;
 use pin_project::pin_project;
 
-use crate::event::LockEvent;
+use crate::acquire::LockEvent;
 
 /// The stream of [`LockStreamExt::trace`](crate::LockStreamExt::trace).
 #[pin_project]
