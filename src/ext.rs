@@ -4,7 +4,8 @@ mod claim_ext;
 mod once;
 mod stream_ext;
 
-pub use claim_ext::{ClaimEach, ClaimExt};
+pub use claim_ext::{ClaimEach, ClaimError, ClaimExt};
+pub use once::OnceError;
 #[cfg(feature = "tracing")]
 pub use stream_ext::Trace;
 pub use stream_ext::{

@@ -1,5 +1,7 @@
 //! The public handle of a holder to its granted attempt.
 
+mod error;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,13 +12,15 @@ use fred::types::{FromValue, MultipleKeys, MultipleValues, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{FencedError, LeaseLost, RenewError, SettleError};
-use crate::hub::Grant;
+use crate::error::LeaseLost;
+use crate::hub::{Grant, NotSettled};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::outcome::{self, Completed, Failed, GaveUp, PreviousAttempt, Reason};
 use crate::protocol::{Failure, GRAIN, Outcome, millis};
+use crate::store::FencedError;
 use crate::telemetry::Within;
+pub use error::{RenewError, SettleError};
 
 /// The RAII handle to a granted attempt: the right to do the work, for as long as its lease lasts.
 ///
@@ -284,7 +288,8 @@ impl WorkGuard {
                 max,
             });
         }
-        self.grant.renew(Some(millis(lease)), None).await
+        let renewed = self.grant.renew(Some(millis(lease)), None).await;
+        Ok(renewed?)
     }
 
     /// Saves a checkpoint for the next attempt, and restarts the lease.
@@ -337,7 +342,7 @@ impl WorkGuard {
                 max: Self::MAX_CHECKPOINT,
             });
         }
-        self.grant.renew(None, Some(checkpoint)).await
+        Ok(self.grant.renew(None, Some(checkpoint)).await?)
     }
 
     /// Executes a Lua script on the server if this guard still holds the work.
@@ -506,9 +511,10 @@ impl WorkGuard {
 
     /// Settles the grant and waits for the server's answer.
     async fn settle(&self, outcome: Outcome) -> Result<(), SettleError> {
-        self.send(outcome)
-            .await
-            .unwrap_or(Err(SettleError::Stopped))
+        match self.send(outcome).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(SettleError::Stopped),
+        }
     }
 
     /// Returns the outcome of our participation if the server records this settlement.
@@ -545,11 +551,11 @@ impl WorkGuard {
     }
 
     /// Sends the settlement even if the caller drops the answer. Only the first settlement counts.
-    pub(crate) fn send(&self, outcome: Outcome) -> oneshot::Receiver<Result<(), SettleError>> {
+    pub(crate) fn send(&self, outcome: Outcome) -> oneshot::Receiver<Result<(), NotSettled>> {
         let (reply, answer) = oneshot::channel();
         // Relaxed: it matters only that one of the calls is the first.
         if self.settled.swap(true, Ordering::Relaxed) {
-            let _ = reply.send(Err(LeaseLost::Settled.into()));
+            let _ = reply.send(Err(NotSettled::Lost(LeaseLost::Settled)));
         } else {
             self.grant.settle(outcome, Some(reply));
         }

@@ -24,15 +24,15 @@ use futures::channel::mpsc as mailbox;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::error::{Error, FencedError, LeaseLost, RenewError, SettleError};
+use crate::error::{Error, LeaseLost};
 use crate::keeper::{Keeper, News, WeakKeeper};
 use crate::key::Key;
 use crate::lease::RunConfig;
 use crate::lease::{Id, Lease};
 use crate::protocol::{Op, Outcome, Reply};
-use crate::store::{FencedScript, Store};
+use crate::store::{FencedError, FencedScript, Store};
 use crate::telemetry::Outages;
-pub(crate) use message::{Ended, OutageId, Update};
+pub(crate) use message::{Ended, NotRenewed, NotSettled, OutageId, Update};
 use message::{Message, Renewal, Settlement};
 use run::WatchItem;
 
@@ -338,7 +338,7 @@ impl Grant {
         &self,
         length: Option<u64>,
         checkpoint: Option<Bytes>,
-    ) -> Result<(), RenewError> {
+    ) -> Result<(), NotRenewed> {
         let (reply, answer) = oneshot::channel();
         self.hub.send(Message::Renew(Renewal {
             lease: self.lease.clone(),
@@ -349,8 +349,8 @@ impl Grant {
         tokio::select! {
             // An answer that came in time counts.
             biased;
-            Ok(answer) = answer => answer,
-            lost = self.lease.lost() => Err(lost.into()),
+            Ok(answer) = answer => answer.map_err(NotRenewed::Refused),
+            lost = self.lease.lost() => Err(NotRenewed::Lost(lost)),
         }
     }
 
@@ -380,13 +380,13 @@ impl Grant {
     pub(crate) fn settle(
         &self,
         outcome: Outcome,
-        reply: Option<oneshot::Sender<Result<(), SettleError>>>,
+        reply: Option<oneshot::Sender<Result<(), NotSettled>>>,
     ) {
         if self.lease.is_foreign() {
             // Its channels are copies of the parent's, where the guard lives on.
             self.lease.lose(LeaseLost::Forked);
             if let Some(reply) = reply {
-                let _ = reply.send(Err(LeaseLost::Forked.into()));
+                let _ = reply.send(Err(NotSettled::Lost(LeaseLost::Forked)));
             }
             return;
         }

@@ -8,8 +8,6 @@ use bytes::Bytes;
 use fred::bytes_utils::Str;
 use fred::util::redis_keyslot;
 
-use crate::error::KeyError;
-
 /// The name of one unit of work: from 1 to [`Key::MAX_LEN`] bytes of any value.
 ///
 /// On the server, the record has exactly this name. A second name, `{key}:line`, is derived from
@@ -167,6 +165,31 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.key.hash(state);
     }
+}
+
+/// Rejection of a name that cannot be a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The key has no bytes.
+    #[error("the key is empty; it needs at least 1 byte")]
+    Empty,
+    /// The key is longer than [`Key::MAX_LEN`].
+    #[error("the key has {len} bytes; at most {max} are allowed")]
+    TooLong {
+        /// Length of the key in bytes.
+        len: usize,
+        /// Maximum length in bytes.
+        max: usize,
+    },
+    /// The key contains `}` but no hash tag, so its side keys could not share its cluster slot.
+    #[error(
+        "the key {key:?} contains `}}` without a hash tag like `{{tag}}` of its own, so its side keys could not share its cluster slot"
+    )]
+    NotColocatable {
+        /// The key.
+        key: String,
+    },
 }
 
 #[cfg(test)]

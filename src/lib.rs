@@ -184,15 +184,13 @@ mod telemetry;
 mod telemetry;
 
 pub use acquire::{Acquire, LockEvent, Status, StatusLevel};
-pub use client::{Builder, LockingWorker, RunState, Snapshot, Warning, Watch};
-pub use error::{
-    BuildError, ClaimError, Error, FencedError, KeyError, LeaseLost, OnceError, RenewError,
-    SettleError,
-};
-pub use ext::{ClaimExt, IntoResult, LockStreamExt};
-pub use guard::WorkGuard;
-pub use key::Key;
+pub use client::{BuildError, Builder, LockingWorker, RunState, Snapshot, Warning, Watch};
+pub use error::{Error, LeaseLost};
+pub use ext::{ClaimError, ClaimExt, IntoResult, LockStreamExt, OnceError};
+pub use guard::{RenewError, SettleError, WorkGuard};
+pub use key::{Key, KeyError};
 pub use outcome::{Completed, Failed, GaveUp, Locked, Outcome, PreviousAttempt, Reason};
+pub use store::FencedError;
 pub use store::memory::Memory;
 
 /// The types that the methods of [`LockStreamExt`] and [`ClaimExt`] return.

@@ -30,12 +30,12 @@ pub struct Locked {
 pub struct Completed {
     /// [Label](crate::Builder::label) of the participant that completed the work.
     ///
-    /// All streams of one worker share a label. Only [`WorkGuard::done`] tells whether a certain
+    /// All streams of one worker share a label. Only [`WorkGuard::done`](crate::WorkGuard::done) tells whether a certain
     /// guard completed the work.
     pub holder: String,
     /// Number of the attempt that completed the work, from 1.
     pub attempt: u32,
-    /// Result of the work; empty after a plain [`WorkGuard::done`].
+    /// Result of the work; empty after a plain [`WorkGuard::done`](crate::WorkGuard::done).
     pub result: Bytes,
 }
 
@@ -91,7 +91,7 @@ pub struct PreviousAttempt {
     pub holder: String,
     /// How the attempt ended.
     pub reason: Reason,
-    /// The last [`WorkGuard::checkpoint`] of this run; empty if there was none.
+    /// The last [`WorkGuard::checkpoint`](crate::WorkGuard::checkpoint) of this run; empty if there was none.
     pub checkpoint: Bytes,
 }
 

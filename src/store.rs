@@ -1,5 +1,6 @@
 //! The trait `Store` with its atomic transitions of a run, and its two implementations.
 
+mod fenced;
 pub(crate) mod memory;
 pub(crate) mod redis;
 
@@ -10,25 +11,11 @@ use std::time::Duration;
 use fred::bytes_utils::Str;
 use fred::types::Value;
 
-use crate::error::{Error, FencedError};
+use crate::error::Error;
 use crate::key::Key;
 use crate::protocol::record::RecordSnapshot;
 use crate::protocol::{Op, Reply};
-
-/// A script of the caller's that runs only if a grant still stands.
-#[derive(Clone, Debug)]
-pub struct FencedScript {
-    /// The fencing token of the grant.
-    pub fence: u64,
-    /// The attempt of the grant.
-    pub attempt: u32,
-    /// The Lua source, as for `EVAL`.
-    pub source: String,
-    /// The script's `KEYS`.
-    pub keys: Vec<Value>,
-    /// The script's `ARGV`.
-    pub args: Vec<Value>,
-}
+pub use fenced::{FencedError, FencedScript};
 
 /// An item of the subscriber's stream.
 #[derive(Clone, Debug)]

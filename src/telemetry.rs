@@ -21,8 +21,8 @@ use tokio::time::Instant;
 
 use crate::acquire::LockEvent;
 use crate::client::Warning;
-use crate::error::{Error, LeaseLost, SettleError};
-use crate::hub::{Ended, Update};
+use crate::error::{Error, LeaseLost};
+use crate::hub::{Ended, NotSettled, Update};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::outcome::{Failed, GaveUp, Reason};
@@ -334,7 +334,7 @@ pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
 }
 
 /// The guard's end is answered, or given up on.
-pub(crate) fn settled(lease: &Lease, result: &Result<(), SettleError>, told: &Update) {
+pub(crate) fn settled(lease: &Lease, result: &Result<(), NotSettled>, told: &Update) {
     let Some(given) = lease.work.given.get() else {
         return;
     };
@@ -349,7 +349,7 @@ pub(crate) fn settled(lease: &Lease, result: &Result<(), SettleError>, told: &Up
         (Ok(()), _) => ("completed", None, None),
         (Err(error), Update::Settled(Ended::Failed(failed))) => {
             let outcome = match error {
-                SettleError::Lost(_) => "lost",
+                NotSettled::Lost(_) => "lost",
                 _ => "unknown",
             };
             (outcome, Some(cause(&failed.reason)), Some(error))

@@ -10,8 +10,8 @@ use fred::clients::Client;
 
 use crate::acquire::AcquireConfig;
 use crate::acquire::StatusLevel;
+use crate::client::BuildError;
 use crate::client::LockingWorker;
-use crate::error::BuildError;
 use crate::key::Key;
 use crate::lease::RunConfig;
 use crate::protocol::{GRAIN, millis};

@@ -6,8 +6,8 @@ use crate::acquire::{Acquire, AcquireConfig};
 use crate::client::Snapshot;
 use crate::client::Watch;
 use crate::client::{Builder, Warning};
-use crate::error::{Error, KeyError};
-use crate::key::Key;
+use crate::error::Error;
+use crate::key::{Key, KeyError};
 use crate::protocol::Op;
 
 /// Takes part in the runs of one key.

@@ -1,12 +1,14 @@
 //! The public trait for streams of jobs.
 
 mod claim_each;
+mod error;
 
 use futures::Stream;
 
 use crate::client::LockingWorker;
 
 pub use claim_each::ClaimEach;
+pub use error::ClaimError;
 
 /// Extension methods for a stream of jobs that every process of a fleet has, such as ticks of a
 /// clock, messages or a list of files.

@@ -8,10 +8,26 @@ use bytes::Bytes;
 #[cfg(doc)]
 use crate::client::Builder;
 use crate::client::LockingWorker;
-use crate::error::{Error, OnceError};
+use crate::error::Error;
 use crate::ext::{IntoResult, LockStreamExt};
 use crate::guard::WorkGuard;
-use crate::outcome::{Completed, Outcome};
+use crate::outcome::{Completed, GaveUp, Outcome};
+
+/// Failure of [`LockingWorker::once`](crate::LockingWorker::once).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OnceError {
+    /// The run gave up: this is its last failure.
+    #[error("given up after {} attempts: {}", .0.attempts, .0.reason)]
+    GaveUp(GaveUp),
+    /// The stream ended with this error.
+    #[error(transparent)]
+    Stream(#[from] Error),
+    /// The result is not of the requested type: the participants disagree on the type.
+    #[cfg(feature = "json")]
+    #[error("the result is of another type")]
+    Json(#[from] serde_json::Error),
+}
 
 impl LockingWorker {
     /// Computes a result once for the whole fleet and returns it to every caller.

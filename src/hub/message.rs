@@ -1,6 +1,7 @@
 //! What the hub is asked, and what it tells.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fred::types::Value;
@@ -10,12 +11,12 @@ use tokio_util::task::TaskTracker;
 
 use super::run::WatchItem;
 use super::{Grant, Id, Lease, RunConfig};
-use crate::error::{Error, FencedError, RenewError, SettleError};
+use crate::error::{Error, LeaseLost};
 use crate::keeper::News;
 use crate::key::Key;
 use crate::outcome::{Completed, Failed, GaveUp, Locked};
 use crate::protocol::{Op, Outcome, Reply};
-use crate::store::FencedScript;
+use crate::store::{FencedError, FencedScript};
 
 /// Tells outages apart.
 pub(crate) type OutageId = u64;
@@ -76,7 +77,7 @@ pub(super) struct Renewal {
     pub(super) length: Option<u64>,
     pub(super) checkpoint: Option<Bytes>,
     /// Dropped unanswered when the lease is lost.
-    pub(super) reply: oneshot::Sender<Result<(), RenewError>>,
+    pub(super) reply: oneshot::Sender<Result<(), Error>>,
 }
 
 /// The end of a grant, as its holder wants it.
@@ -85,7 +86,7 @@ pub(super) struct Settlement {
     pub(super) lease: Arc<Lease>,
     pub(super) outcome: Outcome,
     /// Dropped unanswered when the runtime dies.
-    pub(super) reply: Option<oneshot::Sender<Result<(), SettleError>>>,
+    pub(super) reply: Option<oneshot::Sender<Result<(), NotSettled>>>,
 }
 
 /// What a participant is told.
@@ -104,6 +105,27 @@ pub(crate) enum Update {
     Refused(Error),
     /// The server does not serve, in this outage.
     Unavailable(Error, OutageId),
+}
+
+/// Why a lease was not renewed.
+pub(crate) enum NotRenewed {
+    Lost(LeaseLost),
+    Refused(Error),
+}
+
+/// Why a grant was not settled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotSettled {
+    #[error(transparent)]
+    Lost(LeaseLost),
+    #[error("the server refused")]
+    Refused(#[source] Error),
+    #[error("not known to be done within {waited:?}")]
+    Unknown {
+        waited: Duration,
+        #[source]
+        source: Error,
+    },
 }
 
 /// How a participation ended.

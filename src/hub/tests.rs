@@ -19,13 +19,15 @@ use tokio::time::Instant;
 use super::Handle;
 use crate::acquire::{Acquire, AcquireConfig};
 use crate::acquire::{LockEvent, Status, StatusLevel};
-use crate::error::{Error, FencedError, SettleError};
+use crate::error::Error;
+use crate::guard::SettleError;
 use crate::guard::WorkGuard;
 use crate::key::Key;
 use crate::lease::RunConfig;
 use crate::outcome::Reason;
 use crate::protocol::record::{Record, RecordSnapshot, State, Token};
 use crate::protocol::{Op, Reply};
+use crate::store::FencedError;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::{BatchKey, FencedScript, Store, StoreEvent};
 
@@ -1259,7 +1261,7 @@ async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
     }
     let lost = guard.extend(Duration::from_secs(60)).await.unwrap_err();
     assert!(
-        matches!(lost, crate::error::RenewError::Lost(_)),
+        matches!(lost, crate::guard::RenewError::Lost(_)),
         "{lost:?}"
     );
     stalled.notify_one();

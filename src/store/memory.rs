@@ -12,8 +12,8 @@ use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc;
 
-use super::{BatchKey, FencedScript, Store, StoreEvent};
-use crate::error::{Error, FencedError};
+use super::{BatchKey, FencedError, FencedScript, Store, StoreEvent};
+use crate::error::Error;
 use crate::key::Key;
 use crate::protocol::{Op, Reply};
 use server::{Server, Watcher};

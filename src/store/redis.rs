@@ -31,8 +31,8 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BatchKey, FencedScript, Pace, Store, StoreEvent};
-use crate::error::{Error, FencedError};
+use super::{BatchKey, FencedError, FencedScript, Pace, Store, StoreEvent};
+use crate::error::Error;
 use crate::key::{Key, show};
 use crate::protocol::record::{RecordSnapshot, loss};
 use crate::protocol::{Op, Outcome, Reply};

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use crate::acquire::LockEvent;
 use crate::client::Warning;
-use crate::error::{Error, LeaseLost, SettleError};
-use crate::hub::Update;
+use crate::error::{Error, LeaseLost};
+use crate::hub::{NotSettled, Update};
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::protocol::record::Record;
@@ -65,7 +65,7 @@ pub(crate) fn describe() {}
 pub(crate) fn granted(_: &Lease, _: &Record, _: Duration, _: Option<(Instant, u64)>) {}
 pub(crate) fn renewed(_: &Lease) {}
 pub(crate) fn ended(_: &Lease, _: &LeaseLost) {}
-pub(crate) fn settled(_: &Lease, _: &Result<(), SettleError>, _: &Update) {}
+pub(crate) fn settled(_: &Lease, _: &Result<(), NotSettled>, _: &Update) {}
 pub(crate) fn resync(_: &'static str) {}
 pub(crate) fn warned(_: &Warning) {}
 pub(crate) fn large_result(_: &Key, _: usize) {}

@@ -11,8 +11,9 @@ use fred::types::config::{Config, ServerConfig};
 use tokio::{join, runtime};
 
 use super::Warning;
+use crate::client::BuildError;
 use crate::clock::Clock;
-use crate::error::{BuildError, Error};
+use crate::error::Error;
 use crate::hub::{Handle, Inbox};
 use crate::keeper::{self, Keeper, News};
 use crate::key::Key;

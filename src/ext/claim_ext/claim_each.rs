@@ -9,10 +9,11 @@ use futures::{Stream, StreamExt};
 use pin_project::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::ClaimError;
 use crate::acquire::Acquire;
 use crate::acquire::LockEvent;
 use crate::client::LockingWorker;
-use crate::error::{ClaimError, Error};
+use crate::error::Error;
 use crate::guard::WorkGuard;
 
 /// The stream of [`ClaimExt::claim_each`](crate::ClaimExt::claim_each).

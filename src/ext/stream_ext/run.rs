@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::acquire::LockEvent;
-use crate::error::{Error, SettleError};
+use crate::error::Error;
 use crate::guard::{WorkGuard, failure};
+use crate::hub::NotSettled;
 use crate::outcome::Outcome;
 use crate::protocol;
 use crate::telemetry::Within;
@@ -84,7 +85,7 @@ enum Turn<F> {
     /// The server's answer to the settlement. Leads to `Waiting` whatever the answer is: the stream
     /// reports how the run continues.
     Settling {
-        answer: oneshot::Receiver<Result<(), SettleError>>,
+        answer: oneshot::Receiver<Result<(), NotSettled>>,
         /// The end of our attempt if the server accepts the settlement.
         outcome: Option<Outcome>,
     },

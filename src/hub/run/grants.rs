@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Run, Update};
-use crate::error::{LeaseLost, SettleError};
-use crate::hub::message::Ended;
+use crate::error::LeaseLost;
+use crate::hub::message::{Ended, NotSettled};
 use crate::lease::Lease;
 use crate::outcome::{Completed, Failed, GaveUp, Reason};
 use crate::protocol::record::{Cause, Record, State, Token, loss};
@@ -48,7 +48,7 @@ enum GrantPhase {
 pub(in crate::hub) struct Settling {
     pub(super) lease: Arc<Lease>,
     pub(super) outcome: Outcome,
-    pub(super) reply: Option<oneshot::Sender<Result<(), SettleError>>>,
+    pub(super) reply: Option<oneshot::Sender<Result<(), NotSettled>>>,
     pub(super) began: Instant,
     pub(super) give_up: Instant,
 }
@@ -256,7 +256,7 @@ impl Run {
                     LeaseLost::RecordGone => Reason::Lost,
                     _ => Reason::Expired,
                 };
-                (Err(lost.into()), failed(lease, reason))
+                (Err(NotSettled::Lost(lost)), failed(lease, reason))
             }
         };
         self.end(settling, result, Update::Settled(ended));
@@ -266,7 +266,7 @@ impl Run {
     pub(super) fn end(
         &mut self,
         settling: Settling,
-        result: Result<(), SettleError>,
+        result: Result<(), NotSettled>,
         update: Update,
     ) {
         telemetry::settled(&settling.lease, &result, &update);

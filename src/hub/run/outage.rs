@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::grants::failed;
 use super::{Call, OutageId, Renew, Request, Run, Update};
-use crate::error::{Error, SettleError};
+use crate::error::Error;
+use crate::hub::message::NotSettled;
 use crate::lease::Lease;
 use crate::outcome::Reason;
 use crate::protocol::GRAIN;
@@ -80,11 +81,11 @@ impl Run {
             }
             Request::Settle(settling) if fatal && !settling.is_replicated() => {
                 let update = Update::Refused(error.clone());
-                self.end(settling, Err(SettleError::Refused(error.clone())), update);
+                self.end(settling, Err(NotSettled::Refused(error.clone())), update);
                 None
             }
             Request::Settle(settling) if fatal || unproven || now >= settling.give_up => {
-                let unknown = SettleError::Unknown {
+                let unknown = NotSettled::Unknown {
                     waited: now - settling.began,
                     source: error.clone(),
                 };

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Call, Renew, Request, Run, Update};
 use crate::clock::Stamp;
-use crate::error::{Error, LeaseLost, RenewError};
+use crate::error::{Error, LeaseLost};
 use crate::lease::Lease;
 use crate::protocol::Reply;
 use crate::protocol::record::loss;
@@ -18,7 +18,7 @@ use crate::telemetry;
 pub(super) enum RenewOrigin {
     /// The stream, or the guard on its behalf when it begins: it is told in its mailbox.
     Stream,
-    Guard(oneshot::Sender<Result<(), RenewError>>),
+    Guard(oneshot::Sender<Result<(), Error>>),
     /// The keeper, which has no connection of its own yet and asks again by itself.
     Keeper,
 }
@@ -116,7 +116,7 @@ impl Run {
                 None
             }
             RenewOrigin::Guard(reply) if error.is_fatal() => {
-                let _ = reply.send(Err(RenewError::Refused(error.clone())));
+                let _ = reply.send(Err(error.clone()));
                 None
             }
             RenewOrigin::Keeper => None,

@@ -1,6 +1,7 @@
 //! Leases that are renewed, that are not, and what their holders know of it.
 
-use crate::error::{LeaseLost, RenewError};
+use crate::error::LeaseLost;
+use crate::guard::RenewError;
 use crate::protocol::record::Record;
 
 use super::*;
