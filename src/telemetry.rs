@@ -4,9 +4,9 @@
 //! Without either feature, `telemetry/off.rs` takes the place of this module. Its types have no
 //! size and its functions do nothing.
 //!
-//! A stream emits its events where it is polled, within the caller's span. The hub's events name
-//! their parent: a thread may poll the hub's task within a span that has nothing to do with the
-//! hub.
+//! A stream emits its events where it is polled, so the caller's span is the parent of its span.
+//! The hub's events name their parent: a thread may poll the hub's task within a span that has
+//! nothing to do with the hub.
 #![cfg_attr(
     not(all(feature = "tracing", feature = "metrics")),
     allow(unused_variables, dead_code, reason = "for the other feature")

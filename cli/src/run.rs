@@ -222,7 +222,7 @@ impl Part {
                     }
                 }
                 Some(_) => {}
-                // No terminal event came before: each of them returns above.
+                // The stream ended without a terminal event: each of those returns above.
                 None => return Exit::Server,
             }
         }

@@ -14,7 +14,7 @@
 //! | 6 | while `is_valid()` is true, the server has granted the key to no other participant |
 //! | 7 | a stream yields non-terminal events, exactly one terminal event, then `None` |
 //! | 8 | an outcome that a waiter is told was recorded, in the run that it took part in |
-//! | 9 | with a live waiter and a healthy server, a grant follows at once on a failure or lease end |
+//! | 9 | with a live waiter and a healthy server, a failure or lease end leads to a grant at once |
 //! | 10 | after the last fault and one lease no stream is pending without a live holder |
 //! | 11 | a dropped or crashed participant holds nothing for longer than promised |
 //! | 12 | no two guards of a key are seen valid at once, and one that was seen invalid stays so |

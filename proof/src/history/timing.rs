@@ -70,8 +70,8 @@ impl<'a> Checker<'a> {
             return self.violates(11, format_args!("{key}: held by nobody: {record:?}"));
         };
         let member = &self.history.members[&process];
-        // A grant lasts for a lease at least. `SOON` allows for the time that a renewal takes to the
-        // server, from which its length counts there.
+        // A grant lasts for a lease at least. `SOON` allows for a renewal's way to the server,
+        // where its length counts from its arrival.
         let longest = member.max_hold.max(member.lease) * 1_000;
         if record.until * 1_000 > began + longest + SOON {
             self.violates(11, format_args!("{key}: held for too long: {record:?}"));
