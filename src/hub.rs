@@ -1,7 +1,8 @@
-//! One task a process and server that speaks to the store for every stream and guard.
+//! The hub: one task for a worker and its clones that calls the store for every stream and guard.
 //!
-//! Streams and guards only send it messages, which never blocks and works on any thread, so that
-//! dropping either of them is enough: whatever is in flight is finished, or given back, here.
+//! Streams and guards only send it messages, which never blocks and works on any thread. Dropping
+//! one of them is therefore enough: the hub finishes the requests in flight, and gives back unused
+//! grants.
 
 mod batcher;
 mod message;
@@ -36,8 +37,8 @@ pub(crate) use message::{Ended, NotRenewed, NotSettled, OutageId, Update};
 use message::{Message, Renewal, Settlement};
 use run::WatchItem;
 
-/// The way to the hub. The hub ends, and its connections with it, once the last handle is gone and
-/// everything asked of it is answered.
+/// A handle to the hub. The hub closes its connections and ends once the last handle is gone and
+/// every request is answered.
 #[derive(Clone)]
 pub(crate) struct Handle {
     messages: mpsc::UnboundedSender<Message>,
@@ -45,8 +46,8 @@ pub(crate) struct Handle {
     keeper: Keeper,
 }
 
-/// A hub that does not run yet: its way in, so that a keeper can be made that tells it what it
-/// does.
+/// The inbox of a hub that does not run yet. The keeper is made before the hub, and reports to this
+/// inbox.
 pub(crate) struct Inbox {
     messages: mpsc::UnboundedSender<Message>,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -58,7 +59,7 @@ impl Inbox {
         Self { messages, inbox }
     }
 
-    /// How a keeper tells the hub what it does. It does not keep the hub alive.
+    /// Returns the function by which a keeper reports to the hub. It does not keep the hub alive.
     pub(crate) fn teller(&self) -> impl Fn(News) + Send + use<> {
         let messages = self.messages.downgrade();
         move |news| {
@@ -70,7 +71,7 @@ impl Inbox {
 }
 
 impl Handle {
-    /// Starts a hub for runs in memory on the current runtime, with its keeper beside it.
+    /// Starts a hub and its keeper for runs in memory, on the current runtime.
     ///
     /// # Panics
     ///
@@ -81,8 +82,7 @@ impl Handle {
         Self::spawn(store, inbox, clock, keeper)
     }
 
-    /// Starts a hub on the current runtime, whose leases are judged by this clock and kept by this
-    /// keeper.
+    /// Starts a hub on the current runtime, with the clock and the keeper of its leases.
     ///
     /// # Panics
     ///
@@ -98,7 +98,7 @@ impl Handle {
         hub
     }
 
-    /// Takes part in the run of a key.
+    /// Joins the current run of a key, or starts one.
     pub(crate) fn join(&self, key: &Key, terms: &Arc<RunConfig>) -> Participant {
         let (mailbox, updates) = mailbox::unbounded();
         let seat = Participant {
@@ -116,7 +116,7 @@ impl Handle {
         seat
     }
 
-    /// Looks on, without taking part.
+    /// Observes a key without taking part.
     pub(crate) fn observe(&self, key: &Key) -> WatchHandle {
         let (mailbox, sights) = mailbox::unbounded();
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
@@ -133,11 +133,11 @@ impl Handle {
         }
     }
 
-    /// Has this carried out once.
+    /// Runs one operation, once.
     ///
     /// # Errors
     ///
-    /// Whatever the store says; nothing is tried again.
+    /// Returns the error of the store; nothing is tried again.
     pub(crate) async fn ask(&self, key: &Key, op: Op) -> Result<Reply, Error> {
         let (answer, answered) = oneshot::channel();
         self.send(Message::Ask {
@@ -148,7 +148,7 @@ impl Handle {
         answered.await.unwrap_or(Err(Error::Stopped))
     }
 
-    /// The labels of those who wait, in their order; not more than so many.
+    /// Returns the labels of the first `most` waiters, in the order of the queue.
     pub(crate) async fn line(&self, key: &Key, most: u32) -> Result<Vec<String>, Error> {
         let (answer, answered) = oneshot::channel();
         self.send(Message::Line {
@@ -159,11 +159,11 @@ impl Handle {
         answered.await.unwrap_or(Err(Error::Stopped))
     }
 
-    /// Resolves once everything that was signalled before is answered, or given up on.
+    /// Waits until every earlier request is answered, or the hub has stopped retrying it.
     pub(crate) async fn drain(&self) {
         let (drained, answer) = oneshot::channel();
         self.send(Message::Drain(drained));
-        // A hub that has gone has nothing left to answer.
+        // Without a hub there is no request left.
         if let Ok(tracker) = answer.await {
             tracker.wait().await;
         }
@@ -179,8 +179,10 @@ impl Handle {
         }
     }
 
-    /// Fails only when the hub's runtime has shut down. The keeper then ends a grant that is
-    /// dropped, if it works on; everything else that is left on the server ends with its lease.
+    /// Sends a message to the hub, which fails only when the hub's runtime has shut down.
+    ///
+    /// The keeper then settles a grant, if it outlives the hub. Everything else that is left on the
+    /// server ends with its lease.
     fn send(&self, message: Message) {
         if let Err(mpsc::error::SendError(Message::Settle(settlement))) =
             self.messages.send(message)
@@ -196,7 +198,7 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// The hub's own handle, which does not keep it alive.
+/// The hub's handle to itself, which does not keep it alive.
 #[derive(Clone)]
 struct WeakHandle {
     messages: mpsc::WeakUnboundedSender<Message>,
@@ -218,18 +220,18 @@ impl WeakHandle {
         })
     }
 
-    /// A number for an outage, which tells it apart from the others.
+    /// Returns a new outage id.
     fn outage_id(&self) -> OutageId {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 }
 
-/// A participation. Dropping it leaves the run.
+/// A participant in a run. Dropping it leaves the run.
 #[derive(Debug)]
 pub(crate) struct Participant {
     key: Key,
     id: Id,
-    /// Ends when the hub has gone.
+    /// Updates from the hub. They end with the participation, or when the hub has gone.
     updates: mailbox::UnboundedReceiver<Update>,
     hub: Handle,
 }
@@ -244,7 +246,8 @@ impl Stream for Participant {
 
 impl Drop for Participant {
     fn drop(&mut self) {
-        // A grant that is in it finds its own way back. A run that has ended lets go of the mailbox.
+        // Empties the mailbox: a grant in it gives itself back when it is dropped. A closed
+        // mailbox shows that the participation has ended, so there is nothing to leave.
         let ended = loop {
             match self.updates.try_recv() {
                 Ok(update) => drop(update),
@@ -259,12 +262,12 @@ impl Drop for Participant {
     }
 }
 
-/// A look at a key from outside. Dropping it ends it.
+/// An observer of a key. Dropping it ends the observation.
 #[derive(Debug)]
 pub(crate) struct WatchHandle {
     key: Key,
     id: Id,
-    /// Ends with a fatal error, or when the hub has gone.
+    /// Items from the hub. They end with a fatal error, or when the hub has gone.
     sights: mailbox::UnboundedReceiver<WatchItem>,
     hub: Handle,
 }
@@ -284,48 +287,51 @@ impl Drop for WatchHandle {
     }
 }
 
-/// A grant on its way to somebody who works on it. Dropped before, it goes to the next in line and
-/// is not counted.
+/// A grant. Dropped before a guard is made of it, it goes to the next waiter, and its attempt is
+/// not counted.
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) lease: Arc<Lease>,
-    /// Whether the server has been told that its holder knows of it; with replicas, whether they
-    /// have acknowledged it.
+    /// Whether the grant is confirmed, or its confirmation was requested. With replicas, a grant
+    /// that came by push counts as unconfirmed.
     confirmed: bool,
     used: AtomicBool,
     hub: Handle,
 }
 
 impl Grant {
-    /// Whether it has to be confirmed before anybody relies on it: little is left of it, or nothing
-    /// counts that no replica has.
+    /// Whether the grant must be confirmed before a guard is made of it: little of its lease is
+    /// left, or it counts only once replicas have it.
     pub(crate) fn is_doubtful(&self) -> bool {
         let enough = Duration::from_millis(self.lease.terms.window() / 4);
         self.lease.remaining() < enough || (self.lease.terms.replicated && !self.confirmed)
     }
 
-    /// Restarts the lease; [`Update::Confirmed`] or [`Update::Lost`] follows.
+    /// Requests a restart of the lease. [`Update::Confirmed`] or [`Update::Lost`] follows.
     pub(crate) fn confirm(&mut self) {
         self.confirmed = true;
         self.hub.send(Message::Confirm(self.lease.clone()));
     }
 
-    /// Sees to it that it is confirmed.
+    /// Requests the confirmation, unless it was done or requested before.
     pub(crate) fn hold(&mut self) {
         if !self.confirmed {
             self.confirm();
         }
     }
 
-    /// Gives it to its holder: from here on only [`Grant::settle`] or its lease ends it.
+    /// Marks the grant as given to its holder. From then on only [`Grant::settle`] or the end of
+    /// its lease ends it.
     pub(crate) fn give(&self) {
         if !self.lease.give() {
             self.hub.send(Message::Expired(self.lease.clone()));
         }
     }
 
-    /// Begins to renew it, if it shall be. The keeper is told itself: a hub that is woken by a
-    /// thread which then blocks does not run before that thread goes on.
+    /// Starts the renewal of the lease at the first call, if the worker renews.
+    ///
+    /// The message goes to the keeper directly. A thread that wakes the hub and then blocks keeps
+    /// the hub from running until the thread goes on.
     pub(crate) fn in_use(&self) {
         // Relaxed: it matters only that one of the callers is the first.
         if self.lease.terms.renew_every.is_some() && !self.used.swap(true, Ordering::Relaxed) {
@@ -333,7 +339,8 @@ impl Grant {
         }
     }
 
-    /// Restarts the lease, for this many ms or the usual length, and leaves this for a successor.
+    /// Restarts the lease, for `length` ms or the usual length, and stores a checkpoint for the
+    /// successor.
     pub(crate) async fn renew(
         &self,
         length: Option<u64>,
@@ -354,7 +361,7 @@ impl Grant {
         }
     }
 
-    /// Runs a script of the user's if the grant stands.
+    /// Runs a script of the caller's if the server still has this grant.
     pub(crate) async fn fenced(
         &self,
         source: String,
@@ -376,14 +383,15 @@ impl Grant {
         answer.await.unwrap_or(Err(LeaseLost::Stopped.into()))
     }
 
-    /// Ends it; without a reply nobody waits for the answer.
+    /// Ends the grant. The answer goes to `reply`, if there is one.
     pub(crate) fn settle(
         &self,
         outcome: Outcome,
         reply: Option<oneshot::Sender<Result<(), NotSettled>>>,
     ) {
         if self.lease.is_foreign() {
-            // Its channels are copies of the parent's, where the guard lives on.
+            // This is a forked child: its channels are copies of the parent's, where the guard
+            // lives on.
             self.lease.lose(LeaseLost::Forked);
             if let Some(reply) = reply {
                 let _ = reply.send(Err(NotSettled::Lost(LeaseLost::Forked)));
@@ -393,7 +401,7 @@ impl Grant {
         if matches!(outcome, Outcome::Done(_)) {
             self.lease.complete();
         }
-        // What still works in its name stops before the server hears that others may begin.
+        // Order matters: work under this grant stops before the server can grant the next one.
         self.lease.lose(LeaseLost::Settled);
         self.hub.send(Message::Settle(Settlement {
             lease: self.lease.clone(),

@@ -30,8 +30,9 @@ pub struct Locked {
 pub struct Completed {
     /// [Label](crate::Builder::label) of the participant that completed the work.
     ///
-    /// All streams of one worker share a label. Only [`WorkGuard::done`](crate::WorkGuard::done) tells whether a certain
-    /// guard completed the work.
+    /// All streams of one worker share a label. Only
+    /// [`WorkGuard::done`](crate::WorkGuard::done) tells whether a certain guard completed the
+    /// work.
     pub holder: String,
     /// Number of the attempt that completed the work, from 1.
     pub attempt: u32,
@@ -91,7 +92,8 @@ pub struct PreviousAttempt {
     pub holder: String,
     /// How the attempt ended.
     pub reason: Reason,
-    /// The last [`WorkGuard::checkpoint`](crate::WorkGuard::checkpoint) of this run; empty if there was none.
+    /// The last [`WorkGuard::checkpoint`](crate::WorkGuard::checkpoint) of this run; empty if there
+    /// was none.
     pub checkpoint: Bytes,
 }
 

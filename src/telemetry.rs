@@ -1,10 +1,12 @@
-//! What happens, for whoever observes it: spans and events with the feature `tracing`, figures with the feature
-//! `metrics`. docs/observability.md lists their names, which are part of the public interface.
+//! Telemetry: spans and events with the feature `tracing`, figures with the feature `metrics`.
+//! docs/observability.md lists their names, which are part of the public interface.
 //!
-//! Without either feature `observe/off.rs` is here instead, where nothing has a size or does anything.
+//! Without either feature, `telemetry/off.rs` takes the place of this module. Its types have no
+//! size and its functions do nothing.
 //!
-//! What a stream tells is told where it is polled. What the hub tells names its parent: the hub's task runs on
-//! the thread of whoever polls it, within spans that are none of its business.
+//! A stream emits its events where it is polled, so the caller's span is the parent of its span.
+//! The hub's events name their parent: a thread may poll the hub's task within a span that has
+//! nothing to do with the hub.
 #![cfg_attr(
     not(all(feature = "tracing", feature = "metrics")),
     allow(unused_variables, dead_code, reason = "for the other feature")
@@ -33,7 +35,7 @@ use figures::{count, measure};
 #[cfg(feature = "tracing")]
 use tracing::{Span, field::Empty};
 
-/// An event, about a lease or not; what it names is not looked at without the feature.
+/// Emits an event, about a lease or not. Without the feature it does not evaluate its arguments.
 macro_rules! event {
     ($level:ident, $(parent: $parent:expr,)? $message:literal, lease: $lease:ident $(, $($fields:tt)+)?) => {
         event!(
@@ -58,7 +60,7 @@ macro_rules! event {
     }};
 }
 
-/// A span at the level `INFO`.
+/// Creates a span at the level `INFO`.
 #[cfg(feature = "tracing")]
 macro_rules! span {
     ($(parent: $parent:expr,)? $name:literal, $($fields:tt)+) => {
@@ -84,11 +86,12 @@ impl Span {
     }
 }
 
-/// Where this thread tells what happens, for what is to be told by another in its place: its
-/// subscriber, and its recorder, as far as the end of a lease needs it.
+/// The `tracing` subscriber and the `metrics` recorder of one thread, so that another thread can
+/// report to them. The recorder is limited to the figures of the end of a lease.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Observers {
-    /// `None` where there is no subscriber yet: then the global one is told, when there is one.
+    /// `None` if there was no subscriber yet. Events then go to the polling thread's subscriber,
+    /// which may be a global one that was set later.
     #[cfg(feature = "tracing")]
     dispatch: Option<tracing::Dispatch>,
     #[cfg(feature = "metrics")]
@@ -96,7 +99,7 @@ pub(crate) struct Observers {
 }
 
 impl Observers {
-    /// Those of this thread.
+    /// Returns the subscriber and recorder of this thread.
     pub(crate) fn here() -> Self {
         Self {
             #[cfg(feature = "tracing")]
@@ -109,7 +112,7 @@ impl Observers {
         }
     }
 
-    /// The same future, which tells them, whatever thread polls it.
+    /// Makes a future report to them, whatever thread polls it.
     pub(crate) fn follow<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         #[cfg(feature = "metrics")]
         let future = self.recorder.follow(future);
@@ -135,12 +138,12 @@ pub(crate) struct Participation(Option<Open>);
 #[derive(Debug)]
 struct Open {
     span: Span,
-    /// Whether it is counted among those that wait.
+    /// Whether the gauge of waiting streams counts this one.
     waiting: bool,
 }
 
 impl Participation {
-    /// Once: a stream that rejoins goes on in its span.
+    /// Opens the span, unless it is open: a stream that rejoins stays in its span.
     pub(crate) fn begin(&mut self, key: &Key, label: &str) {
         if self.0.is_none() {
             self.0 = Some(Open {
@@ -150,7 +153,7 @@ impl Participation {
         }
     }
 
-    /// A guard is about to be made of this grant.
+    /// Reports that a guard is about to be made of this grant.
     pub(crate) fn acquires(&mut self, lease: &Lease) {
         let Some(open) = &mut self.0 else {
             return;
@@ -181,7 +184,7 @@ impl Participation {
         let _ = lease.work.given.set(Given { span, since });
     }
 
-    /// What the stream's user is about to see.
+    /// Reports an event that the stream is about to yield.
     pub(crate) fn yields(&mut self, key: &Key, event: &LockEvent) {
         let Some(open) = &mut self.0 else {
             return;
@@ -247,12 +250,12 @@ impl Open {
     }
 }
 
-/// What is done under one grant; a part of its lease.
+/// Telemetry of the work under one grant. It is a part of the grant's lease.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
-    /// When somebody handed it over, by our clock.
+    /// Time, on our clock, at which the server granted it by push.
     freed: OnceLock<Instant>,
-    /// Set when a guard is made of it. What becomes of a grant before that is nobody's work.
+    /// Set when a guard is made of the grant. Before that, nothing about it is reported.
     given: OnceLock<Given>,
 }
 
@@ -262,14 +265,14 @@ struct Given {
     since: Instant,
 }
 
-/// A future that is polled, and dropped, within a span.
+/// A future that is polled and dropped within a span.
 #[cfg(feature = "tracing")]
 pub(crate) type Within<F> = tracing::instrument::Instrumented<F>;
 #[cfg(not(feature = "tracing"))]
 pub(crate) type Within<F> = F;
 
 impl Work {
-    /// What is returned, and what is done until then, within the work's span.
+    /// Runs `work`, and later the future that it returns, within the work's span.
     pub(crate) fn around<F>(&self, work: impl FnOnce() -> F) -> Within<F> {
         #[cfg(feature = "tracing")]
         {
@@ -283,8 +286,10 @@ impl Work {
     }
 }
 
-/// A grant is heard of, in a record that has so much of its time left. The clock is an instant before the last
-/// question left, and the server's time in its answer.
+/// Records, on our clock, when the server made a pushed grant.
+///
+/// `remaining` is what was left of the record's time when the server sent it. `clock` is an instant
+/// before the last request left, and the server's time in its answer.
 pub(crate) fn granted(
     lease: &Lease,
     record: &Record,
@@ -305,14 +310,14 @@ pub(crate) fn granted(
     }
 }
 
-/// The lease was restarted.
+/// Reports that the lease was restarted.
 pub(crate) fn renewed(lease: &Lease) {
     if let Some(given) = lease.work.given.get() {
         event!(DEBUG, parent: &given.span, "renewed", lease: lease);
     }
 }
 
-/// The lease is over: for this reason, or since its guard is settled or dropped.
+/// Reports that the lease has ended, by a loss or because its guard was settled or dropped.
 pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
     let Some(given) = lease.work.given.get() else {
         return;
@@ -333,7 +338,7 @@ pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
     event!(WARN, parent: &given.span, "lost", lease: lease, reason = %reason);
 }
 
-/// The guard's end is answered, or given up on.
+/// Reports the answer to a settlement, or that the hub stopped waiting for it.
 pub(crate) fn settled(lease: &Lease, result: &Result<(), NotSettled>, told: &Update) {
     let Some(given) = lease.work.given.get() else {
         return;
@@ -378,11 +383,11 @@ pub(crate) fn settled(lease: &Lease, result: &Result<(), NotSettled>, told: &Upd
     }
 }
 
-/// The keys of one hub that the server does not serve, by their number.
+/// The number of outages of keys that one hub has at present.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outages(Arc<AtomicUsize>);
 
-/// One of them.
+/// An outage of one key. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Outage(Outages);
 
@@ -398,7 +403,8 @@ impl Outages {
 }
 
 impl Outage {
-    /// The key is served again; without this it has only ceased to matter.
+    /// Reports the recovery, if this is the only outage left. An outage that is dropped without
+    /// this has no recovery: the process lost interest in the key.
     pub(crate) fn over(&self) {
         if self.0.0.load(Ordering::Relaxed) == 1 {
             event!(INFO, parent: None, "recovered");
@@ -412,23 +418,24 @@ impl Drop for Outage {
     }
 }
 
-/// Messages may have been missed: each key that has waiters is asked for again.
+/// Reports that messages may have been missed, and that the hub reads each key with waiters again.
 pub(crate) fn resync(reason: &'static str) {
     count!(RESYNCS, "reason" => reason);
     event!(INFO, parent: None, "resync", reason);
 }
 
-/// A worker was built all the same.
+/// Reports a warning about a server. The worker was built in spite of it.
 pub(crate) fn warned(warning: &Warning) {
     event!(WARN, "startup check", reason = %warning);
 }
 
-/// A result was stored that the server takes long to send to many connections.
+/// Reports the storing of a result that is so large that the server takes long to send it to many
+/// connections.
 pub(crate) fn large_result(key: &Key, bytes: usize) {
     event!(WARN, parent: None, "large result", key = %key, bytes);
 }
 
-/// A word for each way in which an attempt ends.
+/// Returns the label for the way in which an attempt ended.
 fn cause(reason: &Reason) -> &'static str {
     match reason {
         Reason::Dropped => "dropped",

@@ -1,16 +1,18 @@
-//! The keys that the commands hold which this process runs in: to wait for one of them would be to
-//! wait for our own end.
+//! The keys that the commands around this process hold. A process that waits for one of these keys
+//! waits for its own end.
 
 use std::env;
 use std::ffi::OsString;
 use std::fmt::Write;
 
-/// Tells a command, and what it runs in turn, what is held: `TOKEN:KEY …`, the key in hexadecimal.
+/// Environment variable that lists, for a command and its descendants, the grants that the commands
+/// around them hold: `TOKEN:KEY …`, with the key in hexadecimal.
 ///
-/// The fencing token tells the same key on another server, in another database, or of another run.
+/// The fencing token distinguishes the same key on another server, in another database, or in
+/// another run.
 pub(crate) const VARIABLE: &str = "LOCKING_WORKER_HELD";
 
-/// Whether an ancestor of ours took this key, on whatever server.
+/// Whether an ancestor of ours was granted this key, on any server.
 pub(crate) fn took(key: &[u8]) -> bool {
     let key = hex(key);
     let held = held();
@@ -19,13 +21,13 @@ pub(crate) fn took(key: &[u8]) -> bool {
         .any(|(_, held)| held == key)
 }
 
-/// Whether an ancestor of ours has this grant of the key.
+/// Whether an ancestor of ours was given this grant of the key.
 pub(crate) fn hold(key: &[u8], token: u64) -> bool {
     let grant = grant(key, token);
     held().split(' ').any(|held| held == grant)
 }
 
-/// What a command is told that has this grant.
+/// Returns the value of [`VARIABLE`] for a command that works under this grant.
 pub(crate) fn with(key: &[u8], token: u64) -> OsString {
     let held = [held(), grant(key, token)].join(" ");
     held.trim_start().into()

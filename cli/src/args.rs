@@ -1,4 +1,4 @@
-//! What can be asked for.
+//! The arguments of the program.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use redis_locking_worker::{Builder, LockingWorker};
 
 use crate::exit;
 
-/// One piece of work, a fleet of processes: each wants to do it, one does
+/// Runs a command in one process of a fleet; the others wait, and take over if it fails
 #[derive(Parser)]
 #[command(name = "locking-worker", version, disable_help_subcommand = true)]
 pub(crate) struct Args {
@@ -25,7 +25,7 @@ pub(crate) enum Command {
     Status(Status),
     Watch(Watch),
     Clear(Clear),
-    /// Prints what a shell completes by
+    /// Prints the completion script for a shell
     Completions {
         shell: Shell,
     },
@@ -37,28 +37,30 @@ pub(crate) enum Command {
 
 /// Takes part in a key's run, with a command as the work
 ///
-/// When it is our turn, the command is run. If it exits with 0, the work is done for the whole fleet; otherwise the attempt
-/// has failed, and the next in line takes over: another process, or this one again.
+/// When the server grants the key to this process, the process runs the command. If the command
+/// exits with 0, the work is done for the whole fleet. Otherwise the attempt has failed, and the
+/// next process in the queue takes over, which may be this one again.
 #[derive(Parser)]
 #[command(after_long_help = exit::TABLE)]
 pub(crate) struct Run {
     #[command(flatten)]
     key: Key,
-    /// What does the work; it is not given to a shell
+    /// Command that does the work; no shell interprets it
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
     #[command(flatten)]
     server: Server,
-    /// After a failed attempt of our own, stand aside and leave the others to it
+    /// After a failed attempt of this process, exit and leave the run to the others
     #[arg(long)]
     no_rejoin: bool,
-    /// How long after our death another takes over; renewed while the command runs
+    /// Time until another process takes over if this one dies; renewed while the command runs
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) lease: Duration,
-    /// How many attempts are made before the run is given up; the first to come decides
+    /// Number of attempts before the run gives up; the process that starts the run decides
     #[arg(long, value_name = "N", default_value_t = 5)]
     attempts: u32,
-    /// How long the outcome is remembered; who comes within it does nothing [default: twice the lease]
+    /// How long the outcome is remembered; a process that starts within this time does not run the
+    /// command [default: twice the lease]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     retention: Option<Duration>,
     /// How long the command may run, at least the lease [default: without bound]
@@ -68,27 +70,27 @@ pub(crate) struct Run {
     /// most 1 s) before the end
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = bounded)]
     pub(crate) grace: Duration,
-    /// What we are called [default: HOST:PID]
+    /// Name by which other processes know this one [default: HOST:PID]
     #[arg(long)]
     label: Option<String>,
-    /// Say nothing but what went wrong
+    /// Print failures only
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
-/// Shows a key's run as it is
+/// Shows the current state of a key's run
 #[derive(Parser)]
 pub(crate) struct Status {
     #[command(flatten)]
     key: Key,
     #[command(flatten)]
     server: Server,
-    /// As one line of JSON
+    /// Print one line of JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Shows what becomes of keys, until it is interrupted
+/// Shows the transitions of keys until it is interrupted
 ///
 /// In a terminal, a table that is kept up to date; otherwise a line for each transition.
 #[derive(Parser)]
@@ -104,21 +106,21 @@ pub(crate) struct Watch {
     server: Server,
 }
 
-/// Begins a key's run anew, by force
+/// Starts a key's run over, by force
 ///
-/// Whoever has the work loses it, and an outcome is forgotten.
+/// A holder loses its lease, and the server forgets an outcome.
 #[derive(Parser)]
 pub(crate) struct Clear {
     #[command(flatten)]
     key: Key,
     #[command(flatten)]
     server: Server,
-    /// Yes, take it from whoever has it
+    /// Confirms that a holder loses its lease
     #[arg(long, required = true)]
     yes: bool,
 }
 
-/// A key that every subcommand takes in the same two ways.
+/// The two ways to name a key, for the subcommands that take one key.
 #[derive(Arguments)]
 #[group(required = true, multiple = false)]
 struct Key {
@@ -126,7 +128,7 @@ struct Key {
     #[arg(value_name = "KEY")]
     positional: Option<OsString>,
     /// The same for a name that begins with `-`
-    // With `=` only: then no value can be taken for an option.
+    // `=` is required, so that a value that begins with `-` is not taken for an option.
     #[arg(long = "key", value_name = "KEY", require_equals = true)]
     named: Option<OsString>,
 }
@@ -142,8 +144,8 @@ const DEFAULT_URL: &str = "redis://localhost:6379";
 
 #[derive(Parser)]
 struct Server {
-    /// Where the server is; a password is better kept in the environment
-    // Its value is not for `--help`.
+    /// URL of the server; keep a password in the environment
+    // `--help` hides the value of the variable, which may contain a password.
     #[arg(
         long,
         env = "REDIS_URL",
@@ -151,7 +153,7 @@ struct Server {
         default_value = DEFAULT_URL
     )]
     url: String,
-    /// How long a server that cannot be reached, or that is loading its data, is waited for
+    /// How long to wait for a server that cannot be reached, or that is loading its data
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = bounded)]
     wait_for_server: Duration,
 }
@@ -164,21 +166,22 @@ fn bounded(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A worker to build, and how long its server is waited for.
+/// A worker to build, and the time to wait for its server.
 pub(crate) struct Reach {
     pub(crate) builder: Builder,
     pub(crate) wait: Duration,
 }
 
 impl Args {
-    /// Like `parse`, with advice that the grammar permits.
+    /// Parses the arguments. Exits on an error, with advice that the grammar permits.
     pub(crate) fn read() -> Self {
         Self::try_parse().unwrap_or_else(|error| advise(error).exit())
     }
 }
 
-/// Where clap advises `-- -k` for an argument that looks like an option, advises `--key=-k`
-/// instead: what follows `--` is the command.
+/// Replaces clap's advice for an argument that looks like an option.
+///
+/// Clap advises `-- -k`, but the arguments after `--` are the command. `--key=-k` names a key.
 fn advise(mut error: clap::Error) -> clap::Error {
     let subcommand = std::env::args_os().nth(1).unwrap_or_default();
     let takes_key = ["run", "status", "watch", "clear"].map(OsStr::new);
@@ -245,7 +248,7 @@ impl Clear {
 }
 
 impl Server {
-    /// Crontabs and containers set empty variables.
+    /// Returns the URL, or the default if it is empty: crontabs and containers set empty variables.
     fn url(&self) -> &str {
         match self.url.is_empty() {
             true => DEFAULT_URL,

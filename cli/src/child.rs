@@ -1,4 +1,4 @@
-//! The command as a process.
+//! The command as a child process.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -24,11 +24,12 @@ use crate::exit::Exit;
 #[cfg(target_os = "linux")]
 use crate::process_tree::{self, Reserve, Scope};
 
-/// It is killed when this is dropped, and on Linux when this process dies, of whatever.
+/// The running command. Dropping it kills the command. On Linux the command is also killed when
+/// this process dies, whatever the cause.
 pub(crate) struct Child {
     process: process::Child,
     status: Option<ExitStatus>,
-    /// Its end is wanted, and that of all that it has started.
+    /// Whether the command and its descendants have to end.
     stopped: bool,
     #[cfg(target_os = "linux")]
     scope: Scope,
@@ -36,18 +37,18 @@ pub(crate) struct Child {
     pid: Pid,
     #[cfg(target_os = "linux")]
     reserve: Reserve,
-    /// Received also so that a parent of ours that ignores SIGCHLD does not make the kernel discard
-    /// the exit codes of our children.
+    /// Receiver of SIGCHLD. The handler also matters where our parent ignores SIGCHLD: this process
+    /// would inherit that, and the kernel would discard the exit codes of our children.
     deaths: unix::Signal,
 }
 
-/// A variable of its environment; without a value, it is taken away.
+/// A variable of the command's environment. Without a value, it is removed.
 pub(crate) type Variable = (&'static str, Option<OsString>);
 
 impl Child {
     pub(crate) fn start(command: &[OsString], environment: Vec<Variable>) -> io::Result<Self> {
         let deaths = unix::signal(SignalKind::child())?;
-        // What loses its parent becomes our child, and is found.
+        // A descendant that loses its parent then becomes our child, so we find it.
         #[cfg(target_os = "linux")]
         set_child_subreaper(true)?;
         #[cfg(target_os = "linux")]
@@ -73,7 +74,7 @@ impl Child {
             }
         }
         let process = command.kill_on_drop(true).spawn()?;
-        // Before anything else runs on this thread: the reaper must know whom it leaves alone.
+        // Must precede everything else on this thread: the reaper must not reap the command.
         #[cfg(target_os = "linux")]
         process_tree::set_command(process.id());
         Ok(Self {
@@ -90,16 +91,16 @@ impl Child {
         })
     }
 
-    /// To the process itself; to none once it was waited for, since another may have its number
-    /// then.
+    /// Sends a signal to the command alone. Sends none once the command was waited for, since
+    /// another process may have its number then.
     pub(crate) fn send(&self, signal: Signal) {
         if let Some(id) = self.process.id() {
-            // It may be a zombie, which takes no harm.
+            // The command may be a zombie, which ignores the signal.
             let _ = kill(Pid::from_raw(id as i32), signal);
         }
     }
 
-    /// Asks it to end, or ends it; on Linux, with all that it has started.
+    /// Sends a signal that ends the command; on Linux, to its descendants too.
     pub(crate) fn stop(&mut self, signal: Signal) {
         self.stopped = true;
         #[cfg(target_os = "linux")]
@@ -108,8 +109,8 @@ impl Child {
         self.send(signal);
     }
 
-    /// Waits for its end; when it is stopped, on Linux, for that of all that it has started. Dropping the future loses
-    /// nothing.
+    /// Waits for the command to end; on Linux, after [`stop`](Self::stop), for its descendants too.
+    /// Dropping the future loses nothing.
     pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.status.filter(|_| self.is_over()) {
@@ -145,7 +146,7 @@ impl Drop for Child {
     }
 }
 
-/// Reaps what becomes our child and ends, from now on and for as long as the runtime lives.
+/// Starts to reap ended children, adopted ones included. Goes on for as long as the runtime lives.
 #[cfg(target_os = "linux")]
 pub(crate) fn begin_reaping() -> io::Result<()> {
     let deaths = unix::signal(SignalKind::child())?;
@@ -158,8 +159,8 @@ pub(crate) fn begin_reaping() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a command that was not started cannot be found or executed; else this machine had no
-/// process, memory or file descriptor left for it.
+/// Whether the error says that the command cannot be found or executed. Otherwise this machine had
+/// no process, memory or file descriptor left to start it.
 pub(crate) fn is_about_command(error: &io::Error) -> bool {
     let known = [
         Errno::ENOENT,
@@ -175,14 +176,17 @@ pub(crate) fn is_about_command(error: &io::Error) -> bool {
     error.is_some_and(|error| known.contains(&error))
 }
 
-/// Called so, this program becomes the command.
+/// Name of this program (`argv[0]`) when it is started to become the command.
 #[cfg(target_os = "linux")]
 const EXEC: &str = "locking-worker-exec";
 
-/// What only the process itself may ask for, it does before it becomes the command: see [`exec`].
+/// Returns a command that starts this program, which then becomes the given command.
+///
+/// Only a process itself can ask to be killed when its parent dies. It does so in [`exec`], before
+/// it becomes the command.
 #[cfg(target_os = "linux")]
 fn dying_with_us(command: &[OsString]) -> Command {
-    // Not by its path, where an update may have put another program.
+    // Not the path of this program: an update may have put another program there.
     const US: &str = "/proc/self/exe";
     if fs::metadata(US).is_err() {
         say!("no {US}: the command is not killed when this process is");
@@ -206,7 +210,8 @@ fn plain(command: &[OsString]) -> Command {
     child
 }
 
-/// Becomes the command, after asking to be killed when the parent dies, if that is what this process is for.
+/// Becomes the command, if this process was started for that. First asks to be killed when the
+/// parent dies. Returns an exit code on failure, and `None` in any other process.
 #[cfg(target_os = "linux")]
 pub(crate) fn exec() -> Option<Exit> {
     let mut args = env::args_os();
@@ -219,7 +224,7 @@ pub(crate) fn exec() -> Option<Exit> {
         say!("the command would outlive us: {error}");
         return Some(Exit::NotFound);
     }
-    // It may have died before.
+    // The parent may have died before the request.
     if parent != *getppid().to_string() {
         return Some(Exit::NotFound);
     }
@@ -233,23 +238,23 @@ pub(crate) fn exec() -> Option<Exit> {
     None
 }
 
-/// Where `execvp` looks when `PATH` is not set.
+/// Directories that `execvp` searches when `PATH` is not set.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Whether there is such a command, looked for as `execvp` does.
+/// Whether the command exists and can be executed, by the search rules of `execvp`.
 pub(crate) fn exists(program: &OsStr) -> bool {
     let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    // Of no use for a path that is absolute; without one, a relative path leads nowhere.
+    // Only a relative path needs the directory. Without a directory, a relative path finds nothing.
     let directory = env::current_dir().unwrap_or_default();
     which::which_in(program, Some(path), directory).is_ok()
 }
 
-/// Whether it says, as shells do, that it cannot be executed here.
+/// Whether the exit code says, as a shell's does, that a command cannot be executed here.
 pub(crate) fn is_not_executable(status: ExitStatus) -> bool {
     matches!(status.code(), Some(126 | 127))
 }
 
-/// How it ended, in words.
+/// Describes how the command ended.
 pub(crate) fn ended(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),

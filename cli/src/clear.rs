@@ -1,4 +1,4 @@
-//! A new beginning, by force.
+//! `clear`: starts a run over, by force.
 
 use crate::args;
 use crate::exit::Exit;

@@ -1,36 +1,38 @@
-//! What the exit code says.
+//! The exit codes.
 
 use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
 
-/// How it ended. The codes of a command that was run are not passed on: they would collide with these.
+/// How this process ends. It does not pass on the command's exit code, which could collide with one
+/// of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// The command exited with 0, and the server has recorded it; and every other success.
+    /// The command exited with 0, and the server has recorded it. Also any other success.
     Done,
-    /// Our attempt failed, and we stand aside.
+    /// Our attempt failed, and we leave the run to others. Also a failure to write the output.
     Failed,
-    /// What was asked for cannot be: clap's code, for what only the library can tell too.
+    /// An argument is wrong. Clap's code, also used for what only the library can check.
     Usage,
-    /// Somebody else completed the work.
+    /// Another participant completed the work.
     DoneElsewhere,
-    /// No attempt was left.
+    /// The run gave up: no attempt was left.
     GaveUp,
-    /// The lease was lost, and we stand aside.
+    /// Our lease was lost, or the end of our attempt was not recorded, and we leave the run to
+    /// others.
     Lost,
     /// The server could not be reached within `--wait-for-server`, or it refuses.
     Server,
-    /// This machine had no process, memory or file descriptor left for the command: the attempt is
-    /// left to others. The number is that of sysexits for this, `EX_OSERR`.
+    /// This machine had no process, memory or file descriptor left for the command: others make the
+    /// attempt. The code is `EX_OSERR` of `sysexits.h`.
     NotStarted,
-    /// There is no such command here, or it cannot be executed: the attempt, if there was one, is left to others.
+    /// The command cannot be found or executed here: others make the attempt, if there was one.
     NotFound,
-    /// A signal ended our part.
+    /// A signal ended our part in the run.
     Signal(Signal),
 }
 
-/// As `run --help` shows it.
+/// The exit codes, as `run --help` shows them.
 pub(crate) const TABLE: &str = "\
 Exit codes:
   0      done here: the command exited with 0, and the server has recorded it

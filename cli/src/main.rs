@@ -1,11 +1,12 @@
-//! `locking-worker`: a command as the work of a fleet. docs/cli.md describes it.
+//! The `locking-worker` program: runs a command as the work of a fleet. docs/cli.md describes it.
 #![forbid(unsafe_code)]
 #![warn(unreachable_pub)]
 
 #[cfg(not(unix))]
 compile_error!("the command line needs Unix signals; the library does not");
 
-/// Something about us, on standard error, which may have gone.
+/// Prints a line of this program's own to standard error. Ignores a failure: the reader may have
+/// gone.
 macro_rules! say {
     ($($what:tt)*) => {{
         use std::io::Write;
@@ -38,7 +39,8 @@ use signals::Signals;
 use tokio::runtime::{self, Runtime};
 
 fn main() -> ExitCode {
-    // Without a runtime, which would leave its mark on the process that becomes the command.
+    // Must precede the runtime: its traces in this process would pass to the command, which this
+    // process becomes.
     let exit = match child::exec() {
         Some(exit) => exit,
         None => on_this_thread(Args::read().command),
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// All of it on the main thread: a command that is started here dies with the thread that started it.
+/// Runs everything on the main thread: a command dies with the thread that started it.
 fn on_this_thread(command: Command) -> Exit {
     let runtime = match start_runtime() {
         Ok(runtime) => runtime,
@@ -56,25 +58,27 @@ fn on_this_thread(command: Command) -> Exit {
         }
     };
     let exit = runtime.block_on(execute(command));
-    // Not dropped: that would wait for a name look-up, which may take as long as the resolver
-    // likes.
+    // A dropped runtime would wait for a running name look-up, for as long as the resolver takes.
     runtime.shutdown_background();
     exit
 }
 
-/// A runtime with one thread for name look-ups, which stays. Each connection begins with a look-up,
-/// and one for which no thread can be started would panic inside the client library, unheard, and
-/// be waited for. As long as there is one thread, it takes them all.
+/// Starts a runtime with one thread for name look-ups, and keeps that thread alive.
+///
+/// Each connection begins with a look-up. If no thread can be started for it, the look-up panics
+/// inside the client library, which hides the panic, and we would wait for the connection. As long
+/// as one thread exists, it takes all look-ups.
 fn start_runtime() -> io::Result<Runtime> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(redis_locking_worker::Builder::MAX_DURATION)
-        // The main thread receives all signals, so each is with it before what came later is.
+        // Leaves the signals to the main thread, so that a signal reaches it before any later
+        // event does.
         .on_thread_start(|| {
             let _ = SigSet::all().thread_block();
         })
         .build()?;
-    // Tokio only panics when it cannot start the first.
+    // Tokio panics when it cannot start its first thread. This try returns an error instead.
     let tried = thread::Builder::new().spawn(|| {})?;
     let _ = tried.join();
     let _ = runtime.block_on(runtime.spawn_blocking(|| {}));
@@ -92,8 +96,9 @@ async fn execute(command: Command) -> Exit {
     }
 }
 
-/// Ends at once when we are told to end, also as process 1 of a container, where a signal that no
-/// handler receives is ignored.
+/// Runs `work` until it ends or a signal asks this process to end.
+///
+/// Process 1 of a container needs the handlers: the kernel ignores a signal to it that has none.
 async fn until_signal(work: impl Future<Output = Exit>) -> Exit {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,

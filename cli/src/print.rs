@@ -1,4 +1,4 @@
-//! What is made from the description of the arguments: completions and manual pages.
+//! Completions and manual pages, generated from the arguments' definition.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -38,7 +38,7 @@ pub(crate) fn man(name: Option<String>) -> Exit {
     }
 }
 
-/// On standard output. Whoever has seen enough may close it.
+/// Writes to standard output. A broken pipe is a success: the reader may stop reading early.
 pub(crate) fn print(text: &[u8]) -> Exit {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {

@@ -1,5 +1,5 @@
-//! The processes that the command has started, directly or not: on Linux, where a process that
-//! loses its parent becomes our child.
+//! The command and its descendants. Only for Linux, where a descendant that loses its parent
+//! becomes our child.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,19 +13,19 @@ use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
 use tokio::signal::unix;
 
-/// The command's pid until its status was taken, else 0. The runtime takes that status: [`reap`]
-/// must not, and a later process can get the same number.
+/// The command's pid until the runtime has taken its status, else 0. [`reap`] must not take that
+/// status, and a later process can get the same pid.
 static COMMAND: AtomicI32 = AtomicI32::new(0);
 
-/// Tells [`reap`] which child it leaves alone.
+/// Sets the child that [`reap`] leaves alone.
 pub(crate) fn set_command(pid: Option<u32>) {
     COMMAND.store(pid.unwrap_or(0) as i32, Ordering::Relaxed);
 }
 
 /// Waits for each child that has ended, except the command, so that none stays a zombie.
 ///
-/// Needs no `/proc`. While the command itself is a zombie, the kernel may report it first again and
-/// again: what stands behind it is reaped by the next call, once the runtime took its status.
+/// Works without `/proc`. While the command itself is a zombie, the kernel may report it first each
+/// time. Once the runtime has taken its status, the next call reaps the children behind it.
 pub(crate) fn reap() {
     while let Ok(status) = ended_child() {
         match status.pid() {
@@ -37,7 +37,7 @@ pub(crate) fn reap() {
     }
 }
 
-/// Reaps at each SIGCHLD, whatever else this process waits for. It never ends.
+/// Reaps at each SIGCHLD, independently of the other tasks. Never returns while the runtime lives.
 pub(crate) async fn keep_reaping(mut deaths: unix::Signal) {
     loop {
         reap();
@@ -47,19 +47,19 @@ pub(crate) async fn keep_reaping(mut deaths: unix::Signal) {
     }
 }
 
-/// A child that has ended and that was not waited for; it stays so.
+/// Returns the status of an ended child that was not waited for, and leaves it unwaited.
 fn ended_child() -> nix::Result<WaitStatus> {
     let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     waitid(Id::All, ended)
 }
 
-/// Which processes a signal reaches when the command is stopped.
+/// The processes that a signal reaches when the command is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// All descendants of ours, found in `/proc`.
+    /// All our descendants, found in `/proc`.
     Tree,
-    /// All other processes of the PID namespace that we are process 1 of: they are descendants of
-    /// ours.
+    /// All other processes of the PID namespace of which this is process 1. They are our
+    /// descendants.
     Namespace,
     /// The command's process group.
     Group,
@@ -68,10 +68,10 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    /// The widest that this process has the means for.
+    /// Returns the widest scope that is possible here.
     ///
-    /// A group of the command's own is the third choice, and not taken in a terminal: there the
-    /// command would get no Ctrl-C, and would be stopped when it reads its input.
+    /// The third choice is a process group for the command, but not in a terminal: a command in
+    /// another group gets no Ctrl-C there, and is stopped when it reads its input.
     pub(crate) fn widest() -> Self {
         if is_proc_ours() {
             Self::Tree
@@ -84,7 +84,8 @@ impl Scope {
         }
     }
 
-    /// To each process of the scope, and to no other. One that has ended meanwhile is passed over.
+    /// Sends a signal to each process of the scope and to no other. Skips a process that has ended
+    /// meanwhile.
     pub(crate) fn send(self, command: Pid, signal: Signal) {
         match self {
             Self::Tree => {
@@ -92,7 +93,7 @@ impl Scope {
                 for process in &descendants {
                     let _ = kill(*process, signal);
                 }
-                // `/proc` cannot be read without a file descriptor.
+                // Reading `/proc` takes a file descriptor, and there may be none.
                 if descendants.is_empty() {
                     Self::Command.send(command, signal);
                 }
@@ -103,7 +104,7 @@ impl Scope {
             Self::Group => {
                 let _ = killpg(command, signal);
             }
-            // Only until it was waited for.
+            // Only until it was waited for: then another process may have its pid.
             Self::Command if COMMAND.load(Ordering::Relaxed) == command.as_raw() => {
                 let _ = kill(command, signal);
             }
@@ -111,11 +112,11 @@ impl Scope {
         }
     }
 
-    /// Whether no process of the scope is left, once the command's status was taken.
+    /// Whether no process of the scope is left. Call it once the command's status was taken.
     pub(crate) fn is_empty(self, command: Pid) -> bool {
         match self {
-            // The orphans among our descendants are our children, so without a child there are
-            // none. This counts those that `hidepid` hides, too.
+            // Orphaned descendants are our children, so without a child there is no descendant.
+            // This holds for processes that `hidepid` hides, too.
             Self::Tree | Self::Namespace => ended_child() == Err(Errno::ECHILD),
             Self::Group => killpg(command, None) == Err(Errno::ESRCH),
             Self::Command => true,
@@ -123,11 +124,11 @@ impl Scope {
     }
 }
 
-/// File descriptors for reading `/proc` when the command is stopped, when there may be none left.
+/// File descriptors for reading `/proc` when the command is stopped: there may be no others then.
 pub(crate) struct Reserve(Vec<File>);
 
 impl Reserve {
-    /// The directory, a process's directory, and a file in it; and one to spare.
+    /// One for `/proc`, one for a process's directory, one for a file in it, and one to spare.
     const FILES: usize = 4;
 
     pub(crate) fn new() -> io::Result<Self> {
@@ -135,7 +136,7 @@ impl Reserve {
         files.collect::<io::Result<_>>().map(Self)
     }
 
-    /// Does what needs them, and takes them back as far as that succeeds.
+    /// Frees the descriptors, runs `work`, and takes them back if that succeeds.
     pub(crate) fn lend(&mut self, work: impl FnOnce()) {
         self.0.clear();
         work();
@@ -145,21 +146,21 @@ impl Reserve {
     }
 }
 
-/// Whether `/proc` is mounted for our PID namespace. After `unshare --pid` it is not: the numbers
-/// in it are other processes' here.
+/// Whether `/proc` is mounted for our PID namespace. After `unshare --pid` it is not: its numbers
+/// belong to other processes in our namespace.
 fn is_proc_ours() -> bool {
-    // A link takes no file descriptor, of which there may be none left.
+    // Reading a link takes no file descriptor: there may be none left.
     let Ok(we) = fs::read_link("/proc/self") else {
         return false;
     };
-    // One number for each namespace from that of the mount down to ours: where there are two, they
-    // are equal by chance.
+    // The status has one number for each namespace, from that of the mount down to ours. With two
+    // numbers, the link and our pid are equal by chance only.
     let status = Process::myself().and_then(|process| process.status());
     let namespaces = status.ok().and_then(|status| status.nspid);
     we == Path::new(&Pid::this().to_string()) && namespaces.is_none_or(|pids| pids.len() == 1)
 }
 
-/// Our children and theirs, without those that have ended.
+/// Returns our descendants that have not ended.
 fn descendants() -> Vec<Pid> {
     let processes = all_processes().into_iter().flatten().flatten();
     let processes: Vec<Stat> = processes
@@ -182,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    /// The children of this process are the test's own: no other test of this program starts one.
+    /// Every child of this process belongs to this test: no other test of this program starts one.
     #[test]
     fn reap_leaves_the_command_to_the_runtime() {
         let mut command = Command::new("true").spawn().unwrap();

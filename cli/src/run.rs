@@ -1,4 +1,4 @@
-//! A command as the work.
+//! `run`: takes part in a run, with a command as the work.
 
 use std::ffi::OsString;
 use std::future::pending;
@@ -24,21 +24,22 @@ use crate::server;
 use crate::signals::{Signals, is_end, is_from_terminal};
 use crate::text;
 
-/// From one SIGKILL to the next.
+/// Time from one SIGKILL to the next.
 const KILL_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long a signal may take from this process to the runtime.
+/// Longest time for a signal to get from this process to the runtime.
 const SIGNAL_DELAY: Duration = Duration::from_millis(10);
 
-/// How long we take at most to exit once we are told to, however short the grace: a server that
-/// answers gets to record the hand-off.
+/// Least value of the limit from a signal to our exit, however short `--grace` is: a server that
+/// answers can then record the hand-off.
 const SHORTEST_EXIT: Duration = Duration::from_secs(1);
 
-/// How much of the grace is kept for the server's answer, at most.
+/// Largest part of the grace that is kept for the server's answer.
 const LONGEST_ANSWER: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: args::Run) -> Exit {
-    // Before anything is asked of the server: who cannot do the work costs the fleet no attempt.
+    // Must precede the first request to the server: a process that cannot do the work costs the
+    // fleet no attempt.
     let program = &args.command[0];
     if !child::exists(program) {
         let program = program.to_string_lossy();
@@ -83,7 +84,8 @@ pub(crate) async fn run(args: args::Run) -> Exit {
     };
     let exit = part.take(worker.acquire()).await;
     if !part.force_exit {
-        // What was dropped reaches the server, unless we are told not to wait for it.
+        // `close` waits until the server has the messages of the dropped stream and guard. Another
+        // signal ends that wait.
         tokio::select! {
             () = worker.close() => {}
             () = reached(part.exit_by) => {}
@@ -93,14 +95,14 @@ pub(crate) async fn run(args: args::Run) -> Exit {
     exit
 }
 
-/// Whether the command that we are part of holds the key: it waits for us, and we would wait for
-/// it.
+/// Whether the command that this process is part of holds the key. That command waits for this
+/// process, and this process would wait for the command.
 async fn waits_for_itself(worker: &LockingWorker) -> bool {
     let key = worker.key().as_bytes();
     if !ancestors::took(key) {
         return false;
     }
-    // An error is told by the stream.
+    // The stream reports the error.
     let Ok(run) = worker.inspect().await else {
         return false;
     };
@@ -116,7 +118,7 @@ async fn waits_for_itself(worker: &LockingWorker) -> bool {
     waits
 }
 
-/// Resolves then; never, if there is no such time.
+/// Waits until `time`, or for ever without one.
 async fn reached(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -124,42 +126,43 @@ async fn reached(time: Option<Instant>) {
     }
 }
 
-/// Our part in the run.
+/// The part of this process in the run.
 struct Part {
     args: args::Run,
     key: String,
     label: String,
     signals: Signals,
-    /// The attempt in which our command exited with 0.
+    /// Attempt in which our command exited with 0.
     succeeded: Option<u32>,
-    /// The lease of our last attempt was lost, or its end was not recorded.
+    /// Whether our last attempt lost its lease, or its end was not recorded.
     lost: bool,
-    /// What has asked us to end since that attempt began: SIGTERM, or else the last.
+    /// Signal that has asked us to end since that attempt began: SIGTERM, or else the last one.
     told: Option<Signal>,
-    /// When we exit at the latest, since we were told to end: no answer is waited for any longer.
+    /// Latest time of our exit, once a signal asks us to end. No wait for an answer goes past it.
     exit_by: Option<Instant>,
-    /// Whether nothing is to be waited for any more.
+    /// Whether a repeated signal has ended every wait.
     force_exit: bool,
 }
 
-/// How the command ended, and why if the lease is why we stopped it.
+/// How the command ended, and why we stopped it, if the lease was the reason.
 struct Ended {
     status: ExitStatus,
     stopped: Option<Stopped>,
 }
 
 enum Stopped {
-    /// Little is left of the lease, and nothing renews it.
+    /// The lease was running out, and no renewal got through.
     RunningOut,
-    /// The same, since no renewal reaches further.
+    /// The lease was running out, and no renewal may reach past `--max-hold`, which is this long.
     TooLong(Duration),
     Lost(LeaseLost),
 }
 
-/// What becomes of the attempt.
+/// How we settle the attempt.
 enum Verdict {
     Done,
-    /// No failure, and the end of our part: we are told to end, and the command with us, or it cannot be executed here.
+    /// The attempt is not counted, and our part ends: a signal asked us and the command to end, or
+    /// the command cannot run here.
     HandOff(String, Exit),
     Fail(String),
 }
@@ -168,7 +171,7 @@ impl Part {
     async fn take(&mut self, mut events: Acquire) -> Exit {
         loop {
             let event = tokio::select! {
-                // An outcome that is there counts, whatever we are told.
+                // An outcome that has arrived counts, also if a signal has arrived too.
                 biased;
                 event = events.next() => event,
                 signal = self.signals.end() => {
@@ -219,20 +222,20 @@ impl Part {
                     }
                 }
                 Some(_) => {}
-                // Not after a terminal event, with which we have gone.
+                // The stream ended without a terminal event: each of those returns above.
                 None => return Exit::Server,
             }
         }
     }
 
-    /// Makes the attempt. What it says ends our part, if anything.
+    /// Makes the attempt. Returns an exit code if our part ends with it.
     async fn attempt(&mut self, guard: WorkGuard) -> Option<Exit> {
         let attempt = guard.attempt();
         self.say(format_args!("attempt {attempt} is ours"));
         (self.lost, self.told) = (false, None);
         let verdict = self.work(&guard).await;
-        // A signal that was passed on, and that the command did not end of, sets no bound to the
-        // command.
+        // A signal other than SIGTERM was passed on and set no bound, since the command may go on
+        // after it. Now that the command has ended, the grace begins.
         if self.told.is_some() && self.exit_by.is_none() {
             self.exit_within_grace();
         }
@@ -257,7 +260,7 @@ impl Part {
         };
         let recorded = match settled {
             Some(Ok(())) => true,
-            // Why it has failed was said.
+            // The message of the failed attempt has said why.
             Some(Err(SettleError::Lost(_))) if self.lost => false,
             Some(Err(error)) => {
                 let why = text::chain(&error);
@@ -278,14 +281,15 @@ impl Part {
             }
         };
         self.lost |= !recorded;
-        // Whoever has told us to end does not want another attempt of ours.
+        // A signal that asked us to end forbids another attempt, too. After a recorded completion
+        // the stream yields the outcome instead.
         let told = self.told.filter(|_| !(is_done && recorded));
         exit.or(told.map(Exit::Signal))
     }
 
-    /// Has the command do the work.
+    /// Runs the command. Returns how to settle the attempt.
     async fn work(&mut self, guard: &WorkGuard) -> Verdict {
-        // To say that it is ours may have taken long, and somebody else may be at work.
+        // Printing may have blocked for longer than the lease, and another holder may be at work.
         if !guard.is_valid() {
             self.lost = true;
             return Verdict::Fail(text::chain(&guard.lost().await));
@@ -306,9 +310,10 @@ impl Part {
         };
         self.lost = matches!(ended.stopped, Some(Stopped::Lost(_)));
         match (ended.stopped, self.told) {
-            // There is nothing left to hand off.
+            // A lost grant cannot be handed off.
             (Some(Stopped::Lost(why)), _) => Verdict::Fail(text::chain(&why)),
-            // What was interrupted is not done, whatever it says: many programs end of SIGTERM with 0.
+            // Work that SIGTERM interrupted is not done, whatever the exit code: many programs exit
+            // with 0 after SIGTERM.
             (_, Some(signal @ Signal::SIGTERM)) => {
                 Verdict::HandOff(signal.to_string(), Exit::Signal(signal))
             }
@@ -328,10 +333,11 @@ impl Part {
         }
     }
 
-    /// Waits for the command's end, and sees to it that it comes before the lease's.
+    /// Waits for the command to end, and makes it end before the lease does.
     ///
-    /// It is asked to end by SIGTERM, when we are or when the lease is running out. SIGKILL follows after the grace, when
-    /// we are told a second time, and when the lease is lost: then the server is about to let somebody else in, or has.
+    /// The command gets SIGTERM when this process gets it, or when the lease is running out. It
+    /// gets SIGKILL when the grace ends, at a second SIGTERM, or when the lease is lost: then the
+    /// server is about to grant the key to another worker, or has done so.
     async fn watch_over(&mut self, guard: &WorkGuard, mut child: Child) -> io::Result<Ended> {
         let mut running_out = pin!(running_out(guard, self.args.grace));
         let mut lost = pin!(guard.lost());
@@ -339,7 +345,7 @@ impl Part {
         let (mut stopped, began) = (None, Instant::now());
         let status = loop {
             tokio::select! {
-                // What may not be late comes first.
+                // The most urgent branches come first.
                 biased;
                 why = &mut lost, if !matches!(stopped, Some(Stopped::Lost(_))) => {
                     child.stop(Signal::SIGKILL);
@@ -348,7 +354,7 @@ impl Part {
                 }
                 () = sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => {
                     child.stop(Signal::SIGKILL);
-                    // Until nobody is left: one may have been started while the others were looked for.
+                    // Repeats until no process is left: one may start while the others are listed.
                     kill_at = Some(Instant::now() + KILL_AGAIN);
                 }
                 status = child.wait() => break status?,
@@ -384,14 +390,14 @@ impl Part {
         Ok(Ended { status, stopped })
     }
 
-    /// Takes in the signals that came no later than the command's end.
+    /// Records the signals that arrived no later than the command's end.
     ///
-    /// A signal to our process group, or a key of the terminal, reaches the command and us at once.
-    /// The command's end may be seen first: without this, an attempt that it interrupted would be
-    /// counted.
+    /// A signal to our process group, or a key of the terminal, reaches the command and this
+    /// process at once. The runtime may see the command's end first: without this method, an
+    /// attempt that the signal interrupted would be counted.
     async fn hear_group_signal(&mut self, status: ExitStatus) {
-        // The signal is with this process, but the runtime has not looked for it since; and a
-        // thread of the library's may be the one that receives it.
+        // The signal has reached this process, but the runtime has not polled for it since. If the
+        // command failed, we also allow for a signal that a thread of the library receives.
         match status.success() {
             true => yield_now().await,
             false => sleep(SIGNAL_DELAY).await,
@@ -406,7 +412,8 @@ impl Part {
         }
     }
 
-    /// Waits for the server's answer: until we have to exit, or are told to end a second time.
+    /// Waits for the server's answer. Returns `None` when we have to exit before it, or when a
+    /// second signal asks us to end.
     async fn settle<T>(&mut self, settling: impl Future<Output = T>) -> Option<T> {
         let mut settling = pin!(settling);
         loop {
@@ -425,7 +432,7 @@ impl Part {
         }
     }
 
-    /// From the first signal that counts on, the grace bounds all that we wait for.
+    /// Bounds every wait by the grace, which begins with the first signal that counts.
     fn exit_within_grace(&mut self) {
         let grace = self.args.grace.max(SHORTEST_EXIT);
         self.exit_by.get_or_insert(Instant::now() + grace);
@@ -435,32 +442,34 @@ impl Part {
         humantime::format_duration(self.args.grace)
     }
 
-    /// What goes on, unless nobody wants to know.
+    /// Prints progress, unless `--quiet` is set.
     fn say(&self, what: std::fmt::Arguments<'_>) {
         if !self.args.quiet {
             self.complain(what);
         }
     }
 
-    /// What went wrong.
+    /// Prints a failure, also if `--quiet` is set.
     fn complain(&self, what: std::fmt::Arguments<'_>) {
         let line = format!(
             "locking-worker: {}: {}\n",
             self.key,
             text::plain(&what.to_string())
         );
-        // In one write: others of the fleet may say something to the same terminal.
+        // In one write: other processes of the fleet may print to the same terminal.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// From SIGTERM to SIGKILL: the grace less what is kept for the server's answer.
+/// Returns the time from SIGTERM to SIGKILL: the grace less the part for the server's answer.
 fn time_for_command(grace: Duration) -> Duration {
     grace - LONGEST_ANSWER.min(grace / 10)
 }
 
-/// Whether a lease ends then because of the bound: for its holder it ends before that, by the
-/// margin.
+/// Whether a lease ends at `ends` because of the bound.
+///
+/// For its holder it ends before the bound, by the margin. The 100 ms are slack for the time from
+/// the grant, from which the bound counts, to the start of the command, from which `ends` counts.
 fn is_by(bound: Duration, ends: Duration, lease: Duration) -> bool {
     let margin = (lease / 10)
         .min(Builder::MAX_DEFAULT_MARGIN)
@@ -468,10 +477,10 @@ fn is_by(bound: Duration, ends: Duration, lease: Duration) -> bool {
     ends + margin + Duration::from_millis(100) >= bound
 }
 
-/// Resolves when a third is left of the lease, or the grace if that is less: enough to end in, and less than what is left
-/// when a renewal is due.
+/// Resolves when a third of the lease is left, or the grace if that is less. The command can end in
+/// that time, and more than that is left when a renewal is due.
 async fn running_out(guard: &WorkGuard, grace: Duration) {
-    // Not what was asked for: until a hand-over is confirmed, there is less.
+    // Not `--lease`: until a pushed grant is confirmed, its lease is shorter.
     let mut whole = Duration::ZERO;
     loop {
         let left = guard.remaining();
@@ -484,10 +493,12 @@ async fn running_out(guard: &WorkGuard, grace: Duration) {
     }
 }
 
-/// What the command is told of its attempt. What does not apply is taken away: we may be somebody's command ourselves.
+/// Returns the variables that describe the attempt to the command.
+///
+/// A variable that does not apply is removed: this process may run in such a command itself.
 fn environment(guard: &WorkGuard) -> Vec<Variable> {
     let held = ancestors::with(guard.key().as_bytes(), guard.fencing_token());
-    // A variable cannot have a zero byte; a key or a reason can.
+    // A variable cannot contain a zero byte; a key or a reason can.
     let text =
         |text: &[u8]| OsString::from_vec(text.iter().copied().filter(|byte| *byte != 0).collect());
     let number = |number: u64| OsString::from(number.to_string());
@@ -525,10 +536,10 @@ mod tests {
     #[test]
     fn a_bound_is_told_from_renewals_that_do_not_get_through() {
         let seconds = Duration::from_secs;
-        // Renewed for the last time after 40 minutes, for the 20 that were left.
+        // The last renewal came after 40 minutes, for the 20 that were left.
         assert!(is_by(seconds(3_600), seconds(3_588), seconds(3_600)));
         assert!(is_by(seconds(3), Duration::from_millis(2_960), seconds(3)));
-        // The last renewal is for less than a lease, and its margin for less than a whole one.
+        // The last renewal is for less than a whole lease, and so is its margin.
         assert!(is_by(
             seconds(16),
             Duration::from_millis(15_050),

@@ -1,4 +1,4 @@
-//! The way to the server: waits for one that is starting, and advises when there is none.
+//! The connection to the server: waits for a server that starts, and gives advice on a failure.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::args::Reach;
 use crate::exit::Exit;
 use crate::text;
 
-/// From the first failure to the second try; doubled after each.
+/// Pause between the first try and the second. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest time between two tries: a server that is back is noticed within it.
+/// Longest pause between two tries. We notice a server that is back within it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Connects, and tries again for as long as `reach.wait` where the failure may pass by itself.
+/// Connects, and tries again for as long as `reach.wait` while the failure is transient.
 ///
-/// Prints why it waits, once for each reason, and why it gave up; returns the exit code for that.
+/// Prints why it waits, when the reason changes, and why it stops. Then returns the exit code.
 pub(crate) async fn reach(reach: Reach) -> Result<LockingWorker, Exit> {
     let Reach { builder, wait } = reach;
     let until = Instant::now() + wait;
@@ -37,7 +37,7 @@ pub(crate) async fn reach(reach: Reach) -> Result<LockingWorker, Exit> {
         }
         sleep(pause).await;
         pause = (2 * pause).min(LONGEST_PAUSE);
-        // A try may take 10 s where no packet is answered.
+        // Without an answer to any packet, a try may take 10 s.
         failure = match timeout_at(until, builder.clone().build()).await {
             Ok(Ok(worker)) => return Ok(worker),
             Ok(Err(error)) => error,
@@ -59,7 +59,7 @@ pub(crate) async fn reach(reach: Reach) -> Result<LockingWorker, Exit> {
     })
 }
 
-/// Prints why the server did not serve a request, and returns the exit code for that.
+/// Prints why the server did not serve a request, and returns the exit code for it.
 pub(crate) fn refused(error: &Error) -> Exit {
     say!("{}", text::chain(error));
     if let Some(advice) = advice_for(error) {
@@ -68,7 +68,7 @@ pub(crate) fn refused(error: &Error) -> Exit {
     Exit::Server
 }
 
-/// What to do about an error that a request ended with.
+/// Returns advice about the error of a request, if there is any.
 pub(crate) fn advice_for(error: &Error) -> Option<&'static str> {
     source(error).and_then(advice)
 }
@@ -88,7 +88,7 @@ fn answer(error: &BuildError) -> Option<&FredError> {
     }
 }
 
-/// Whether the same try may succeed later, with nothing changed in what we were given.
+/// Whether the same try may succeed later with the same arguments.
 fn is_transient(error: &BuildError) -> bool {
     match error {
         BuildError::Server(error) => error.is_retryable(),
@@ -105,7 +105,7 @@ fn is_transient(error: &BuildError) -> bool {
     }
 }
 
-/// What a failure to connect or a refusal says by its first word, or by its kind.
+/// The cause of a failure to connect or of a refusal, told from the error's text or its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
     Refused,
@@ -159,7 +159,7 @@ impl Failure {
     }
 }
 
-/// What to do about it; `None` where the error says all that is known.
+/// Returns advice about an error, or `None` where the error itself says all that is known.
 fn advice(error: &FredError) -> Option<&'static str> {
     Some(match Failure::of(error) {
         Failure::Refused => "Is a server running there? --url or REDIS_URL names another.",

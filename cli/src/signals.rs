@@ -1,4 +1,4 @@
-//! The signals that are sent to us.
+//! The signals that this process handles.
 
 use std::fs::File;
 use std::future::poll_fn;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::exit::Exit;
 
-/// What is heard, and done something about. The others do what they always do.
+/// Signals that this process handles. All others keep their usual effect.
 const HEARD: [Signal; 6] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -23,18 +23,19 @@ const HEARD: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// Two of SIGTERM within this time are one: `timeout` and systemd send it to us and to our group.
+/// Time within which a second SIGTERM counts as the same one: `timeout` and systemd send it both to
+/// this process and to its group.
 const ONE: Duration = Duration::from_millis(500);
 
 pub(crate) struct Signals {
     heard: Vec<(Signal, unix::Signal)>,
-    /// The last SIGTERM.
+    /// Time of the last SIGTERM that counted.
     told: Option<Instant>,
 }
 
 impl Signals {
-    /// From now on none of them ends the process by itself. A failure is printed; the exit code for
-    /// it is returned.
+    /// Installs the handlers. From then on none of these signals ends the process by itself.
+    /// Prints a failure, and returns the exit code for it.
     pub(crate) fn listen() -> Result<Self, Exit> {
         Self::install().map_err(|error| {
             say!("cannot receive signals: {error}");
@@ -51,7 +52,7 @@ impl Signals {
         Ok(Self { heard, told: None })
     }
 
-    /// The next one. Dropping the future loses none; two of a kind may come as one.
+    /// Returns the next signal. Dropping the future loses none; two of a kind may come as one.
     pub(crate) async fn next(&mut self) -> Signal {
         loop {
             let signal = poll_fn(|cx| {
@@ -79,7 +80,8 @@ impl Signals {
         !again
     }
 
-    /// The next one that asks us to end, for when there is no command to pass the others on to.
+    /// Returns the next signal that asks us to end. Drops the others, for when there is no command
+    /// to pass them on to.
     pub(crate) async fn end(&mut self) -> Signal {
         loop {
             let signal = self.next().await;
@@ -90,12 +92,13 @@ impl Signals {
     }
 }
 
-/// Whether it asks for our end.
+/// Whether the signal asks this process to end.
 pub(crate) fn is_end(signal: Signal) -> bool {
     !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2)
 }
 
-/// Whether the terminal has sent it to the command too: it signals all of its foreground group.
+/// Whether the terminal has sent the signal to the command too: it signals its whole foreground
+/// group.
 pub(crate) fn is_from_terminal(signal: Signal) -> bool {
     let keys = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
     keys && File::open("/dev/tty").is_ok_and(|tty| tcgetpgrp(tty) == Ok(getpgrp()))

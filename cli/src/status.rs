@@ -1,4 +1,4 @@
-//! A run as it is.
+//! `status`: the current state of a run.
 
 use redis_locking_worker::{RunState, Snapshot};
 use serde_json::{Value, json};
@@ -26,7 +26,8 @@ pub(crate) async fn status(args: args::Status) -> Exit {
     print(shown.as_bytes())
 }
 
-/// The names are those of `Snapshot`; a duration is in ms, and says so.
+/// Returns the run as JSON. The names are those of `Snapshot`, except that `remaining_ms` has its
+/// unit in its name.
 fn as_json(key: &[u8], run: &Snapshot) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let previous = run.previous.as_ref().map(|previous| {

@@ -1,10 +1,11 @@
-//! Texts for people.
+//! Text for people to read.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// The same without control characters: labels and reasons are other people's, and a terminal obeys what it is sent.
+/// Replaces control characters. Labels and reasons come from other processes, and a terminal obeys
+/// the control characters that it receives.
 pub(crate) fn plain(text: &str) -> String {
     let shown = |char: char| match char.is_control() {
         true => '\u{fffd}',
@@ -13,12 +14,12 @@ pub(crate) fn plain(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// A name among others that are set apart by commas and spaces.
+/// Returns the bytes of a name as text. Bytes that are no UTF-8 become U+FFFD.
 pub(crate) fn key(bytes: &[u8]) -> String {
     plain(&String::from_utf8_lossy(bytes))
 }
 
-/// An error with its causes, in one line.
+/// Returns an error and its causes, in one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -29,7 +30,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     plain(&text)
 }
 
-/// To a tenth of a second.
+/// Formats a duration to a tenth of a second.
 pub(crate) fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! What becomes of keys, as it happens.
+//! `watch`: the transitions of keys, as they happen.
 
 mod screen;
 
@@ -19,10 +19,11 @@ use crate::signals::Signals;
 use crate::text;
 use screen::{Row, Screen};
 
-/// How often what is left of a lease is drawn.
+/// Interval at which the table is drawn, with what is left of each lease.
 const FRAME: Duration = Duration::from_millis(100);
 
-/// How often it is looked who waits, beside at every transition: nothing tells of that.
+/// Interval at which we read the waiters, besides at every transition: the server does not publish
+/// changes of the queue.
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) async fn watch(args: args::Watch) -> Exit {
@@ -62,7 +63,7 @@ pub(crate) async fn watch(args: args::Watch) -> Exit {
 
 type Seen = (usize, Result<Snapshot, Error>);
 
-/// A line for each transition; a renewal is none that anybody reads of.
+/// Prints a line for each transition, but none for a renewal.
 async fn lines(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + Unpin) -> Exit {
     let mut last = vec![None; workers.len()];
     while let Some((nth, seen)) = news.next().await {
@@ -85,11 +86,12 @@ async fn lines(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + U
             return unwritten(&error);
         }
     }
-    // Each has ended with an error that was shown.
+    // Every stream has ended with an error, which was printed.
     Exit::Server
 }
 
-/// Whoever has seen enough may close it.
+/// Returns the exit code for output that could not be written. A broken pipe is a success: the
+/// reader may stop reading early.
 fn unwritten(error: &io::Error) -> Exit {
     if error.kind() == ErrorKind::BrokenPipe {
         return Exit::Done;
@@ -121,7 +123,7 @@ fn sentence(run: &Snapshot) -> String {
     }
 }
 
-/// A table that is kept up to date.
+/// Draws a table, and keeps it up to date.
 async fn live(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + Unpin) -> Exit {
     let mut views: Vec<View> = workers.iter().map(View::new).collect();
     let mut screen = Screen::new();
@@ -138,7 +140,7 @@ async fn live(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + Un
                     views[nth].see(seen);
                     due.push(nth);
                 }
-                // Each has ended with an error, which stays on the screen.
+                // Every stream has ended with an error. The next frame still shows it.
                 None => open = false,
             },
             Some((nth, looked)) = looks.next() => views[nth].look(looked),
@@ -163,13 +165,13 @@ async fn live(workers: &[LockingWorker], mut news: impl Stream<Item = Seen> + Un
     }
 }
 
-/// What is known of a key.
+/// The state of a key as far as it is known.
 struct View {
     key: String,
     run: Option<Snapshot>,
-    /// When that was news.
+    /// Time when `run` arrived.
     at: Instant,
-    /// The most that was seen of this lease: what the bar is full at.
+    /// Longest remainder seen of this lease, at which the bar is full.
     whole: Duration,
     line: Vec<String>,
     error: Option<String>,
@@ -206,7 +208,8 @@ impl View {
         }
     }
 
-    /// Who waits, which only an answer says. What the record says comes by push, in order.
+    /// Takes in an answer to `inspect`: only that lists the waiters. The record itself comes by
+    /// push, in order, so the rest of the answer is ignored.
     fn look(&mut self, looked: Result<Snapshot, Error>) {
         self.looks = false;
         if let Ok(run) = looked {
@@ -214,7 +217,7 @@ impl View {
         }
     }
 
-    /// One look at a time, however long it takes.
+    /// Whether a request may begin: at most one is under way, however long it takes.
     fn begins_to_look(&mut self) -> bool {
         !std::mem::replace(&mut self.looks, true)
     }

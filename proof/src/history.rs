@@ -1,25 +1,26 @@
-//! What happened in a fleet, and whether it may have happened: the twelve invariants of the crate.
+//! Checks the history of a fleet against the twelve invariants of the crate.
 //!
-//! A history is what the workers did and heard, what the server wrote, what a resource behind the fencing
-//! tokens accepted, and which faults there were. All clocks are one: processes and servers share a machine.
+//! A history has what the workers did and were told, what the server wrote, what a resource that
+//! checks fencing tokens accepted, and which faults there were. All times are of one clock, since
+//! processes and servers share a machine.
 //!
 //! | | invariant |
 //! |---|---|
 //! | 1 | the grants of a key do not overlap in the server's time, and their fencing tokens rise |
 //! | 2 | a resource that rejects smaller tokens accepts no write of a stale holder |
-//! | 3 | +1 for each counted grant, never above the run's maximum; a request that is replayed gets the same grant |
-//! | 4 | at most one completion a run, and no grant after it |
-//! | 5 | `done()` is `Ok` only for the token that the record held, and nobody else completes |
-//! | 6 | `is_valid()` implies that the server has let no one else in |
-//! | 7 | any number of non-terminal events, exactly one terminal event, then `None` |
-//! | 8 | what a waiter is told of the outcome was recorded, in the run that it took part in |
-//! | 9 | with a live waiter and a healthy server, a grant follows at once on a failure, and on a lease's end |
+//! | 3 | each counted grant adds 1, up to the maximum; a repeated request gets the same grant |
+//! | 4 | a run has at most one completion, and no grant after it |
+//! | 5 | `done()` is `Ok` only for the token in the record, and no other participant completes |
+//! | 6 | while `is_valid()` is true, the server has granted the key to no other participant |
+//! | 7 | a stream yields non-terminal events, exactly one terminal event, then `None` |
+//! | 8 | an outcome that a waiter is told was recorded, in the run that it took part in |
+//! | 9 | with a live waiter and a healthy server, a failure or lease end leads to a grant at once |
 //! | 10 | after the last fault and one lease no stream is pending without a live holder |
-//! | 11 | what was dropped or has crashed holds nothing for longer than promised |
+//! | 11 | a dropped or crashed participant holds nothing for longer than promised |
 //! | 12 | no two guards of a key are seen valid at once, and one that was seen invalid stays so |
 //!
-//! Where the server lost data, 1, 3, 4, 6, 12 and what was recorded are suspended across the loss;
-//! that fencing tokens rise, and 2, never are.
+//! A loss of data on the server suspends 1, 3, 4, 6, 12 and the checks of what was recorded across
+//! the loss. It never suspends 2, nor the rule that fencing tokens rise.
 
 mod guards;
 mod looks;
@@ -35,27 +36,28 @@ use std::hash::{Hash, Hasher};
 use redis_locking_worker::internals::{Record, RecordSnapshot};
 use serde::{Deserialize, Serialize};
 
-/// How late a thing may come that nothing holds up, in µs: far later than it does.
+/// Longest delay of anything that no fault delays, in µs. Real delays are far shorter.
 const SOON: u64 = 3_000_000;
 
-/// How long after a fault clients may still be busy with it (a silent connection is given up after 3 s, and
-/// made again within 1 s), in µs.
+/// Longest time after a fault for which clients may still feel it, in µs: they leave a silent
+/// connection after 3 s, and make a new one within 1 s.
 const GRACE: u64 = 6_000_000;
 
-/// Between what a server's clock says in its cached ms and in a script, in µs.
+/// Difference between the server's cached clock, in ms, and the clock that a script reads, in µs.
 const TICK: u64 = 2_000;
 
-/// How long a script may take that the machine holds up, in µs. A key lives for as long from when it is set, and
-/// `until` counts from when the script began.
+/// Longest time for which the machine delays a script, in µs. The TTL of a key counts from the
+/// `SET`, but `until` counts from the start of the script, so a key may outlive `until` by this
+/// much.
 const SCRIPT: u64 = 200_000;
 
-/// How much of a long result a history keeps, in bytes.
+/// Length of the part of a long result that a history keeps, in bytes.
 const BRIEF: usize = 64;
 
-/// What a worker did or heard.
+/// An action of a worker, or an event that it received.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Told {
-    /// When, in µs since the epoch: of what was heard not before, of what is done not after.
+    /// Time in µs since the epoch. An event happened no later than this, an action no earlier.
     pub at: u64,
     pub process: u32,
     /// Unique in the history.
@@ -66,17 +68,17 @@ pub struct Told {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum What {
-    /// About to poll a new stream.
+    /// The worker is about to poll a new stream.
     Joined {
         rejoins: bool,
     },
-    /// About to drop the stream.
+    /// The worker is about to drop the stream.
     Left,
     Acquired {
         fence: u64,
         attempt: u32,
     },
-    /// `Locked`, `Status` or a passing error.
+    /// `Locked`, `Status` or a transient error.
     NotTerminal,
     Completed {
         holder: String,
@@ -86,13 +88,13 @@ pub enum What {
     GaveUp,
     Failed,
     Fatal(String),
-    /// `None`.
+    /// The stream yielded `None`.
     End,
-    /// The guard said that it is valid, when it was asked after this.
+    /// The guard said that it is valid. The worker asked it after this time.
     Valid {
         fence: u64,
     },
-    /// About to end the guard.
+    /// The worker is about to end the guard.
     Ending {
         fence: u64,
         how: How,
@@ -101,7 +103,7 @@ pub enum What {
         fence: u64,
         answer: Answer,
     },
-    /// The resource was asked to take a write under this token.
+    /// The worker sent the resource a write under this token.
     Wrote {
         fence: u64,
         accepted: bool,
@@ -115,7 +117,7 @@ pub enum How {
     FailedPermanently,
     HandedOff,
     Dropped,
-    /// `mem::forget`: only the lease and the cap on renewals end it.
+    /// `mem::forget`: only the lease and the bound on renewals end the grant.
     Forgotten,
 }
 
@@ -127,22 +129,22 @@ pub enum Answer {
     Refused,
 }
 
-/// What a sampler saw of a guard. The sampler is a thread that no runtime of the worker can block.
+/// One reading of a guard by a sampler, a thread that no runtime of the worker can block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     pub key: String,
     pub fence: u64,
-    /// Time before the look, in µs since the epoch.
+    /// Time before the reading, in µs since the epoch.
     pub at: u64,
-    /// Time before the look, in µs of a clock that all processes share and that is never set.
+    /// Time before the reading, in µs of a clock that all processes share and that is never set.
     pub before: u64,
-    /// Time after the look, by the same clock.
+    /// Time after the reading, by the same clock.
     pub after: u64,
-    /// What `is_valid` said.
+    /// Answer of `is_valid`.
     pub valid: bool,
 }
 
-/// A process of the fleet, which holds under a label of its own.
+/// A process of the fleet. Its label is unique.
 #[derive(Clone, Debug)]
 pub struct Member {
     pub label: String,
@@ -156,11 +158,11 @@ pub struct Member {
 #[derive(Clone, Debug)]
 pub enum Step {
     Wrote(RecordSnapshot),
-    /// The server has forgotten the record, or may have.
+    /// The server forgot the record, or may have done so.
     Forgot {
         at: u64,
     },
-    /// What it wrote in between may not have been seen; nothing is forgotten by that.
+    /// The auditor may have missed writes of this time. The server has forgotten nothing by that.
     Unwatched {
         from: u64,
         to: u64,
@@ -184,17 +186,17 @@ pub struct Fault {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub told: Vec<Told>,
-    /// Those at one guard in their order.
+    /// Readings of all guards. Those of one guard are in order.
     pub looks: Vec<Look>,
     pub audit: BTreeMap<String, Vec<Step>>,
     pub faults: Vec<Fault>,
-    /// The tokens of the writes that a resource accepted for each key, in its order.
+    /// Tokens of the writes that a resource accepted for each key, in its order.
     pub accepted: BTreeMap<String, Vec<u64>>,
-    /// By the process's number.
+    /// Processes by their number.
     pub members: HashMap<u32, Member>,
-    /// When the fleet was asked to work off what there was, and to end.
+    /// Time when the fleet was told to finish its work and to end.
     pub finishing: u64,
-    /// When the records were last looked at, all faults being over.
+    /// Time of the last read of the records, after all faults.
     pub ended: u64,
 }
 
@@ -210,13 +212,13 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What was found of a history, and how often each invariant was put to the test in it.
+/// The violations in a history, and the number of times that each invariant was checked.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
     pub violations: Vec<Violation>,
-    /// By the invariant's number.
+    /// Number of checks, by the invariant's number.
     pub examined: [u64; 13],
-    /// How long what nobody held was free while somebody waited, undisturbed, in µs.
+    /// Times for which a free key with a waiter was not taken, without a fault, in µs.
     pub takeovers: Vec<u64>,
 }
 
@@ -230,9 +232,9 @@ pub fn check(history: &History) -> Verdict {
     checker.verdict
 }
 
-/// A grant as the server wrote it first.
+/// A grant, as in the first record that shows it.
 struct Grant<'a> {
-    /// The place of that among its key's steps.
+    /// Index of that record among the steps of its key.
     place: usize,
     began: u64,
     attempt: u32,
@@ -244,7 +246,7 @@ type Name<'a> = (&'a str, u64);
 
 struct Checker<'a> {
     history: &'a History,
-    /// What each stream did and heard, in its order.
+    /// Actions and events of each stream, in order.
     streams: BTreeMap<u64, Vec<&'a Told>>,
     endings: HashMap<Name<'a>, Vec<(u64, &'a How)>>,
     acquired: HashMap<Name<'a>, Vec<&'a Told>>,
@@ -305,7 +307,7 @@ impl<'a> Checker<'a> {
         self.history.audit.get(key).map_or(&[], |steps| steps)
     }
 
-    /// How a grant was ended until then, if its holder had begun to end it.
+    /// Returns the way in which the holder had begun to end a grant by then, if it had.
     fn how(&self, grant: Name<'_>, at: u64) -> Option<&'a How> {
         let endings = self.endings.get(&grant)?;
         let mut until = endings.iter().filter(|(asked, _)| *asked <= at + TICK);
@@ -316,10 +318,10 @@ impl<'a> Checker<'a> {
         self.acquired.contains_key(&grant)
     }
 
-    /// Whether the auditor may have missed what was written to this key in this time.
+    /// Whether the auditor may have missed writes to this key in this time.
     fn unwatched(&self, key: &str, from: u64, to: u64) -> bool {
         self.steps(key).iter().any(|step| match step {
-            // The last that a server says before it is killed does not arrive.
+            // The last output of a server before it is killed does not arrive.
             Step::Unwatched {
                 from: since,
                 to: until,
@@ -336,7 +338,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// How long the script may have taken that began then: as long as the server, if that was stopped in it.
+    /// Returns the longest time that a script which began then may have taken. It includes the time
+    /// for which the server was stopped in it.
     fn longest_script(&self, began: u64) -> u64 {
         let faults = self.history.faults.iter();
         let stops = faults.filter(|fault| {
@@ -363,7 +366,7 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// When a process was killed.
+    /// Returns the time when a process was killed, if it was.
     fn killed(&self, process: u32) -> Option<u64> {
         let mut kills = self
             .history
@@ -382,7 +385,7 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// The records of a key with their places among its steps and their times.
+/// Returns the records of a key, with their indices among its steps and their times.
 fn records(steps: &[Step]) -> impl DoubleEndedIterator<Item = (usize, &Record, u64)> {
     let written = steps.iter().enumerate();
     written.filter_map(|(place, step)| match step {
@@ -391,7 +394,7 @@ fn records(steps: &[Step]) -> impl DoubleEndedIterator<Item = (usize, &Record, u
     })
 }
 
-/// A result as histories keep it: a long one by its beginning, its length and its hash.
+/// Returns a result as histories keep it. Shortens a long one to its beginning, length and hash.
 pub fn brief(result: &[u8]) -> Vec<u8> {
     let Some(beginning) = result.get(..BRIEF).filter(|_| result.len() > 2 * BRIEF) else {
         return result.to_vec();
@@ -402,7 +405,7 @@ pub fn brief(result: &[u8]) -> Vec<u8> {
     [beginning, rest.as_bytes()].concat()
 }
 
-/// How many distinct grants a history has.
+/// Returns the number of distinct grants in a history.
 pub fn grants(history: &History) -> usize {
     let fences = history.audit.iter().flat_map(|(key, steps)| {
         let owned = records(steps).filter(|(_, record, _)| record.state.is_owned());

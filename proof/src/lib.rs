@@ -1,3 +1,3 @@
-//! The checker of histories, which the fleets under faults are held against.
+//! The checker of histories. It verifies what fleets under faults did.
 
 pub mod history;

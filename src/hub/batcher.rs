@@ -1,40 +1,42 @@
-//! What is to be asked of the store, until its turn comes.
+//! The batcher: keeps requests to the store until they are sent, many in one call.
 //!
-//! What is asked leaves at once if it is at least half as much as what is on its way, and if fewer than two
-//! calls are; what it joins otherwise gathers, and leaves together as soon as that is so. So requests that come
-//! one at a time wait for nobody, one beside many waits for the most of those to be answered, and the busier
-//! the server is, the more travels together.
+//! A batch is sent when fewer than two calls are in flight and at least half as many requests are
+//! queued as are in flight. Otherwise requests accumulate. Requests that come one at a time never
+//! wait. A request beside many others waits until most of those are answered. The busier the server
+//! is, the larger the batches are.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::store::BatchKey;
 
-/// Calls of one lane that may be on their way: the server works on one while the answers of the
-/// other are read. More of them are smaller, and cost more than they hide; `bench/benches/cycle.rs` decided.
+/// Most calls of one batch key in flight: the server works on one while the hub reads the answers
+/// of the other. More calls would be smaller, and cost more than the latency that they hide, by
+/// `bench/benches/cycle.rs`.
 const WINDOW: usize = 2;
 
-/// Fewer than this are not shared out among calls.
+/// Fewest requests in a call while more are queued: so few are not split among calls.
 const FEW: usize = 8;
 
-/// What travels together at most. Beyond that a call gains little, and holds up the server for others.
+/// Most requests in one call. A larger call gains little, and keeps the server from other clients.
 const MOST: usize = 256;
 
-/// The same in bytes, of results and the like.
+/// Most bytes of results and checkpoints in one call.
 const MOST_BYTES: usize = 256 * 1024;
 
-/// Where what is asked waits, and how much of it is on its way.
+/// The queued requests of one batch key, and a count of those in flight.
 pub(super) struct Queue<T> {
-    /// With what may be long in it, in bytes.
+    /// Queued requests, each with the length of its payload in bytes.
     waiting: VecDeque<(usize, T)>,
     calls: usize,
-    /// In all those calls.
+    /// Number of requests in those calls.
     items: usize,
 }
 
-/// A queue a lane. They stay: there are no more than a cluster has slots, or twice that with replicas.
+/// A queue for each batch key. Queues are never removed: there are at most as many keys as a
+/// cluster has slots, or twice that with replicas.
 pub(super) struct Batcher<T> {
     queues: HashMap<BatchKey, Queue<T>>,
-    /// Those that may have something to send.
+    /// Batch keys that may have a call to send.
     ready: VecDeque<BatchKey>,
 }
 
@@ -43,7 +45,7 @@ impl<T> Queue<T> {
         self.waiting.push_back((bytes, item));
     }
 
-    /// What leaves now, alone, when so many may be on their way.
+    /// Takes one request to send alone, if fewer than `window` calls are in flight.
     pub(super) fn next(&mut self, window: usize) -> Option<T> {
         if self.calls >= window {
             return None;
@@ -53,13 +55,13 @@ impl<T> Queue<T> {
         Some(next)
     }
 
-    /// What leaves now, together.
+    /// Takes the requests of the next call, if one may be sent now.
     fn next_call(&mut self) -> Option<Vec<T>> {
         let waiting = self.waiting.len();
         if waiting == 0 || self.calls >= WINDOW || 2 * waiting < self.items {
             return None;
         }
-        // Shared out among the calls that may leave, so that none has to wait for all the others.
+        // Splits the requests among the calls that may leave, so that none waits for all others.
         let share = waiting.div_ceil(WINDOW - self.calls);
         let most = share.clamp(FEW, MOST);
         let mut bytes = 0;
@@ -79,7 +81,7 @@ impl<T> Queue<T> {
         self.items += items;
     }
 
-    /// A call with so many items has come back.
+    /// Records the answer to a call with this many requests.
     pub(super) fn answered(&mut self, items: usize) {
         self.calls -= 1;
         self.items -= items;
@@ -92,7 +94,7 @@ impl<T> Batcher<T> {
         self.may_send(lane);
     }
 
-    /// The next call, and its lane.
+    /// Takes the next call, with its batch key.
     pub(super) fn next_call(&mut self) -> Option<(BatchKey, Vec<T>)> {
         while let Some(lane) = self.ready.front().copied() {
             let queue = self.queues.get_mut(&lane);
@@ -104,7 +106,7 @@ impl<T> Batcher<T> {
         None
     }
 
-    /// A call of this lane with so many items has come back.
+    /// Records the answer to a call of this batch key with this many requests.
     pub(super) fn answered(&mut self, lane: BatchKey, items: usize) {
         if let Some(queue) = self.queues.get_mut(&lane) {
             queue.answered(items);
@@ -154,7 +156,7 @@ mod tests {
         (0..items).for_each(|item| lanes.push(LANE, 0, item));
     }
 
-    /// How many items each call has that leaves now.
+    /// Sends all calls that may leave now. Returns the number of requests in each.
     fn calls(lanes: &mut Batcher<usize>) -> Vec<usize> {
         std::iter::from_fn(|| lanes.next_call())
             .map(|(_, items)| items.len())

@@ -1,4 +1,4 @@
-//! What the hub is asked, and what it tells.
+//! The messages to the hub, and its updates to participants.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::outcome::{Completed, Failed, GaveUp, Locked};
 use crate::protocol::{Op, Outcome, Reply};
 use crate::store::{FencedError, FencedScript};
 
-/// Tells outages apart.
+/// Identifies an outage.
 pub(crate) type OutageId = u64;
 
 pub(super) enum Message {
@@ -28,7 +28,7 @@ pub(super) enum Message {
         terms: Arc<RunConfig>,
         mailbox: UnboundedSender<Update>,
     },
-    /// Look on.
+    /// Observe a key without taking part.
     Observe {
         key: Key,
         id: Id,
@@ -38,23 +38,23 @@ pub(super) enum Message {
         key: Key,
         id: Id,
     },
-    /// Carry this out for somebody who takes no part.
+    /// Run one operation for a caller that takes no part in the run.
     Ask {
         key: Key,
         op: Op,
         answer: oneshot::Sender<Result<Reply, Error>>,
     },
-    /// Who waits.
+    /// Read the labels of the waiters.
     Line {
         key: Key,
         most: u32,
         answer: oneshot::Sender<Result<Vec<String>, Error>>,
     },
-    /// Restart a lease, which also confirms a grant that was handed over.
+    /// Restart a lease, which also confirms a pushed grant.
     Confirm(Arc<Lease>),
-    /// A guard was made of it when its time was over.
+    /// A guard was made of a grant whose lease had ended.
     Expired(Arc<Lease>),
-    /// What the keeper does.
+    /// A report of the keeper.
     Kept(News),
     Renew(Renewal),
     Fenced {
@@ -62,25 +62,25 @@ pub(super) enum Message {
         script: FencedScript,
         reply: oneshot::Sender<Result<Value, FencedError>>,
     },
-    /// A grant that nobody began to work on.
+    /// Give back a grant of which no guard was made.
     Return(Arc<Lease>),
     Settle(Settlement),
-    /// Answered with the tracker of everything asked so far.
+    /// Return the tracker of all calls so far.
     Drain(oneshot::Sender<TaskTracker>),
 }
 
-/// A restart of a lease, as its holder wants it.
+/// A holder's request to restart its lease.
 #[derive(Debug)]
 pub(super) struct Renewal {
     pub(super) lease: Arc<Lease>,
-    /// How long it lasts from now on at least, in ms; `None` for the usual length.
+    /// Least length of the lease from now on, in ms; `None` for the usual length.
     pub(super) length: Option<u64>,
     pub(super) checkpoint: Option<Bytes>,
     /// Dropped unanswered when the lease is lost.
     pub(super) reply: oneshot::Sender<Result<(), Error>>,
 }
 
-/// The end of a grant, as its holder wants it.
+/// A holder's request to end its grant.
 #[derive(Debug)]
 pub(super) struct Settlement {
     pub(super) lease: Arc<Lease>,
@@ -89,21 +89,21 @@ pub(super) struct Settlement {
     pub(super) reply: Option<oneshot::Sender<Result<(), NotSettled>>>,
 }
 
-/// What a participant is told.
+/// An update from the hub to a participant.
 #[derive(Debug)]
 pub(crate) enum Update {
     Locked(Locked),
     Granted(Grant),
     Confirmed,
-    /// The lease is over; it may still be settled in time.
+    /// The lease is lost. The server may still accept its settlement.
     Lost,
-    /// Its own grant was settled.
+    /// The participant's own grant was settled.
     Settled(Ended),
-    /// Somebody else ended the run.
+    /// Another participant ended the run.
     Ended(Ended),
-    /// The server refuses.
+    /// The server refuses: a fatal error.
     Refused(Error),
-    /// The server does not serve, in this outage.
+    /// The server does not answer, in this outage: a transient error.
     Unavailable(Error, OutageId),
 }
 

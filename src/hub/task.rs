@@ -1,5 +1,5 @@
-//! The hub's task: carries what participants ask to the store, and what the store says to the
-//! [`Run`]s.
+//! The hub's task: passes messages to the [`Run`]s, their calls to the store, and its answers and
+//! events back to the [`Run`]s.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -26,23 +26,26 @@ use crate::protocol::{Op, Reply};
 use crate::store::{BatchKey, Store, StoreEvent};
 use crate::telemetry;
 
-/// No timer is set further ahead: the queue has a bound, and looking again is free.
+/// Longest time for which a timer is set: the delay queue has a bound, and firing early is
+/// harmless.
 const FAR: Duration = Duration::from_secs(3_600);
 
-/// How often the clock of leases is compared with that of timers, while a lease is held.
+/// Interval at which the clock of leases is compared with that of timers, while this process holds
+/// a lease.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// By how much the two differ when one has stood still: more than they are ever read apart.
+/// Least difference between the two clocks that shows that the timers stood still. It exceeds the
+/// time between two reads.
 const STOOD_STILL: Duration = Duration::from_millis(50);
 
-/// Messages taken from the inbox at once.
+/// Most messages that are taken from the inbox at once.
 const BATCH: usize = 128;
 
-/// Subscriptions asked for at once. Each is a call of its own, and the client library keeps several
-/// KiB for each that is not answered.
+/// Most subscriptions in flight. Each is a call of its own, and the client library keeps several
+/// KiB for each unanswered one.
 const SUBSCRIBING: usize = 256;
 
-/// Runs until no handle is left and everything asked is answered.
+/// Runs the hub until no handle is left and every request is answered.
 pub(super) async fn run<S: Store>(
     mut store: S,
     mut inbox: mpsc::UnboundedReceiver<Message>,
@@ -103,11 +106,13 @@ pub(super) async fn run<S: Store>(
         }
         let behind = std::mem::take(&mut hub.behind);
         if std::mem::take(&mut hub.woken) > 1 || !behind.is_empty() {
-            // Those who have been answered together are about to ask again: what they ask travels
-            // together too, if they come before it is sent. And who has work to do begins.
+            // Streams and guards that were answered together are about to send requests again.
+            // They run first, so that their requests leave in one batch. So does the new holder,
+            // before the waiters are notified.
             tokio::task::yield_now().await;
             let now = Instant::now();
-            // As many as there are: more may come for as long as we look.
+            // Takes the messages that are there now. More may keep coming, and would hold up the
+            // rest of the loop.
             for _ in 0..inbox.len() {
                 if let Ok(message) = inbox.try_recv() {
                     hub.asked(message, now);
@@ -125,30 +130,32 @@ pub(super) async fn run<S: Store>(
 struct Hub<S> {
     store: S,
     handle: WeakHandle,
-    /// By the key's line, which is what messages name.
+    /// Runs by `Key::line`, the name that the store's messages carry.
     runs: HashMap<Str, Entry>,
     timers: DelayQueue<Key>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
     calls: Batcher<(Key, Call)>,
     subscriptions: Queue<(Key, Subscribe)>,
-    /// Empty between two acts.
+    /// Buffer for the effects of an act. Empty between two acts.
     effects: Vec<Effect>,
-    /// How many keys are subscribed to.
+    /// Number of keys whose messages are wanted.
     watched: usize,
-    /// How many keys have grants of this process.
+    /// Number of keys of which this process has a grant.
     holding: usize,
-    /// When the clock of leases was last compared with that of timers.
+    /// Readings of the two clocks at their last comparison.
     looked: Stamp,
-    /// How many were answered in this turn.
+    /// Number of calls answered in this turn of the loop.
     woken: usize,
-    /// Keys where somebody waits who has not been told the newest.
+    /// Keys whose waiters still have to be notified of the latest record.
     behind: Vec<Key>,
-    /// Whether the subscriber is connected, and answered its last ping.
+    /// Whether the subscriber is connected and heard the last ping.
     connected: bool,
     pinging: bool,
-    /// A connection is new: whether the two still hear of each other is asked at once.
+    /// Whether a connection is new. A ping then checks at once that the subscriber hears what the
+    /// commands publish.
     ping_is_due: bool,
-    /// Every call holds a token of it until it is answered; what follows from it takes that over.
+    /// Tracker of calls. Each call holds a token until it is answered; a call that follows from it
+    /// takes the token over.
     tracker: TaskTracker,
 }
 
@@ -158,9 +165,10 @@ struct Entry {
     timer: Option<(Instant, delay_queue::Key)>,
 }
 
-/// What comes back from the store.
+/// A completed request to the store.
 enum Done {
-    /// What travelled together in a lane, so many at first, since when, and the answers.
+    /// A batch: its batch key, the number of requests taken from the queue, an instant before it
+    /// left, and the answers.
     Calls(
         BatchKey,
         usize,
@@ -170,7 +178,7 @@ enum Done {
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),
-    /// The answer went to whoever asked.
+    /// The answer went directly to the caller.
     Told,
 }
 
@@ -235,7 +243,7 @@ impl<S: Store> Hub<S> {
                 let run = async move {
                     let _until_answered = ticket;
                     let ran = store.fenced(&key, &script).await;
-                    // A guard that does not wait any more wanted it done all the same.
+                    // The guard may have stopped waiting. The script runs all the same.
                     let _ = reply.send(ran);
                     Done::Told
                 };
@@ -251,7 +259,7 @@ impl<S: Store> Hub<S> {
             Message::Drain(drained) => {
                 let tracker = std::mem::take(&mut self.tracker);
                 tracker.close();
-                // Whoever asked may have stopped waiting.
+                // The caller may have stopped waiting.
                 let _ = drained.send(tracker);
             }
         }
@@ -299,7 +307,7 @@ impl<S: Store> Hub<S> {
                 telemetry::resync("lagged");
                 self.missed(self.connected);
             }
-            // Said again and again while it lasts.
+            // The store repeats this event for as long as the connection is down.
             StoreEvent::Disconnected if !self.connected => {}
             StoreEvent::Disconnected => {
                 telemetry::resync("disconnected");
@@ -313,7 +321,7 @@ impl<S: Store> Hub<S> {
             }
             StoreEvent::CommandsReconnected => {
                 self.ping_is_due = true;
-                // Perhaps to a server that has never heard of us.
+                // The new connection may lead to another server, which has not heard of our keys.
                 self.missed(self.connected);
             }
         }
@@ -332,7 +340,7 @@ impl<S: Store> Hub<S> {
         }
     }
 
-    /// Timers stand still while the machine sleeps, and leases do not.
+    /// Compares the two clocks. While the machine sleeps, timers stand still and leases run on.
     fn look(&mut self) {
         let clock = self.handle.clock;
         let before = std::mem::replace(&mut self.looked, clock.stamp());
@@ -341,7 +349,8 @@ impl<S: Store> Hub<S> {
             .instant
             .saturating_duration_since(before.instant);
         let leases = self.looked.moment.saturating_since(before.moment);
-        // A paused virtual machine is told by the wall clock. 1 ms is less than any margin.
+        // Only the wall clock shows that a virtual machine was paused. The bound of 1 ms is less
+        // than any margin.
         let has_paused = self.looked.wall_lead - before.wall_lead > 1_000;
         if leases > timers + STOOD_STILL || has_paused {
             self.with_all(|run| run.woke(Instant::now()));
@@ -372,7 +381,7 @@ impl<S: Store> Hub<S> {
         }
     }
 
-    /// Acts on a key's run, beginning one if there is none.
+    /// Acts on a key's run. Creates the run if there is none.
     fn with(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut Run)) {
         if !self.runs.contains_key(key.line()) {
             let entry = Entry {
@@ -385,7 +394,7 @@ impl<S: Store> Hub<S> {
         self.with_known(key, now, act);
     }
 
-    /// Acts on a key's run if there is one, does what follows, and sets its timer.
+    /// Acts on a key's run if there is one, dispatches the effects, and sets its timer.
     fn with_known(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut Run)) {
         let Some(entry) = self.runs.get_mut(key.line()) else {
             return;
@@ -393,7 +402,7 @@ impl<S: Store> Hub<S> {
         self.watched -= usize::from(entry.run.is_watched());
         self.holding -= usize::from(entry.run.is_holding());
         let was_behind = entry.run.is_behind();
-        // One list serves all runs: each has something for it only now.
+        // All runs share one list: only the acting run has effects.
         let mut effects = entry.run.act(std::mem::take(&mut self.effects), act);
         self.watched += usize::from(entry.run.is_watched());
         self.holding += usize::from(entry.run.is_holding());
@@ -408,7 +417,7 @@ impl<S: Store> Hub<S> {
                 (capped, self.timers.insert_at(key.clone(), capped))
             });
         }
-        // Once, however much happens before it catches up.
+        // Once, however many records arrive before the run notifies its waiters.
         if entry.run.is_behind() && !was_behind {
             self.behind.push(key.clone());
         }
@@ -435,12 +444,12 @@ impl<S: Store> Hub<S> {
         }
     }
 
-    /// Sends what has been asked for, as far as it is its turn.
+    /// Sends the calls and subscriptions that may leave now.
     fn send(&mut self) {
         let now = Instant::now();
         while let Some((lane, mut calls)) = self.calls.next_call() {
             let items = calls.len();
-            // What has waited may not be wanted any more.
+            // A renewal may have become needless while it was queued.
             calls.retain_mut(|(key, call)| {
                 let mut wanted = true;
                 if call.is_renewal() {

@@ -1,4 +1,4 @@
-//! The hub against a store that answers late, loses what it says, or says it twice.
+//! The hub on a store that answers late, loses answers and messages, or invents events.
 
 mod observers;
 mod renewal;
@@ -31,34 +31,34 @@ use crate::store::FencedError;
 use crate::store::memory::{Memory, MemoryStore};
 use crate::store::{BatchKey, FencedScript, Store, StoreEvent};
 
-/// A lease that no test waits for.
+/// A lease, in ms, that no test waits out.
 const LONG: u64 = 3_600_000;
 
-/// What becomes of an operation.
+/// What the store does with an operation.
 enum Fate {
-    /// It is carried out and answered.
+    /// Applies and answers it.
     Good,
-    /// It is carried out, and the answer is lost.
+    /// Applies it, and loses the answer.
     AnswerLost,
-    /// It is not carried out.
+    /// Does not apply it, with a transient error.
     Refused,
-    /// It is not carried out, and will never be.
+    /// Does not apply it, with a fatal error.
     Forbidden,
-    /// It is carried out, and no replica has it.
+    /// Applies it, but no replica acknowledges it.
     Unproven,
-    /// It is carried out, and answered when this is told.
+    /// Applies it, and answers when notified.
     Held(Arc<Notify>),
-    /// It is carried out so much later.
+    /// Applies and answers it so much later.
     Late(Duration),
-    /// The same, known so much later.
+    /// Applies it, and reports so much later that no replica has acknowledged it.
     UnprovenLate(Duration),
-    /// It is carried out so much later, and the answer is lost.
+    /// Applies it so much later, and loses the answer.
     LostLate(Duration),
-    /// It is carried out, and answered so much later.
+    /// Applies it, and answers so much later.
     Slow(Duration),
 }
 
-/// Decides what becomes of an operation.
+/// Decides the fate of an operation.
 type Judge = Box<dyn FnMut(&Op) -> Fate + Send>;
 
 /// The memory store behind a bad network.
@@ -66,14 +66,14 @@ type Judge = Box<dyn FnMut(&Op) -> Fate + Send>;
 struct Bad {
     store: MemoryStore,
     judge: Arc<Mutex<Judge>>,
-    /// Subscriptions are acknowledged once this is told, if there is one.
+    /// Notification that the acknowledgement of a subscription waits for, if set.
     gate: Option<Arc<Notify>>,
-    /// No message is heard.
+    /// Whether the store's own events are dropped.
     deaf: bool,
-    /// Nor does the subscriber's connection answer.
+    /// Whether pings and subscriptions fail, too.
     cut: Arc<AtomicBool>,
     refuses_to_watch: bool,
-    /// What this says is heard too.
+    /// Events that the hub hears in addition to the store's own.
     rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<StoreEvent>>>>,
     calls: Arc<AtomicU32>,
     lanes: Arc<AtomicU32>,
@@ -114,7 +114,8 @@ impl std::fmt::Debug for Bad {
 }
 
 impl Store for Bad {
-    /// Nothing waits for anything else, unless all share a lane.
+    /// Gives each operation its own batch key, so that none waits for another, unless `one_lane` is
+    /// set.
     fn lane(&self, _: &Key, _: &Op) -> BatchKey {
         match self.one_lane {
             true => 0,
@@ -238,7 +239,7 @@ fn key() -> Key {
     Key::new("job").unwrap()
 }
 
-/// A process of its own.
+/// Returns the configuration of streams that have a hub of their own, as in a separate process.
 fn process(store: &Bad, label: &str, lease: u64) -> AcquireConfig {
     process_with(store, label, lease, |terms| terms)
 }
@@ -273,7 +274,8 @@ fn new_stream(process: &AcquireConfig) -> Acquire {
     Acquire::new(process.clone())
 }
 
-/// The next event that is no status; by the paused clock, so a failed test takes no time.
+/// Returns the next event that is no status. The timeout goes by the paused clock, so a failed test
+/// takes no time.
 async fn next(stream: &mut Acquire) -> LockEvent {
     let mut events = stream.filter(|event| future::ready(!matches!(event, LockEvent::Status(_))));
     let event = tokio::time::timeout(Duration::from_millis(LONG / 2), events.next()).await;
@@ -294,7 +296,7 @@ async fn locked(stream: &mut Acquire) -> u32 {
     }
 }
 
-/// Lets every task do what it can without time passing.
+/// Lets every task run until it waits for time or for another task.
 async fn settle_down() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -314,7 +316,7 @@ async fn a_release_between_the_claim_and_the_subscription_is_not_missed() {
     let (mut first, mut second) = (new_stream(&a), new_stream(&b));
     let guard = acquired(&mut first).await;
     assert_eq!(locked(&mut second).await, 1);
-    // The failing script grants it to b, and b's subscription does not stand yet.
+    // The script of the failure grants the key to b, before b's subscription stands.
     guard.fail("early").await.unwrap();
     assert!(second.next().now_or_never().is_none());
     gate.notify_one();
@@ -354,7 +356,8 @@ async fn a_grant_heard_before_its_claim_is_answered_is_yielded_once() {
     let answer = Arc::new(Notify::new());
     let held = answer.clone();
     let mut claims = 0;
-    // b's second stream: its first claim is answered only after its grant was published.
+    // The third claim is the first one of b's second stream. Its answer comes only after the
+    // stream's grant was published.
     let late = Bad::new(&memory, move |op| {
         claims += u32::from(matches!(op, Op::Claim { .. }));
         match op {
@@ -374,7 +377,7 @@ async fn a_grant_heard_before_its_claim_is_answered_is_yielded_once() {
     let mut second = new_stream(&b);
     assert!(second.next().now_or_never().is_none());
     settle_down().await;
-    // The subscription stays, and the line is the second's.
+    // The subscription stays, and the second stream is now first in the queue.
     drop(first);
     settle_down().await;
     guard.fail("now").await.unwrap();
@@ -550,7 +553,7 @@ async fn a_late_duplicate_of_a_claim_takes_nothing() {
 async fn a_guard_is_invalid_before_the_server_lets_anybody_in() {
     for lease in [10, 100, 1_000, 60_000] {
         let memory = Memory::new();
-        // However late the answer.
+        // A late answer must not make the guard valid for longer.
         let slow = Duration::from_millis(lease / 5);
         let good = Bad::new(&memory, move |_| Fate::Slow(slow));
         let a = process(&good, "a", lease);
@@ -675,7 +678,7 @@ async fn a_grant_that_is_not_taken_goes_on_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn draining_waits_for_a_grant_that_nobody_takes() {
-    // Which of the two the hub sees first, the answer or the drop, is left to chance.
+    // Chance decides which of the two the hub sees first, the answer or the drop.
     for _ in 0..50 {
         let memory = Memory::new();
         let answer = Arc::new(Notify::new());
@@ -701,7 +704,7 @@ async fn draining_waits_for_a_grant_that_nobody_takes() {
     }
 }
 
-/// The same, with nobody left to wait for it.
+/// The same, but no handle is left to drain the hub.
 #[tokio::test(start_paused = true)]
 async fn the_last_stream_and_the_last_handle_leave_nothing() {
     for _ in 0..50 {
@@ -718,7 +721,7 @@ async fn the_last_stream_and_the_last_handle_leave_nothing() {
         settle_down().await;
         answer.notify_one();
         drop((first, a));
-        // For a second claim, should there be one.
+        // Answers a second claim, if there is one.
         settle_down().await;
         answer.notify_one();
         bad.closed.notified().await;
@@ -727,7 +730,7 @@ async fn the_last_stream_and_the_last_handle_leave_nothing() {
     }
 }
 
-/// It may have been carried out.
+/// Its claim may have been applied.
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_an_answer_when_all_are_refused_leaves_the_line() {
     let memory = Memory::new();
@@ -786,7 +789,7 @@ async fn a_refusal_ends_the_outage_before_it() {
         LockEvent::Error(Error::Refused { .. })
     ));
     assert!(first.next().await.is_none());
-    // What was wrong is right again.
+    // The cause of the refusal has been removed.
     let mut second = new_stream(&a);
     let guard = acquired(&mut second).await;
     guard.done().await.unwrap();
@@ -824,8 +827,8 @@ async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
     for lost in [false, true] {
         let memory = Memory::new();
         let mut claims = 0;
-        // The claim after the subscription is carried out when the grant has been heard of, and
-        // answered when the stream has gone.
+        // The store applies the claim after the subscription when the grant has already arrived,
+        // and answers it when the stream has gone.
         let bad = Bad::new(&memory, move |op| {
             claims += u32::from(matches!(op, Op::Claim { .. }));
             match op {
@@ -857,10 +860,11 @@ async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
     }
 }
 
-/// Whoever has begun to work has made an attempt, which giving it back would not count.
+/// A holder that has begun to work has made an attempt. To give the grant back would not count it.
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lost() {
-    // Carried out late, or told late of what was before the grant: a place in the line.
+    // The claim is applied late, or its answer arrives late and shows the state before the grant:
+    // a position in the queue.
     for fate in [Fate::Late, Fate::LostLate, Fate::Slow] {
         let memory = Memory::new();
         let (second, bad) = granted_before_its_claim(&memory, fate(Duration::from_secs(1))).await;
@@ -879,7 +883,7 @@ async fn what_stops_the_work_is_why_the_attempt_failed() {
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     let lost = guard.run(future::pending::<()>()).await.unwrap_err();
-    // The server's lease has not ended, so that it can still be told.
+    // The lease has not ended on the server, so the server still accepts the failure.
     drop(guard);
     let guard = acquired(&mut second).await;
     let reason = &guard.previous().unwrap().reason;
@@ -887,8 +891,8 @@ async fn what_stops_the_work_is_why_the_attempt_failed() {
     assert_eq!(lost.to_string(), "the lease was lost: it ended");
 }
 
-/// The attempt before, which was handed over too, has the same number; and the reason of one that
-/// failed stays.
+/// The attempt before was handed off too and has the same number, or it failed and its reason stays
+/// in the record.
 #[tokio::test(start_paused = true)]
 async fn a_hand_off_that_was_too_late_is_not_taken_for_one_that_was_done() {
     for (label, fails) in [("a", false), ("b", false), ("b", true)] {
@@ -914,7 +918,7 @@ async fn a_hand_off_that_was_too_late_is_not_taken_for_one_that_was_done() {
         }
         let guard = acquired(&mut second).await;
         let attempt = guard.attempt();
-        // Confirmed too late: it goes to the third, uncounted.
+        // The confirmation comes too late: the grant goes to the third stream, uncounted.
         let late = guard.hand_off();
         let next = async { acquired_past_locked(&mut third).await };
         let (told, next) = future::join(late, next).await;
@@ -946,8 +950,8 @@ async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
     acquired(&mut second).await.hand_off().await.unwrap();
 }
 
-/// Nothing but the record tells, and it keeps the failure. Before the retry there is no successor,
-/// or one that was granted it, or one that has confirmed.
+/// Only the record shows the hand-off, and it keeps the reason of the failure before. At the retry
+/// there is no successor, or one with an unconfirmed grant, or one that has confirmed.
 #[tokio::test(start_paused = true)]
 async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
     for state in [State::Open, State::Granted, State::Held] {
@@ -988,7 +992,7 @@ async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
     }
 }
 
-/// Its successor of another number shows that it was lost.
+/// The attempt number of its successor shows that it was lost.
 #[tokio::test(start_paused = true)]
 async fn a_hand_off_after_a_failure_that_was_too_late_is_lost() {
     let memory = Memory::new();
@@ -1010,7 +1014,8 @@ async fn a_hand_off_after_a_failure_that_was_too_late_is_lost() {
     assert!(matches!(late, Err(SettleError::Lost(_))), "{late:?}");
 }
 
-/// One that is being settled is over later than its successor that is lost.
+/// A grant whose settlement is not answered yet ends later for its process than the lost grant of
+/// its successor.
 #[tokio::test(start_paused = true)]
 async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
     let memory = Memory::new();
@@ -1034,10 +1039,11 @@ async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
     failing.await.unwrap().unwrap();
 }
 
-/// Carried out when the run is another one, which nobody remembers the token in: it is granted what nobody wants.
+/// The server applies the claim in a later run, whose record does not have the token any more. It
+/// grants the key to a stream that does not want it.
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
-    // Whether its reader is still at work.
+    // Four cases: with and without a lost answer, with and without further polls of the stream.
     for nth in 0..4 {
         let (lost, reads) = (nth / 2 == 1, nth % 2 == 1);
         let fate = if lost { Fate::LostLate } else { Fate::Late };
@@ -1058,8 +1064,8 @@ async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
     }
 }
 
-/// A stream that is granted the work by push. The claim after its subscription has this fate, and its guard is lost, since
-/// its confirmation is not answered in time.
+/// Returns a stream with a grant by push. The claim after its subscription has this fate. Its guard
+/// will be lost, since the answer to its confirmation comes too late.
 async fn granted_before_its_claim(memory: &Memory, fate: Fate) -> (Acquire, Bad) {
     let (mut claims, mut fate) = (0, Some(fate));
     let bad = Bad::new(memory, move |op| {
@@ -1082,7 +1088,7 @@ async fn granted_before_its_claim(memory: &Memory, fate: Fate) -> (Acquire, Bad)
     (second, bad)
 }
 
-/// It gets its grant, and loses it; what it did is an attempt that only the lease ends.
+/// Lets the stream take its grant and lose it. Checks that only the lease ends the attempt.
 async fn is_worked_on_and_lost(mut stream: Acquire, store: &Bad) {
     let guard = acquired(&mut stream).await;
     let fence = guard.fencing_token();
@@ -1096,7 +1102,8 @@ async fn is_worked_on_and_lost(mut stream: Acquire, store: &Bad) {
     assert_eq!((held.state, held.fence), (State::Held, fence));
 }
 
-/// Its confirmation comes too late: somebody else has it by the time when its guard would be made.
+/// The confirmation comes too late: another holder has the key by the time when the stream would
+/// make the guard.
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_is_lost_behind_a_status_is_nobodys_attempt() {
     let memory = Memory::new();
@@ -1143,7 +1150,7 @@ async fn a_grant_whose_lease_ends_behind_a_status_is_confirmed_again() {
     guard.done().await.unwrap();
 }
 
-/// It has the work, and says so before it yields the guard.
+/// Reads up to the status with which a stream announces its attempt, before it yields the guard.
 async fn is_told_of_attempt(stream: &mut Acquire, attempt: u32) {
     let told = LockEvent::Status(Status::ThisIsAttempt { attempt });
     let told = format!("{told:?}");
@@ -1165,7 +1172,7 @@ async fn what_waits_behind_calls_that_fail_is_sent_all_the_same() {
     bad.one_lane = true;
     let process = process(&bad, "a", LONG);
     let (mut a, mut b) = (on_key(&process, "a"), on_key(&process, "b"));
-    // One call each, and there the window ends.
+    // One call each: that fills the window.
     assert!(a.next().now_or_never().is_none());
     settle_down().await;
     assert!(b.next().now_or_never().is_none());
@@ -1179,7 +1186,7 @@ async fn what_waits_behind_calls_that_fail_is_sent_all_the_same() {
     settle_down().await;
     assert_eq!(bad.calls(), 2, "the others wait");
 
-    // Their answer comes; then that of the others is lost, and each of them asks again.
+    // Both are answered. The answers to the others are lost, so each of them asks again.
     stalled.iter().for_each(|stalled| stalled.notify_one());
     let (_a, _b) = (acquired(&mut a).await, acquired(&mut b).await);
     assert_eq!(bad.calls(), 7);
@@ -1205,7 +1212,7 @@ async fn close_waits_for_what_has_not_left_yet() {
     }
     let began = Instant::now();
     for guard in guards {
-        // One after the other, so that the window is full and the rest waits.
+        // One after the other, so that the first calls fill the window and the rest waits.
         drop(guard);
         settle_down().await;
     }
@@ -1241,7 +1248,7 @@ async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
     bad.one_lane = true;
     let process = process(&bad, "a", 1_000);
     let guard = acquired(&mut on_key(&process, "held")).await;
-    // Two calls that are not answered: the window is full.
+    // Two unanswered calls fill the window.
     let mut stalling = process.clone();
     stalling.terms = Arc::new(RunConfig {
         lease: LONG,
@@ -1274,20 +1281,20 @@ async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_among_very_many_streams_of_one_process_is_told_once_each() {
-    // Told once for each that asked, it took minutes.
+    // It took minutes when the hub notified all streams for each answer.
     let (took, patience) = (telling(20_000).await, Duration::from_secs(30));
     assert!(took < patience, "{took:?}");
 }
 
-/// The time that this thread works until so many streams have been told of a grant and of a completion; by its own
-/// clock, whatever else the machine does.
+/// Returns the time that this thread works to notify so many streams of a grant and of a
+/// completion. It is CPU time, so other work on the machine does not count.
 async fn telling(streams: usize) -> Duration {
     let clock = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
     let began = clock();
     let memory = Memory::new();
     let process = process(&Bad::good(&memory), "a", LONG);
     let mut told: Vec<Acquire> = (0..streams).map(|_| new_stream(&process)).collect();
-    // All of them ask before the first is answered.
+    // All of them claim before the first is answered.
     for stream in &mut told {
         assert!(stream.next().now_or_never().is_none());
     }

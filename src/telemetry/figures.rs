@@ -1,8 +1,8 @@
-//! The figures' names, and what they mean.
+//! The names and meanings of the figures.
 //!
-//! No label has a value that comes from outside: neither keys nor reasons that somebody gave.
+//! The values of labels are fixed: neither a key nor a reason from outside becomes one.
 
-/// Counts one.
+/// Adds one to a counter.
 macro_rules! count {
     ($name:ident $(, $label:literal => $value:expr)?) => {{
         #[cfg(feature = "metrics")]
@@ -27,7 +27,7 @@ macro_rules! figures {
         #[cfg(test)]
         const ALL: &[&str] = &[$($text),+];
 
-        /// Tells the recorder what there is.
+        /// Describes the figures to the recorder.
         pub(crate) fn describe() {
             $(
                 #[cfg(feature = "metrics")]
@@ -62,7 +62,7 @@ figures! {
         "Times that messages may have been missed, by reason.";
 }
 
-/// Every way in which a lease is lost, as [`LOSSES`] labels it.
+/// Label in [`LOSSES`] of each way to lose a lease.
 #[cfg(feature = "metrics")]
 const WAYS_TO_LOSE: [&str; 8] = [
     "expired",
@@ -75,8 +75,8 @@ const WAYS_TO_LOSE: [&str; 8] = [
     "stopped",
 ];
 
-/// The figures of one thread's recorder that another thread keeps in its place: those of the end of
-/// a lease.
+/// The figures of one thread's recorder that another thread can update: those of the end of a
+/// lease.
 #[cfg(feature = "metrics")]
 #[derive(Clone, Debug, Default)]
 pub(super) struct Carried {

@@ -1,4 +1,5 @@
-//! Nothing: neither of the features that observe is enabled.
+//! The telemetry of a build with neither of its features: types without a size, functions without
+//! an effect.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Both stores on one clock that stands still until it is told to move.
+//! Both stores, on a clock that the test moves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub trait Bench {
     /// Lets time pass on the store.
     async fn pass(&mut self, ms: u64);
 
-    /// The ms until the key is forgotten, and how many wait in its line.
+    /// Returns the ms until the key is forgotten, and the number of waiters.
     async fn life(&mut self, key: &Key) -> Option<(u64, u64)>;
 
     /// Removes the record, as a flush or an eviction would.
@@ -75,8 +75,8 @@ impl Bench for MemoryBench {
     }
 }
 
-/// The scripts on a real server, reading the time from a key instead of the server's clock. The
-/// server's own expiry is moved along with it.
+/// The scripts on a real server. They read the time from a key instead of the server's clock.
+/// Moving the time also shortens the TTL of each key.
 pub struct RedisBench {
     store: RedisStore,
     client: Client,
@@ -85,12 +85,12 @@ pub struct RedisBench {
 }
 
 impl RedisBench {
-    /// Begins at this time, in µs.
+    /// Starts a server whose time begins at `now`, in µs.
     pub async fn new(now: u64) -> Self {
         Self::with_scripts(now, |script| script).await
     }
 
-    /// The same with scripts changed further.
+    /// Starts such a server with scripts that the test has edited.
     pub async fn with_scripts(now: u64, edit: impl Fn(String) -> String) -> Self {
         let server = Server::start();
         let client = server.client().await;
@@ -153,7 +153,7 @@ impl Bench for RedisBench {
 
     async fn life(&mut self, key: &Key) -> Option<(u64, u64)> {
         let [record, line] = key.server_names();
-        // A line that a lost record has left is nobody's.
+        // A queue that outlived its record belongs to no run.
         let script = "local record = redis.call('GET', ARGV[1])
             local has_line = record and string.find(record, ' line=1 ', 1, true)
             return { redis.call('PTTL', ARGV[1]), has_line and redis.call('ZCARD', ARGV[2]) or 0 }";
@@ -213,7 +213,7 @@ pub fn withdraw(number: u128) -> Op {
     withdraw_but(number, 0)
 }
 
-/// But not from that grant.
+/// Withdraws, but does not give back the grant with the fencing token `spared`.
 pub fn withdraw_but(number: u128, spared: u64) -> Op {
     Op::Withdraw {
         token: token(number),

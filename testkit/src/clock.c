@@ -1,5 +1,6 @@
-/* Clocks, each moved by as many seconds as the file named by CLOCK_OFFSET says: three of type long, for the wall clock,
-   the monotonic clock and the clock that counts the time for which the machine sleeps. */
+/* Moves three clocks by the seconds in the file that CLOCK_OFFSET names: three values of type long,
+   for the wall clock, the monotonic clock, and the clock that also counts the time for which the
+   machine sleeps. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

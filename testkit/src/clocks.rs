@@ -1,4 +1,4 @@
-//! The clocks of a process, moved by a preloaded library.
+//! Moves the clocks of a process, by a preloaded library.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,7 +7,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What a process's clocks show beside the right time; of all processes that are started in this environment.
+/// Offsets between the clocks of a process and the right time. They apply to every process that is
+/// started with [`Clocks::environment`].
 pub struct Clocks {
     offsets: File,
     dir: TempDir,
@@ -17,7 +18,7 @@ pub struct Clocks {
 pub enum Clock {
     Wall,
     Monotonic,
-    /// The one that counts the time for which the machine sleeps.
+    /// The clock that also counts the time for which the machine sleeps.
     Boot,
 }
 
@@ -43,7 +44,7 @@ impl Clocks {
         ]
     }
 
-    /// So many seconds from the right time.
+    /// Moves a clock by so many seconds from the right time.
     pub fn set(&self, clock: Clock, seconds: i64) {
         let at = clock as u64 * 8;
         self.offsets

@@ -21,10 +21,10 @@ use nix::unistd::Pid;
 use redis_locking_worker::{Acquire, Builder, LockEvent, LockingWorker, WorkGuard};
 use tempfile::TempDir;
 
-/// How long anything that must happen may take: far more than it does.
+/// Longest wait for anything that must happen. It is far longer than the wait ever takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A `redis-server` of this test's own, ended with it.
+/// A `redis-server` of one test. Dropping it kills the server.
 pub struct Server {
     pub port: u16,
     child: Option<Child>,
@@ -42,12 +42,12 @@ impl Server {
         Self::start_in(&[], args)
     }
 
-    /// In an environment of its own.
+    /// Starts a server with additional environment variables.
     pub fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
         Self::start_as(environment, &[&["--save", ""], args].concat(), None)
     }
 
-    /// With a configuration file of its own, if it needs one.
+    /// Starts a server, with a configuration file if one is given.
     fn start_as(environment: &[(&str, &str)], args: &[&str], config: Option<&str>) -> Self {
         let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         let mut server = Self {
@@ -60,7 +60,8 @@ impl Server {
         if let Some(config) = config {
             std::fs::write(server.dir.path().join("server.conf"), config).expect("a file");
         }
-        // A port found free may be taken before the server binds it: then it exits, and so again.
+        // Another process may take the free port before the server binds it. The server then
+        // exits, and the next try uses another port.
         for _ in 0..20 {
             server.port = free_port();
             if server.launch() {
@@ -70,7 +71,7 @@ impl Server {
         panic!("redis-server found no free port in 20 tries");
     }
 
-    /// Starts the same server again, on its port and in its directory.
+    /// Starts the server again, on its port and in its directory.
     pub fn restart(&mut self) {
         let until = Instant::now() + PATIENCE;
         while !self.launch() {
@@ -114,25 +115,25 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// A worker on this server, by its address.
+    /// Returns a builder of workers on this server, by its address.
     pub fn builder(&self, key: &str) -> Builder {
         LockingWorker::builder(key)
             .host("127.0.0.1")
             .port(self.port)
     }
 
-    /// Two workers with connections of their own, as in two processes.
+    /// Builds two workers with separate connections, as in two processes.
     pub async fn pair(&self) -> (LockingWorker, LockingWorker) {
         let build = |label| self.builder("job").label(label).build();
         (build("a").await.unwrap(), build("b").await.unwrap())
     }
 
-    /// A connected client that behaves as the crate asks of a caller's.
+    /// Connects a client with the settings that the crate asks of a caller's client.
     pub async fn client(&self) -> Client {
         Self::client_at(self.port).await
     }
 
-    /// The same through whatever listens on a port.
+    /// Connects such a client to any port of 127.0.0.1, such as that of a proxy.
     pub async fn client_at(port: u16) -> Client {
         let config = Config {
             server: ServerConfig::new_centralized("127.0.0.1", port),
@@ -154,13 +155,13 @@ impl Server {
 
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // A stopped process dies of SIGKILL too.
+            // SIGKILL also ends a stopped process.
             child.kill().expect("a child to kill");
             child.wait().expect("a child to wait for");
         }
     }
 
-    /// Every command of clients that the server sees from now on, as `MONITOR` tells them.
+    /// Monitors every command that the server receives from now on, with `MONITOR`.
     pub fn monitor(&self) -> Monitor {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -188,18 +189,18 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// The names of the commands that clients sent until now, those inside scripts and the
-    /// connections' own (`PING`, beats, and this method's mark) left out.
+    /// Returns the names of the commands that clients sent since the last call. Leaves out commands
+    /// inside scripts, the connections' own (`PING` and beats) and this method's mark.
     pub fn commands(&mut self) -> Vec<String> {
         self.calls().into_iter().map(|(_, name)| name).collect()
     }
 
-    /// The same with the addresses of the clients that sent them.
+    /// Returns the same commands, each with the address of the client that sent it.
     pub fn calls(&mut self) -> Vec<(String, String)> {
         self.seen(false)
     }
 
-    /// The names of all commands, beats too.
+    /// Returns the names of the commands, including `PING` and beats.
     pub fn all(&mut self) -> Vec<String> {
         self.seen(true).into_iter().map(|(_, name)| name).collect()
     }
@@ -227,7 +228,8 @@ impl Monitor {
     }
 }
 
-/// A waiter's claim again, once its subscription stands, is part of waiting.
+/// Waits until the clients send no more commands. A waiter, for example, claims again once its
+/// subscription stands.
 pub async fn until_quiet(monitor: &mut Monitor) {
     let mut quiet = 0;
     while quiet < 3 {
@@ -246,7 +248,7 @@ fn rand_number() -> u128 {
         .as_nanos()
 }
 
-/// Either of the two servers.
+/// Returns the name of the server program on `PATH`.
 fn program() -> &'static str {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<_> = std::env::split_paths(&path).collect();
@@ -271,11 +273,11 @@ fn answers(port: u16) -> bool {
     let mut answer = String::new();
     stream.write_all(b"PING\r\n").is_ok()
         && BufReader::new(stream).read_line(&mut answer).is_ok()
-        // With a password set it answers -NOAUTH, which is an answer too.
+        // A server with a password answers -NOAUTH, which is an answer too.
         && (answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
 }
 
-/// Sends any command; the first argument after its name decides the cluster's node.
+/// Sends any command. In a cluster, the first argument after its name decides the node.
 pub async fn command<const N: usize>(client: &Client, command: [&[u8]; N]) -> Value {
     let name = String::from_utf8(command[0].to_vec()).unwrap();
     let args: Vec<Value> = command[1..].iter().map(|arg| (*arg).into()).collect();
@@ -283,20 +285,20 @@ pub async fn command<const N: usize>(client: &Client, command: [&[u8]; N]) -> Va
     client.custom(custom, args).await.unwrap()
 }
 
-/// A record's state and attempt.
+/// Returns a record's state and attempt.
 pub fn state_of(record: &str) -> String {
     let words: Vec<&str> = record.split(' ').collect();
     let attempt = words.iter().find(|word| word.starts_with("attempt="));
     [words[1], attempt.expect("a record")].join(" ")
 }
 
-/// The next event, or a failed test when none comes.
+/// Returns the next event. Fails the test if none comes.
 pub async fn next(stream: &mut Acquire) -> LockEvent {
     let event = tokio::time::timeout(PATIENCE, stream.next()).await;
     event.expect("an event in time").expect("another event")
 }
 
-/// Reads on to an event, passing over others.
+/// Reads events up to one that matches, and skips the others.
 #[macro_export]
 macro_rules! until {
     ($stream:expr, $pattern:pat => $value:expr) => {
@@ -310,17 +312,18 @@ macro_rules! until {
     };
 }
 
-/// Reads on to the guard.
+/// Reads events up to the guard.
 pub async fn acquired(stream: &mut Acquire) -> WorkGuard {
     until!(*stream, LockEvent::Acquired(guard) => guard)
 }
 
-/// Reads on to the news that somebody else holds the key, and so waits in line.
+/// Reads events up to the one that says that another holder has the key. The stream is then in the
+/// queue.
 pub async fn locked(stream: &mut Acquire) -> redis_locking_worker::Locked {
     until!(*stream, LockEvent::Locked(locked) => locked)
 }
 
-/// One worker holds the key, the other waits in line.
+/// Lets one worker hold the key and the other wait in the queue.
 pub async fn race(holder: &LockingWorker, waiter: &LockingWorker) -> (Acquire, WorkGuard, Acquire) {
     let (mut first, mut second) = (holder.acquire(), waiter.acquire());
     let guard = acquired(&mut first).await;
@@ -328,7 +331,7 @@ pub async fn race(holder: &LockingWorker, waiter: &LockingWorker) -> (Acquire, W
     (first, guard, second)
 }
 
-/// Reads on to the terminal event, and checks that nothing follows it.
+/// Reads events up to the terminal one, and checks that nothing follows it.
 pub async fn end(stream: &mut Acquire) -> LockEvent {
     loop {
         let event = next(stream).await;
@@ -340,7 +343,7 @@ pub async fn end(stream: &mut Acquire) -> LockEvent {
     }
 }
 
-/// Three masters that share the slots, and replicas of the first.
+/// A cluster of three masters that share the slots, with replicas of the first.
 pub struct Cluster {
     nodes: Vec<Server>,
 }
@@ -364,7 +367,7 @@ impl Cluster {
                 &bus,
                 "--cluster-node-timeout",
                 "2000",
-                // A replica that has just come up to date.
+                // A replica may take over however long its link to the master was down.
                 "--cluster-replica-validity-factor",
                 "0",
                 "--repl-diskless-sync-delay",
@@ -423,18 +426,18 @@ impl Cluster {
     }
 }
 
-/// Whether a replica has all that its master has written.
+/// Whether a replica is connected to its master and has loaded the master's data.
 pub async fn is_in_step(replica: &Client) -> bool {
     let info = text(replica, [b"INFO", b"replication"]).await;
     info.contains("role:slave") && info.contains("master_link_status:up")
 }
 
-/// What a server says in words.
+/// Sends a command that is answered with text, and returns the text.
 pub async fn text<const N: usize>(client: &Client, words: [&[u8]; N]) -> String {
     command(client, words).await.into_string().expect("words")
 }
 
-/// Waits for a condition, for as long as anything may take.
+/// Waits until a condition holds, at most for [`PATIENCE`].
 pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds().await {
@@ -449,7 +452,7 @@ pub struct Sentinel {
     sentinel: Server,
 }
 
-/// How many replicas a sentinel has looked at: it promotes no other.
+/// Returns the number of replicas whose link the sentinel knows to be up: it promotes no others.
 pub async fn replicas_of(sentinel: &Client) -> usize {
     let replicas = command(sentinel, [b"SENTINEL", b"REPLICAS", b"main"]).await;
     let looked_at = |replica: Value| {
@@ -465,13 +468,13 @@ pub async fn replicas_of(sentinel: &Client) -> usize {
 
 /// A master with replicas, and the sentinels that watch them.
 pub struct Sentinels {
-    /// The master is the first.
+    /// The master, then its replicas.
     pub nodes: Vec<Server>,
     pub sentinels: Vec<Server>,
 }
 
 impl Sentinels {
-    /// As many sentinels as have a majority without one of them.
+    /// Starts three sentinels: two of them are still a majority when one is gone.
     pub async fn start(replicas: usize) -> Self {
         let mut nodes = vec![Server::start_with(&["--repl-diskless-sync-delay", "0"])];
         let port = nodes[0].port.to_string();
@@ -519,7 +522,7 @@ impl Sentinel {
         Self::start_with(&[])
     }
 
-    /// With more rules than where the master is.
+    /// Starts a sentinel with further rules besides the address of its master.
     pub fn start_with(rules: &[&str]) -> Self {
         let master = Server::start();
         let mut all = format!("sentinel monitor main 127.0.0.1 {} 1\n", master.port);
@@ -531,12 +534,12 @@ impl Sentinel {
         Self { master, sentinel }
     }
 
-    /// Where the sentinel itself listens.
+    /// Returns the port of the sentinel itself.
     pub fn port(&self) -> u16 {
         self.sentinel.port
     }
 
-    /// A client of the sentinel itself.
+    /// Connects a client to the sentinel itself.
     pub async fn client(&self) -> Client {
         self.sentinel.client().await
     }
@@ -547,7 +550,8 @@ impl Sentinel {
     }
 }
 
-/// The README's least permissions, for keys that begin with `job:`.
+/// Returns the least permissions that a worker needs, as the README lists them for keys that begin
+/// with `job:`.
 pub fn least_permissions() -> impl Iterator<Item = &'static str> + Clone {
     let (_, rules) = include_str!("../../README.md")
         .split_once("ACL SETUSER worker on '>password' ")

@@ -1,4 +1,5 @@
-//! A way to a server that can be cut or stalled, for a client's commands and its subscriber by themselves.
+//! A proxy in front of a server. It can cut or stall a client's command connections and its
+//! subscriber separately.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
@@ -13,32 +14,32 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What becomes of the bytes.
+/// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Open,
-    /// They stay where they are, and nobody is told.
+    /// Keeps the bytes, and tells neither end.
     Stalled,
-    /// Connections are closed, and new ones too.
+    /// Closes the connections, and new ones too.
     Cut,
 }
 
-/// Which connections.
+/// The connections that an action applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// All that have not subscribed to anything yet.
+    /// All connections that have not subscribed yet.
     Commands,
     Subscriber,
 }
 
-/// What becomes of the connections that there are; later ones are as good as new.
+/// What the proxy does with the present connections. Later ones are not affected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Lives,
-    /// Nothing is read or written any more, for good, and neither end is told: a node that was
-    /// lost, or a translation table that forgot them.
+    /// Reads and writes nothing more, for good, and tells neither end: as a lost node does, or an
+    /// address translation that forgot the connection.
     Silent,
-    /// Both ends are told that it is closed.
+    /// Closes the connection at both ends.
     Reset,
 }
 
@@ -52,13 +53,13 @@ pub struct Proxy {
     _accepting: AbortOnDropHandle<()>,
 }
 
-/// How long what is read is kept, at least and at most.
+/// The least and the most time for which the proxy keeps the bytes that it has read.
 type Latency = (Duration, Duration);
 
-/// How many connections there are of each line, those that are silent left out.
+/// Number of connections of each line, without the silent ones.
 type Counts = Arc<[AtomicUsize; 2]>;
 
-/// Counted for as long as it lives.
+/// A connection. It is counted until it is dropped or becomes silent.
 struct Connection {
     line: AtomicUsize,
     fate: watch::Sender<Fate>,
@@ -103,12 +104,12 @@ impl Drop for Connection {
 type Ways = [watch::Receiver<Way>; 2];
 
 impl Proxy {
-    /// Begins on a free port of 127.0.0.1; connections outlive it.
+    /// Starts a proxy on a free port of 127.0.0.1. Its connections outlive it.
     pub async fn start(server: u16) -> Self {
         Self::start_on(0, server).await
     }
 
-    /// The same on a port that the caller found free.
+    /// Starts a proxy on a port that the caller found free.
     pub async fn start_on(port: u16, server: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -123,7 +124,7 @@ impl Proxy {
         let accepting = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                // It may be either of the two that comes back.
+                // A new connection has not subscribed yet, so it may belong to either line.
                 if watched.iter().any(|way| *way.borrow() == Way::Cut) {
                     continue;
                 }
@@ -156,12 +157,12 @@ impl Proxy {
         }
     }
 
-    /// How many connections there are of a line.
+    /// Returns the number of connections of a line.
     pub fn connections(&self, line: Line) -> usize {
         self.counts[line as usize].load(Ordering::Relaxed)
     }
 
-    /// Decides on the connections that there are, of one line or of both; how many they were.
+    /// Decides the fate of the present connections of one line or of both. Returns their number.
     pub fn decide(&self, line: Option<Line>, fate: Fate) -> usize {
         let connections = self.connections.lock().unwrap();
         let living = connections.iter().filter_map(Weak::upgrade);
@@ -178,12 +179,12 @@ impl Proxy {
         meant.map(decide).count()
     }
 
-    /// Connections that are made from now on are to this server.
+    /// Leads connections that are made from now on to this server.
     pub fn lead_to(&self, server: u16) {
         self.server.store(server, Ordering::Relaxed);
     }
 
-    /// Whatever is read from now on is kept for a while, each piece for another one.
+    /// Delays bytes that are read from now on, each piece by a random time in this range.
     pub fn set_latency(&self, least: Duration, most: Duration) {
         self.latency.send_replace((least, most));
     }
@@ -199,10 +200,11 @@ impl Proxy {
     }
 }
 
-/// As a command: scripts have the word in their text.
+/// The command as it is sent. The line breaks matter, since scripts contain the word, too.
 const SUBSCRIBES: &[u8] = b"\nSSUBSCRIBE\r\n";
 
-/// Dropping both halves of both directions closes the connections.
+/// Carries bytes in one direction until the connection ends. Both ends are closed once this has
+/// returned for both directions, which drops all halves.
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -217,7 +219,7 @@ async fn carry(
         fate = fates.wait_for(|fate| *fate != Fate::Lives) => *fate.unwrap(),
     };
     if fate == Fate::Silent {
-        // Both ends stay open.
+        // Keeps both ends open.
         pending().await
     }
 }
@@ -229,7 +231,7 @@ async fn carry_on(
     latency: watch::Receiver<Latency>,
     connection: &Connection,
 ) {
-    // In front is the end of what was read before: a word may come in two pieces.
+    // The end of the bytes before stays in front: the command may arrive in two pieces.
     const BEFORE: usize = SUBSCRIBES.len() - 1;
     let mut bytes = [0; BEFORE + (16 << 10)];
     loop {

@@ -1,9 +1,10 @@
-//! The one text that a record has, as the scripts write it.
+//! The text form of a record, exactly as the scripts write it.
 
 use bytes::Bytes;
 use redis_locking_worker::internals::{Record, RecordSnapshot, Token};
 
-/// The text of this record, written at this server time in µs; `line` says whether anybody has waited.
+/// Returns the text of a record that was written at this server time in µs. `line` says whether the
+/// run has had a waiter.
 pub fn encode(record: &Record, at: u64, line: bool) -> Vec<u8> {
     let token = |token: Option<Token>| token.map_or("-".to_owned(), |token| token.to_string());
     let (previous, previous_holder, reason) = match &record.previous {
@@ -43,7 +44,8 @@ pub fn encode(record: &Record, at: u64, line: bool) -> Vec<u8> {
     parts.join(&b'\n')
 }
 
-/// Reads a text. What is accepted is the text of what it is taken for, byte for byte.
+/// Decodes a text. Checks that the decoder accepts no text but the one that `encode` gives, byte
+/// for byte.
 pub fn decode(text: &[u8]) -> Option<RecordSnapshot> {
     let frame = RecordSnapshot::decode(&Bytes::copy_from_slice(text)).ok()?;
     let record = frame.record.as_ref().expect("a record");

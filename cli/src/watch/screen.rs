@@ -1,4 +1,4 @@
-//! The table, and the terminal that it is drawn on.
+//! The table, and the terminal that shows it.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -7,11 +7,11 @@ use redis_locking_worker::RunState;
 
 use crate::text::{plain, seconds};
 
-/// What is drawn of a key.
+/// The row of a key, with the lines below it.
 #[derive(Clone)]
 pub(super) struct Row {
     pub(super) key: String,
-    /// `None` until it is known.
+    /// State of the run, once it is known.
     pub(super) state: Option<RunState>,
     pub(super) attempt: u32,
     pub(super) max_attempts: u32,
@@ -26,15 +26,16 @@ pub(super) struct Row {
 const STATE: usize = 9;
 const ATTEMPT: usize = 7;
 const BAR: usize = 12;
-/// The bar in its brackets, and the time beside it.
+/// Width of the bar in its brackets and the time beside it.
 const LEFT: usize = BAR + 2 + 9;
-/// Between two columns.
+/// Width between two columns.
 const GAP: usize = 2;
 
-/// The table, in lines of no more than this many characters.
+/// Returns the lines of the table, each at most `width` characters long.
 pub(super) fn draw(rows: &[Row], width: usize) -> Vec<String> {
     let fixed = STATE + ATTEMPT + LEFT + 4 * GAP;
-    // What is left is shared by the names, which get 8 at least; what does not fit is cut.
+    // The two columns of names share the rest, with at least 8 characters each. Text that does not
+    // fit is cut.
     let name = (width.saturating_sub(fixed) / 2).max(8);
     let columns = |[key, state, attempt, holder, left]: [&str; 5]| {
         let (key, holder) = (cut(key, name), cut(holder, name));
@@ -74,7 +75,7 @@ pub(super) fn draw(rows: &[Row], width: usize) -> Vec<String> {
         .collect()
 }
 
-/// What is left of a lease, as a bar that runs down; of an outcome's retention, as a time.
+/// Returns the rest of a lease as a bar that runs down, or the rest of a retention as a time.
 fn left(row: &Row) -> String {
     if row.left.is_zero() && !row.state.is_some_and(RunState::is_owned) {
         return String::new();
@@ -88,7 +89,9 @@ fn left(row: &Row) -> String {
     format!("[{:.<BAR$}] {time:>8}", "#".repeat(full))
 }
 
-/// As many lines as can be drawn over again: the cursor is on one more, and moves no further up than the first.
+/// Cuts the table to the lines that can be drawn over again.
+///
+/// The cursor takes one line below the table, and it cannot move above the terminal's first line.
 fn fit(mut lines: Vec<String>, height: usize) -> Vec<String> {
     let room = height.saturating_sub(1).max(1);
     if lines.len() > room {
@@ -110,7 +113,7 @@ fn cut(text: &str, width: usize) -> String {
     }
 }
 
-/// The terminal: the table is drawn over the one before.
+/// The terminal. Each table is drawn over the one before.
 pub(super) struct Screen {
     drawn: usize,
 }
@@ -139,14 +142,14 @@ impl Screen {
 }
 
 impl Drop for Screen {
-    /// The cursor comes back.
+    /// Shows the cursor again.
     fn drop(&mut self) {
         let _ = io::stdout().write_all(b"\x1b[?25h");
         let _ = io::stdout().flush();
     }
 }
 
-/// The terminal's columns and lines, as they are now; one that does not say has as many as most.
+/// Returns the terminal's present columns and lines, or 80 and 24 if it does not tell.
 fn size() -> (usize, usize) {
     match terminal_size::terminal_size() {
         Some((width, height)) if width.0 > 0 && height.0 > 0 => (width.0.into(), height.0.into()),

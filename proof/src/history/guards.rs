@@ -1,4 +1,5 @@
-//! 2, 5 and 6, and that a grant is given once: what a guard's holder is told, and what a resource takes.
+//! Invariants 2, 5 and 6, and that each grant leads to one guard: the answers to holders, and the
+//! writes that a resource accepts.
 
 use std::fmt;
 
@@ -34,13 +35,13 @@ impl<'a> Checker<'a> {
             .grants
             .get(&name)
             .is_some_and(|grant| grant.attempt == attempt && label == Some(grant.holder));
-        // A token is the time at which it was given, or little more.
+        // A fencing token is the time of its grant, or little more.
         if !recorded && !self.unwatched(&told.key, fence, fence) {
             self.violates(1, format_args!("not granted: {told:?}"));
         }
     }
 
-    /// 6: what said so of this guard, no earlier than then.
+    /// 6: checks a claim, made no earlier than `said`, that this guard is valid.
     pub(super) fn valid(&mut self, guard: Name<'_>, said: u64, what: impl fmt::Debug) {
         let (key, fence) = guard;
         let Some(grant) = self.grants.get(&guard) else {
@@ -50,7 +51,7 @@ impl<'a> Checker<'a> {
         self.examines(6);
         for step in after {
             match step {
-                // Whoever came after that was let in by a server that knew nothing.
+                // After a loss of data, the server granted the key without knowing of this grant.
                 Step::Forgot { .. } => return,
                 Step::Unwatched { .. } => {}
                 Step::Wrote(frame) => {
@@ -92,7 +93,7 @@ impl<'a> Checker<'a> {
                 }
             }
             (Answer::Lost, How::Done(_)) => {
-                // An answer may be lost, and with it the record, before it is asked again.
+                // After a lost answer, the record may be lost too before the worker asks again.
                 if let Some((_, record, at)) = done
                     && !self.forgot(&told.key, at, told.at)
                     && told.at < record.until * 1_000
@@ -100,13 +101,13 @@ impl<'a> Checker<'a> {
                     self.violates(5, format_args!("{told:?}, but {record:?}"));
                 }
             }
-            // Nothing that a fleet is made to suffer is a reason to.
+            // No fault of these fleets is a reason for the server to refuse.
             (Answer::Refused, _) => self.violates(5, format_args!("{told:?}")),
             (Answer::Lost | Answer::Unknown, _) => {}
         }
     }
 
-    /// A write is refused only to who came before another.
+    /// 2: a resource refuses a write only after it accepted one under a higher token.
     fn wrote(&mut self, told: &Told, fence: u64, accepted: bool) {
         self.examines(2);
         let taken = self.history.accepted.get(&told.key);
@@ -120,8 +121,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Tokens come to a resource in the order in which they were granted. That they rise there is its own
-    /// doing.
+    /// 2: a resource accepts tokens in the order of their grants. The resource itself already
+    /// ensures that the tokens rise.
     fn resource(&mut self) {
         for (key, accepted) in &self.history.accepted {
             let mut last = None;

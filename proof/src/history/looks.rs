@@ -1,11 +1,11 @@
-//! 6 and 12: what guards said of themselves, as the samplers of their processes saw it.
+//! Invariants 6 and 12: the validity of guards, as the samplers of their processes read it.
 
 use std::collections::BTreeMap;
 
 use super::{Checker, Look, Name};
 
-/// The time in which a guard was certainly valid: from after the first look that said so until
-/// before the last. A single look leaves open at which instant it was made.
+/// The time in which a guard was certainly valid: from after its first valid reading to before its
+/// last. The exact instant of a single reading is unknown.
 struct Span<'a> {
     guard: Name<'a>,
     first: &'a Look,
@@ -31,7 +31,8 @@ impl<'a> Checker<'a> {
             let mut valid = looks.iter().filter(|look| look.valid);
             let Some(first) = valid.next() else { continue };
             let last = valid.next_back().unwrap_or(first);
-            // What was valid at the last look was so at each before.
+            // If the server had made no other grant by the last reading, it had made none by an
+            // earlier one.
             self.valid(guard, last.at, last);
             keys.entry(guard.0)
                 .or_default()
@@ -42,7 +43,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// 12: once a guard has said that it is not valid, it stays so.
+    /// 12: a guard that has said that it is not valid stays invalid.
     fn stays_invalid(&mut self, looks: &[&Look]) {
         let Some(invalid) = looks.iter().find(|look| !look.valid) else {
             return;
@@ -62,7 +63,7 @@ impl<'a> Checker<'a> {
             if !others.is_empty() {
                 self.examines(12);
             }
-            // The later ones begin later still.
+            // The spans are sorted, so none after the first that begins too late can overlap.
             let at_once = others
                 .iter()
                 .take_while(|other| other.first.after <= span.last.before);
@@ -77,9 +78,9 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Whether the server may have forgotten the first of two grants before it gave the second.
+    /// Whether the server may have forgotten the first of two grants before it made the second.
     fn forgot_between(&self, one: Name<'_>, other: Name<'_>) -> bool {
-        // A grant that the auditor missed was given when its token says, or little later.
+        // A grant that the auditor missed was made at the time of its token, or little later.
         let began = |guard: Name<'_>| {
             let grant = self.grants.get(&guard);
             grant.map_or(guard.1, |grant| grant.began)

@@ -1,4 +1,4 @@
-//! 7, 8 and 10: what a stream is told.
+//! Invariants 7, 8 and 10: the events of a stream.
 
 use redis_locking_worker::internals::{Record, State};
 
@@ -46,7 +46,7 @@ impl<'a> Checker<'a> {
                 What::Failed if !acquired => {
                     self.violates(7, format_args!("what failed was not its own: {event:?}"));
                 }
-                // Nothing that a fleet is made to suffer is for ever.
+                // Every fault of these fleets passes, so no error may be fatal.
                 What::Fatal(_) => self.violates(7, format_args!("{event:?}")),
                 _ => {}
             }
@@ -58,8 +58,8 @@ impl<'a> Checker<'a> {
         if left || self.killed(joined.process).is_some() {
             return;
         }
-        // A fleet is only asked to end when all is well again, and works off what there is: then who
-        // waits is waiting for a lease, or a forgotten guard's.
+        // A fleet is told to end after the last fault, and finishes its work. From then on a stream
+        // waits at most for a lease to end, or for the longest hold of a forgotten guard.
         self.examines(10);
         let members = self.history.members.values();
         let longest = members
@@ -93,7 +93,7 @@ impl<'a> Checker<'a> {
             return;
         }
         self.examines(8);
-        // Within the retention a late stream is told the outcome of the run before.
+        // Within the retention, a stream that joins late is told the outcome of the run before.
         let mut of_its_run = records(self.steps(&event.key)).filter(|(_, record, at)| {
             *at <= event.at
                 && (record.until * 1_000).saturating_add(self.longest_script(*at)) >= joined.at

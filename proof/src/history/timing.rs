@@ -1,4 +1,4 @@
-//! 9 and 11: what happens in time.
+//! Invariants 9 and 11: takeovers and releases within their bounds.
 
 use redis_locking_worker::internals::{Record, State};
 
@@ -26,7 +26,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// 9: what follows on a record that nobody holds any more, or not for longer than its lease.
+    /// 9: a waiter is granted the key soon after a record is open or its lease ends.
     fn takeover(&mut self, key: &str, record: &Record, at: u64, next: u64) {
         let free = match record.state {
             State::Held | State::Granted => record.until * 1_000,
@@ -58,8 +58,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// 11: a grant that was ended, or that nobody took, holds nothing soon after; none is renewed for longer
-    /// than its worker's cap.
+    /// 11: a grant that its holder ended, or of which no guard was made, soon holds nothing. No
+    /// grant is renewed for longer than the longest hold of its worker.
     fn released(&mut self, key: &'a str, fence: u64, holder: &str, began: u64) {
         let mut held = records(self.steps(key))
             .filter(|(_, record, _)| record.state.is_owned() && record.fence == fence);
@@ -70,7 +70,8 @@ impl<'a> Checker<'a> {
             return self.violates(11, format_args!("{key}: held by nobody: {record:?}"));
         };
         let member = &self.history.members[&process];
-        // It is extended by a lease at most once more, and counts from when it was confirmed.
+        // A grant lasts for a lease at least. `SOON` allows for a renewal's way to the server,
+        // where its length counts from its arrival.
         let longest = member.max_hold.max(member.lease) * 1_000;
         if record.until * 1_000 > began + longest + SOON {
             self.violates(11, format_args!("{key}: held for too long: {record:?}"));
@@ -103,7 +104,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// 11: at the end nobody holds anything who did not forget it, or die with it.
+    /// 11: at the end only a holder that forgot its guard or was killed with it still holds a key.
     fn orphan(&mut self, key: &str, steps: &[Step]) {
         let Some(Step::Wrote(frame)) = steps.last() else {
             return;
@@ -136,7 +137,7 @@ fn waits(told: &[&Told], from: u64, to: u64) -> bool {
                 true
             }
             What::NotTerminal => continue,
-            // Its guard may outlive it, but it does not wait.
+            // A guard may outlive its stream, but a dropped stream does not wait.
             What::Left => {
                 rejoins = false;
                 false

@@ -1,4 +1,4 @@
-//! 1, 3, 4 and who completes: from one record of a key to the next.
+//! Invariants 1, 3, 4 and a part of 5: each step from one record of a key to the next.
 
 use std::collections::HashMap;
 
@@ -6,11 +6,11 @@ use redis_locking_worker::internals::{Cause, Record, State};
 
 use super::{Checker, How, Step, TICK};
 
-/// What may have happened between two records that were seen.
+/// What may have happened between two observed records.
 #[derive(Clone, Copy, PartialEq)]
 enum Between {
     Nothing,
-    /// Records that nobody saw.
+    /// Records that the auditor did not see.
     Unwatched,
     Anything,
 }
@@ -19,7 +19,7 @@ fn is_final(record: &Record) -> bool {
     matches!(record.state, State::Done | State::GaveUp)
 }
 
-/// Until when a key is there, in µs.
+/// Returns the time when the server forgets a key, in µs.
 fn remembered(record: &Record) -> u64 {
     match record.state.is_owned() {
         true => (record.until + record.retention) * 1_000,
@@ -57,7 +57,8 @@ impl<'a> Checker<'a> {
                 }
             };
             let text = || format!("{key}, at {at}: {before:?}, then {record:?}");
-            // Whatever was forgotten. An old master may go on with what it has beside a new one.
+            // This holds also across a loss of data. After a failover, an old master may go on with
+            // the grants that it has, so only a new token must be the highest.
             let is_new = !owners.contains_key(&record.fence);
             let owner = *owners.entry(record.fence).or_insert(record.owner);
             if is_new && record.fence <= highest {
@@ -99,14 +100,15 @@ impl<'a> Checker<'a> {
         } else if !record.state.is_owned() {
             self.violates(1, format_args!("a token without a grant: {text}"));
         } else if record.attempt == 1 && record.previous.is_none() && forgotten {
-            // Another run.
+            // A new run.
         } else if is_final(before) {
             self.violates(4, text);
         } else if record.max_attempts != before.max_attempts {
             self.violates(3, text);
         } else if record.owner == before.owner || record.owner == before.last {
-            // Longer than that a token is not remembered: whoever was granted the work while it was stopped,
-            // and has not heard of it, may claim again under the same one after others had their turn.
+            // The record remembers a token no longer than that. A process that was stopped when it
+            // was granted the key may repeat its claim under the same token after others had their
+            // turn.
             self.violates(3, format_args!("a second grant of a token: {text}"));
         } else {
             match self.next_attempt(key, before, record, at) {
@@ -117,7 +119,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// What becomes of a grant under its own token. An error is the invariant that is broken.
+    /// Checks a step that keeps the fencing token. An error is the number of the broken invariant.
     fn same_grant(&self, key: &str, before: &Record, record: &Record, at: u64) -> Result<(), u8> {
         let grant = (key, before.fence);
         let how = self.how(grant, at);
@@ -126,7 +128,8 @@ impl<'a> Checker<'a> {
         let same = record.owner == before.owner && record.attempt == before.attempt;
         let given_back = how == Some(&How::HandedOff) || !self.is_acquired(grant);
         let ended = |as_it_should: bool| match how {
-            // A lease that runs ends only by its holder, or before its holder has heard of it.
+            // While a lease runs, only its holder may end the grant, unless no guard was made of
+            // it.
             None if self.is_acquired(grant) && !over => Err(1),
             _ if as_it_should => Ok(()),
             _ => Err(3),
@@ -159,7 +162,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Which attempt follows in the same run. An error is the invariant that is broken by any.
+    /// Returns the number of the next attempt in the same run. An error is the number of the
+    /// invariant that any next attempt breaks.
     fn next_attempt(
         &self,
         key: &str,
@@ -182,7 +186,7 @@ impl<'a> Checker<'a> {
                     Err(3)
                 }
             }
-            // Nobody confirmed it.
+            // The grant was not confirmed.
             (State::Granted, State::Held) if over => Ok(before.attempt),
             (State::Held | State::Granted, State::Granted) => match self.how(grant, at) {
                 Some(How::HandedOff) => Ok(before.attempt),
@@ -195,7 +199,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Whatever was not seen, nothing was forgotten.
+    /// Checks a step across unseen records, in which the server forgot nothing.
     fn over_a_gap(&mut self, key: &str, before: &Record, record: &Record, at: u64) {
         let text = || format!("{key}, unwatched until {at}: {before:?}, then {record:?}");
         if is_final(before) {
@@ -212,7 +216,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// 5: who completes has asked for it before.
+    /// 5: a completion was requested by the holder before.
     fn completion(&mut self, key: &str, record: &Record, at: u64) {
         if record.state != State::Done {
             return;

@@ -1,4 +1,4 @@
-//! Who looks on, on a store that answers late, or not, or says nothing.
+//! Observers, on a store that answers late or not at all, or whose messages are lost.
 
 use super::*;
 use crate::hub::WatchHandle;
@@ -16,7 +16,7 @@ async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_the
     let mut bad = Bad::new(&memory, move |op| {
         looks += u32::from(matches!(op, Op::Inspect));
         match op {
-            // The one after the gap: nothing is there yet.
+            // The read after the gap, when there is no record yet.
             Op::Inspect if looks == 2 => Fate::Slow(Duration::from_secs(1)),
             _ => Fate::Good,
         }
@@ -30,7 +30,7 @@ async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_the
     let mut lookout = b.hub.observe(&b.key);
     assert_eq!(seen(&mut lookout).await, None);
     say.unbounded_send(StoreEvent::Lagged).unwrap();
-    // Later on the server's clock, which is paused too.
+    // The grant must be later on the server's clock, which is paused too.
     tokio::time::sleep(Duration::from_millis(10)).await;
     let guard = acquired(&mut new_stream(&a)).await;
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
@@ -57,7 +57,7 @@ async fn what_was_not_heard_is_looked_at() {
     let guard = acquired(&mut new_stream(&a)).await;
     settle_down().await;
     assert!(lookout.next().now_or_never().is_none(), "not heard");
-    // A gap, and the connection coming back.
+    // The observer reads after a gap, after a disconnect and after a reconnect.
     say.unbounded_send(StoreEvent::Lagged).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
     guard.fail("first").await.unwrap();
@@ -67,13 +67,13 @@ async fn what_was_not_heard_is_looked_at() {
     say.unbounded_send(StoreEvent::Reconnected).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 2)));
     deaf.cut.store(true, Ordering::SeqCst);
-    // Cut off, it looks before an outcome may be forgotten.
+    // While it is cut off, it reads before the server can forget an outcome.
     say.unbounded_send(StoreEvent::Disconnected).unwrap();
     settle_down().await;
     guard.done().await.unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Done, 2)));
     assert_eq!(seen(&mut lookout).await, None);
-    // That nothing is there is no news, but must not be asked for over and over.
+    // An absent record is no news, and must not cause reads without end.
     let calls = deaf.calls();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let calls = deaf.calls() - calls;
@@ -144,7 +144,7 @@ async fn an_outage_is_one_error_and_then_the_run_as_it_is() {
         first.next().await,
         Some(Err(Error::Unavailable { .. }))
     ));
-    // Who comes later hears of it at once.
+    // A later observer hears of the outage at once.
     let mut third = b.hub.observe(&b.key);
     for lookout in [&mut second, &mut third] {
         assert!(matches!(
@@ -156,7 +156,7 @@ async fn an_outage_is_one_error_and_then_the_run_as_it_is() {
         b.hub.ask(&b.key, Op::Inspect).await.is_err(),
         "not waited for"
     );
-    // Who has seen it sees that it is as it was.
+    // Each observer gets the record again, also the one that knew it before the outage.
     for lookout in [&mut first, &mut second, &mut third] {
         assert_eq!(seen(lookout).await, Some((State::Held, 1)));
     }

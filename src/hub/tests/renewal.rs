@@ -1,4 +1,4 @@
-//! Leases that are renewed, that are not, and what their holders know of it.
+//! Leases whose renewals succeed or fail, and what their holders are told.
 
 use crate::error::LeaseLost;
 use crate::guard::RenewError;
@@ -8,7 +8,7 @@ use super::*;
 
 const LEASE: u64 = 1_000;
 
-/// A process that renews its guards after a third of their lease.
+/// Returns a process that renews its guards after a third of their lease.
 fn renewing(store: &Bad, label: &str) -> AcquireConfig {
     process_with(store, label, LEASE, |terms| RunConfig {
         renew_every: Some(Duration::from_millis(LEASE / 3)),
@@ -16,7 +16,7 @@ fn renewing(store: &Bad, label: &str) -> AcquireConfig {
     })
 }
 
-/// Decides for each renewal, by its number from 1.
+/// Returns a store in which `judge` decides the fate of each renewal, by its number from 1.
 fn on_renewals(memory: &Memory, mut judge: impl FnMut(u32) -> Fate + Send + 'static) -> Bad {
     let mut renewals = 0;
     Bad::new(memory, move |op| match op {
@@ -33,7 +33,7 @@ async fn record(store: &Bad) -> (Record, u64) {
     (reply.record().unwrap().clone(), reply.frame.at)
 }
 
-/// How long the lease lasts on the server, in ms.
+/// Returns the rest of the lease on the server, in ms.
 async fn left(store: &Bad) -> f64 {
     let (record, at) = record(store).await;
     assert_eq!(record.state, State::Held);
@@ -43,7 +43,7 @@ async fn left(store: &Bad) -> f64 {
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_fails_is_tried_again_within_the_lease() {
     let memory = Memory::new();
-    // Two in a row, again and again.
+    // Two failures before each success.
     let bad = on_renewals(&memory, |nth| match nth % 3 {
         0 => Fate::Good,
         _ => Fate::Refused,
@@ -94,7 +94,7 @@ async fn an_answer_that_comes_too_late_does_not_bring_the_guard_back() {
     let a = process(&bad, "a", LEASE);
     let guard = acquired(&mut new_stream(&a)).await;
     tokio::time::sleep(Duration::from_millis(900)).await;
-    // Sent in time, and carried out; but the answer comes when the work has been stopped.
+    // The renewal is sent and applied in time, but its answer comes after the guard was lost.
     let extended = guard.extend(Duration::from_secs(60)).await;
     assert!(
         matches!(extended, Err(RenewError::Lost(LeaseLost::Expired))),
@@ -109,7 +109,7 @@ async fn an_answer_that_comes_too_late_does_not_bring_the_guard_back() {
     guard.done().await.unwrap();
 }
 
-/// The hub, or the keeper, reads late what the server has answered in time.
+/// The hub or the keeper reads an answer late that the server gave in time.
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_has_said_that_it_is_not_valid_stays_so() {
     let memory = Memory::new();
@@ -118,7 +118,7 @@ async fn a_guard_that_has_said_that_it_is_not_valid_stays_so() {
     let mut first = new_stream(&a);
     let guard = acquired(&mut first).await;
     assert!(guard.is_valid());
-    // Nothing else runs until it is over: no timer, and no renewal.
+    // No other task runs until the lease has ended: no timer, and no renewal.
     tokio::time::advance(Duration::from_millis(LEASE)).await;
     let said = guard.is_valid();
     tokio::time::sleep(Duration::from_millis(LEASE / 2)).await;
@@ -159,7 +159,7 @@ async fn a_renewal_that_is_refused_leaves_the_lease_until_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn no_renewal_reaches_past_the_longest_hold() {
-    // It counts from the grant, however late the claim is answered.
+    // The longest hold counts from the grant, however late the answer to the claim is.
     for late in [0, LEASE / 2] {
         let memory = Memory::new();
         let mut renewals = 0;
@@ -168,7 +168,7 @@ async fn no_renewal_reaches_past_the_longest_hold() {
             Op::Renew { .. } => {
                 renewals += 1;
                 match renewals {
-                    // Less is left when it is sent again than when it was sent first.
+                    // At a retry less of the hold is left than at the first try.
                     5..8 => Fate::Refused,
                     _ => Fate::Good,
                 }
@@ -232,7 +232,7 @@ async fn a_guard_that_was_extended_is_renewed_when_that_ends() {
     assert!(left(&good).await <= LEASE as f64);
 }
 
-/// Its margin is more than is left of a lease when a renewal is due.
+/// The margin of such a long term is more than is left of a usual lease when a renewal is due.
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_was_extended_for_long_is_renewed_before_that_ends() {
     let memory = Memory::new();
@@ -243,7 +243,7 @@ async fn a_guard_that_was_extended_for_long_is_renewed_before_that_ends() {
     guard.run(work).await.unwrap();
 }
 
-/// Claims of the same key are answered all the same.
+/// The server answers claims of the same key meanwhile.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost() {
     let memory = Memory::new();
@@ -261,7 +261,7 @@ async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost()
     }
     guard.lost().await;
     drop(waiting);
-    // Until it is answered.
+    // The outage goes on until the server's next answer.
     let mut successor = new_stream(&a);
     let told = next(&mut successor).await;
     assert!(matches!(told, LockEvent::Error(_)), "{told:?}");
@@ -269,7 +269,7 @@ async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost()
     locked(&mut new_stream(&a)).await;
 }
 
-/// The keeper's own renewals come to nothing, and the guard's go over the hub's connection.
+/// The keeper's renewals fail. Those of the guard go over the hub's connection and succeed.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_renewals_ends_with_a_longer_lease() {
     let memory = Memory::new();
@@ -408,7 +408,7 @@ async fn a_renewal_ends_with_its_guard() {
     let memory = Memory::new();
     let renewals = Arc::new(AtomicU32::new(0));
     let seen = renewals.clone();
-    // The server answers at once that it does not serve at the moment.
+    // The server answers at once, with a transient error.
     let bad = Bad::new(&memory, move |op| match op {
         Op::Renew { .. } => {
             seen.fetch_add(1, Ordering::SeqCst);
@@ -433,7 +433,7 @@ async fn a_renewal_ends_with_its_guard() {
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
     let memory = Memory::new();
-    // The answers to the confirmations are there in time, but nobody looks at them.
+    // The answers to the confirmations arrive in time, but no task polls the stream.
     let good = Bad::good(&memory);
     let b = renewing(&good, "b");
     let a = process(&Bad::good(&memory), "a", LEASE);
@@ -441,11 +441,11 @@ async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     guard.fail("for the second").await.unwrap();
-    // Little is left of it: it is confirmed first.
+    // Little is left of the pushed grant, so it is confirmed first.
     tokio::time::sleep(Duration::from_millis(480)).await;
     assert!(second.next().now_or_never().is_none());
     tokio::time::sleep(Duration::from_millis(2 * LEASE)).await;
-    // And once more, before it is anybody's attempt.
+    // The grant is confirmed once more before a guard is made of it.
     let told = second.next().await;
     assert!(matches!(told, Some(LockEvent::Status(_))), "{told:?}");
     assert!(next(&mut second).now_or_never().is_none());
@@ -468,7 +468,8 @@ async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
 async fn a_claim_that_no_replica_has_does_not_end_the_grant_that_is_confirmed() {
     let memory = Memory::new();
     let mut claims = 0;
-    // The claim after the subscription is carried out, heard of, and then not acknowledged.
+    // The store applies the claim after the subscription. It reports that no replica has
+    // acknowledged the claim only after the grant has arrived by push.
     let bad = Bad::new(&memory, move |op| {
         claims += u32::from(matches!(op, Op::Claim { .. }));
         match op {
