@@ -122,19 +122,16 @@ impl Run {
                 // message may have been late: what it says is left was left when it was sent.
                 let here = self.hub.clock.stamp();
                 let latest = here.moment + view.ends.saturating_duration_since(here.instant);
-                let (term, granted) = match self.clock {
-                    Some((asked, at)) => {
-                        let term = Term::new(asked, record.remaining(at), latest, &terms);
-                        // A fencing token is the server's time in µs when it made the grant.
-                        let earlier = Duration::from_micros(at.saturating_sub(record.fence));
-                        let later = Duration::from_micros(record.fence.saturating_sub(at));
-                        (term, asked.moment.saturating_sub(earlier) + later)
-                    }
-                    None => (Term::new(here, Duration::ZERO, latest, &terms), here.moment),
+                let term = match self.clock {
+                    Some((asked, at)) => Term::new(asked, record.remaining(at), latest, &terms),
+                    None => Term::new(here, Duration::ZERO, latest, &terms),
                 };
                 let clock = self.hub.clock;
                 let lease = Lease::new(&self.key, record, id, token, terms, clock, term);
-                let lease = Arc::new(lease.held_since(granted));
+                let lease = Arc::new(lease);
+                if let Some((asked, at)) = self.clock {
+                    lease.hear_time(asked, at);
+                }
                 let asked = self.clock.map(|(asked, at)| (asked.instant, at));
                 observe::granted(&lease, record, view.remaining, asked);
                 // Heard of, it is not known to be on replicas; answered, it is.

@@ -108,6 +108,7 @@ impl Run {
         let Some(live) = self.live(lease.fence) else {
             return;
         };
+        lease.hear_time(sent, reply.frame.at);
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
             live.look(now);
             observe::renewed(lease);
