@@ -156,7 +156,7 @@ mutant "renewal: an old checkpoint is sent again" src/hub/run/renewal.rs \
 mutant "renewal: sent for a guard that has ended" src/hub/run/renewal.rs \
     '!self.settling && !self.lease.is_lost()' 'true' $renewal::a_renewal_ends_with_its_guard
 mutant "renewal: the longest hold counts from a late answer" src/lease.rs \
-    'self.began = self.began.min(granted);' 'let _ = granted;' $renewal::no_renewal_reaches
+    '*known = granted.min(*known);' 'let _ = (&known, granted);' $renewal::no_renewal_reaches
 mutant "renewal: counted from the answer" src/lease.rs \
     'let due = term
             .ends

@@ -566,6 +566,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
             Ok(reply) => match reply.record().filter(|_| reply.ok) {
                 Some(record) => {
                     let left = record.remaining(reply.frame.at);
+                    lease.on_server_time(asked, reply.frame.at);
                     if lease.restart(record.renewal, asked, left) {
                         telemetry::renewed(&lease);
                     }

@@ -43,7 +43,8 @@ pub(crate) struct Lease {
     /// The id of the process that got the grant. A forked child has a copy of the guard but no
     /// right to the work.
     process: u32,
-    began: Moment,
+    /// When the server made the grant, from which the longest hold counts.
+    granted: Mutex<Moment>,
     term: Mutex<Term>,
     /// The reason of the loss. It is set at most once, and then the guard is invalid whatever the
     /// term says.
@@ -115,7 +116,6 @@ impl Lease {
         clock: Clock,
         term: Term,
     ) -> Self {
-        let began = clock.now();
         Self {
             key: key.clone(),
             attempt: record.attempt,
@@ -130,20 +130,33 @@ impl Lease {
             id,
             clock,
             process: std::process::id(),
-            began,
+            granted: Mutex::new(clock.now()),
             term: Mutex::new(term),
             lost: OnceLock::new(),
             cancelled: CancellationToken::new(),
         }
     }
 
-    /// Counts the longest hold from the time of the grant on the server, if that is before now.
-    pub(crate) fn held_since(mut self, granted: Moment) -> Self {
-        self.began = self.began.min(granted);
+    /// Counts the longest hold by the server's time in an answer, in µs; `asked` is before its
+    /// request left.
+    ///
+    /// A fencing token is the server's time when it made the grant. So neither a late answer nor a
+    /// clock that stood still makes the hold longer.
+    pub(crate) fn on_server_time(&self, asked: Stamp, at: u64) {
+        let earlier = Duration::from_micros(at.saturating_sub(self.fence));
+        let later = Duration::from_micros(self.fence.saturating_sub(at));
+        let granted = asked.moment.saturating_sub(earlier) + later;
+        {
+            let mut known = self.granted();
+            *known = granted.min(*known);
+        }
         let hold_ends = self.hold_ends();
-        let term = self.term.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut term = self.term();
         term.ends = term.ends.min(hold_ends);
-        self
+    }
+
+    fn granted(&self) -> MutexGuard<'_, Moment> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn term(&self) -> MutexGuard<'_, Term> {
@@ -328,7 +341,7 @@ impl Lease {
 
     /// Returns the end beyond which no renewal reaches.
     fn hold_ends(&self) -> Moment {
-        self.began + self.terms.max_hold
+        *self.granted() + self.terms.max_hold
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -549,6 +562,22 @@ pub(crate) mod tests {
                 Some(LeaseLost::Unreachable { source: None }) if !has_stalled => {}
                 reason => panic!("{reason:?}"),
             }
+        }
+    }
+
+    /// The clock of a virtual machine that was paused stood still, and the server's went on.
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_hold_counts_the_time_of_the_server() {
+        let (mut lease, _) = lease(LEASE);
+        let clock = Clock::Tokio(tokio::time::Instant::now() - 100 * LEASE);
+        (lease.clock, lease.granted) = (clock, Mutex::new(clock.now()));
+        // After 1 s here, and after so many there; what is left of 10 s.
+        for (nth, there, left) in [(1, 1, 9), (2, 5, 5), (3, 4, 4)] {
+            advance(LEASE).await;
+            let asked = clock.stamp();
+            lease.on_server_time(asked, lease.fence + there * 1_000_000);
+            assert!(lease.restart(nth, asked, 100 * LEASE));
+            assert_eq!(lease.left(), left * LEASE, "restart {nth}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::clock::{Moment, Stamp};
+use crate::clock::Stamp;
 use crate::lease::RunConfig;
 use crate::lease::Term;
 use crate::protocol::record::{Record, RecordSnapshot};
@@ -78,31 +78,20 @@ impl LatestRecord {
     }
 
     /// Time of the last answered request, and the server's time in its answer, in µs.
-    pub(super) fn server_time(&self) -> Option<(Instant, u64)> {
-        self.server_time.map(|(sent, at)| (sent.instant, at))
+    pub(super) fn server_time(&self) -> Option<(Stamp, u64)> {
+        self.server_time
     }
 
-    /// Returns the first term of a lease of the newest record, and when the server granted it.
+    /// Returns the first term of a lease of the newest record.
     ///
     /// It counts from before the request whose answer told the server's time. A message may have
     /// been late: its remaining time counts from when the server sent it.
-    pub(super) fn first_term(&self, here: Stamp, config: &RunConfig) -> Option<(Term, Moment)> {
+    pub(super) fn first_term(&self, here: Stamp, config: &RunConfig) -> Option<Term> {
         let known = self.known.as_ref()?;
         let latest = here.moment + known.ends.saturating_duration_since(here.instant);
         Some(match self.server_time {
-            Some((sent, at)) => {
-                let left = known.record.remaining(at);
-                // A fencing token is the server's time in µs when it made the grant.
-                let fence = known.record.fence;
-                let earlier = Duration::from_micros(at.saturating_sub(fence));
-                let later = Duration::from_micros(fence.saturating_sub(at));
-                let granted = sent.moment.saturating_sub(earlier) + later;
-                (Term::new(sent, left, latest, config), granted)
-            }
-            None => {
-                let term = Term::new(here, Duration::ZERO, latest, config);
-                (term, here.moment)
-            }
+            Some((sent, at)) => Term::new(sent, known.record.remaining(at), latest, config),
+            None => Term::new(here, Duration::ZERO, latest, config),
         })
     }
 }

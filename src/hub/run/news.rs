@@ -75,15 +75,19 @@ impl Run {
                 };
                 let (token, terms) = (member.token, member.terms.clone());
                 let here = self.hub.clock.stamp();
-                let Some((term, granted)) = self.latest.first_term(here, &terms) else {
+                let Some(term) = self.latest.first_term(here, &terms) else {
                     return;
                 };
                 let clock = self.hub.clock;
                 let lease = Lease::new(&self.key, record, id, token, terms, clock, term);
-                let lease = Arc::new(lease.held_since(granted));
+                let lease = Arc::new(lease);
                 let server_time = self.latest.server_time();
-                telemetry::granted(&lease, record, known.remaining, server_time);
-                // StoreEvent of, it is not known to be on replicas; answered, it is.
+                if let Some((sent, at)) = server_time {
+                    lease.on_server_time(sent, at);
+                }
+                let sent = server_time.map(|(sent, at)| (sent.instant, at));
+                telemetry::granted(&lease, record, known.remaining, sent);
+                // A message does not tell that replicas have it; an answer does.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {
                     lease: lease.clone(),

@@ -84,6 +84,7 @@ impl Run {
         let Some(live) = self.grants.get_mut(lease.fence) else {
             return;
         };
+        lease.on_server_time(sent, reply.frame.at);
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
             live.set_timer(now);
             telemetry::renewed(lease);
