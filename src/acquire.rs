@@ -247,7 +247,9 @@ impl Stream for Acquire {
         loop {
             let mut this = self.as_mut().project();
             if let Some(event) = this.events.pop_front() {
-                this.observed.yields(&this.entry.key, &event);
+                if let Some(told) = event.told() {
+                    this.observed.yields(&this.entry.key, told);
+                }
                 return Poll::Ready(Some(event));
             }
             let next = match this.state {
@@ -285,7 +287,9 @@ impl Stream for Acquire {
                 }
                 (State::Granted { grant, .. }, Some(Poll::Pending)) => {
                     let attempt = grant.lease.attempt;
-                    this.observed.acquires(&grant.lease);
+                    let lease = &grant.lease;
+                    this.observed
+                        .acquires(lease.told(), lease.previous.as_ref());
                     let guard = WorkGuard::new(grant);
                     this.events.push_back(LockEvent::Acquired(guard));
                     State::Working {

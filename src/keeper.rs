@@ -568,7 +568,7 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
                     let left = record.remaining(reply.frame.at);
                     lease.on_server_time(asked, reply.frame.at);
                     if lease.restart(record.renewal, asked, left) {
-                        telemetry::renewed(&lease);
+                        telemetry::renewed(lease.told());
                     }
                     None
                 }

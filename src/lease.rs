@@ -14,7 +14,7 @@ use crate::key::Key;
 use crate::outcome::PreviousAttempt;
 use crate::protocol::GRAIN;
 use crate::protocol::record::{Record, State, Token};
-use crate::telemetry::{self, Work};
+use crate::telemetry::{self, Attempt, Work};
 pub(crate) use run_config::RunConfig;
 
 /// Identifies a participation in one process. Numbers follow the order of joining.
@@ -137,6 +137,16 @@ impl Lease {
         }
     }
 
+    /// Returns what telemetry reports of it.
+    pub(crate) fn told(&self) -> Attempt<'_> {
+        Attempt {
+            key: &self.key,
+            attempt: self.attempt,
+            fence: self.fence,
+            work: &self.work,
+        }
+    }
+
     /// Counts the longest hold by the server's time in an answer, in µs; `asked` is before its
     /// request left.
     ///
@@ -210,7 +220,7 @@ impl Lease {
         if first {
             self.cancelled.cancel();
             if let Some(reason) = self.lost.get() {
-                telemetry::ended(self, reason);
+                telemetry::ended(self.told(), reason);
             }
         }
         first

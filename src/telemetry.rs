@@ -21,13 +21,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::acquire::LockEvent;
-use crate::client::Warning;
 use crate::error::{Error, LeaseLost};
-use crate::hub::{Ended, NotSettled, Update};
 use crate::key::Key;
-use crate::lease::Lease;
-use crate::outcome::{Failed, GaveUp, Reason};
+use crate::outcome::{Completed, Failed, GaveUp, Locked, PreviousAttempt, Reason};
 use crate::protocol::record::{Record, State};
 pub(crate) use figures::describe;
 use figures::{count, measure};
@@ -35,16 +31,16 @@ use figures::{count, measure};
 #[cfg(feature = "tracing")]
 use tracing::{Span, field::Empty};
 
-/// Emits an event, about a lease or not. Without the feature it does not evaluate its arguments.
+/// Emits an event, about an attempt or not. Without the feature it does not evaluate its arguments.
 macro_rules! event {
-    ($level:ident, $(parent: $parent:expr,)? $message:literal, lease: $lease:ident $(, $($fields:tt)+)?) => {
+    ($level:ident, $(parent: $parent:expr,)? $message:literal, of: $of:ident $(, $($fields:tt)+)?) => {
         event!(
             $level,
             $(parent: $parent,)?
             $message,
-            key = %$lease.key,
-            attempt = $lease.attempt,
-            fencing_token = $lease.fence
+            key = %$of.key,
+            attempt = $of.attempt,
+            fencing_token = $of.fence
             $(, $($fields)+)?
         )
     };
@@ -154,7 +150,7 @@ impl Participation {
     }
 
     /// Reports that a guard is about to be made of this grant.
-    pub(crate) fn acquires(&mut self, lease: &Lease) {
+    pub(crate) fn acquires(&mut self, of: Attempt<'_>, previous: Option<&PreviousAttempt>) {
         let Some(open) = &mut self.0 else {
             return;
         };
@@ -162,63 +158,62 @@ impl Participation {
         let span = span!(
             parent: &open.span,
             "work",
-            key = %lease.key,
-            attempt = lease.attempt,
-            fencing_token = lease.fence,
+            key = %of.key,
+            attempt = of.attempt,
+            fencing_token = of.fence,
             outcome = Empty,
             reason = Empty,
         );
         count!(ACQUISITIONS);
-        span.in_scope(|| match &lease.previous {
-            None => event!(INFO, "acquired", lease: lease),
+        span.in_scope(|| match previous {
+            None => event!(INFO, "acquired", of: of),
             Some(previous) => {
                 count!(TAKEOVERS, "reason" => cause(&previous.reason));
                 let (holder, reason) = (&previous.holder, &previous.reason);
-                event!(INFO, "taken over", lease: lease, holder, %reason);
+                event!(INFO, "taken over", of: of, holder, %reason);
             }
         });
-        if let Some(freed) = lease.work.freed.get() {
+        if let Some(freed) = of.work.freed.get() {
             measure!(HANDOFF, freed.elapsed());
         }
         let since = Instant::now();
-        let _ = lease.work.given.set(Given { span, since });
+        let _ = of.work.given.set(Given { span, since });
     }
 
     /// Reports an event that the stream is about to yield.
-    pub(crate) fn yields(&mut self, key: &Key, event: &LockEvent) {
+    pub(crate) fn yields(&mut self, key: &Key, event: Yielded<'_>) {
         let Some(open) = &mut self.0 else {
             return;
         };
         let outcome = open.span.in_scope(|| match event {
-            LockEvent::Acquired(_) | LockEvent::Status(_) => None,
-            LockEvent::Locked(locked) => {
+            Yielded::Locked(locked) => {
                 event!(DEBUG, "locked", key = %key, holder = locked.holder, attempt = locked.attempt);
                 None
             }
-            LockEvent::Completed(completed) => {
+            Yielded::Completed(completed) => {
                 let (holder, attempt) = (&completed.holder, completed.attempt);
                 event!(DEBUG, "completed", key = %key, holder, attempt);
                 Some("completed")
             }
-            LockEvent::GaveUp(gave_up) => {
+            Yielded::GaveUp(gave_up) => {
                 let (holder, attempt) = (&gave_up.holder, gave_up.attempts);
                 event!(WARN, "gave up", key = %key, holder, attempt, reason = %gave_up.reason);
                 Some("gave_up")
             }
-            LockEvent::Failed(failed) => {
+            Yielded::Failed(failed) => {
                 event!(DEBUG, "failed", key = %key, attempt = failed.attempt, reason = %failed.reason);
                 Some("failed")
             }
-            LockEvent::Error(error) if error.is_retryable() => {
+            Yielded::Error(error) if error.is_retryable() => {
                 event!(DEBUG, "unavailable", key = %key, error = with_causes(error));
                 None
             }
-            LockEvent::Error(error) => {
+            Yielded::Error(error) => {
                 event!(ERROR, "refused", key = %key, error = with_causes(error));
                 Some("refused")
             }
         });
-        open.waits(matches!(event, LockEvent::Locked(_)) || open.waiting);
+        open.waits(matches!(event, Yielded::Locked(_)) || open.waiting);
         if let Some(outcome) = outcome {
             self.end(outcome);
         }
@@ -248,6 +243,36 @@ impl Open {
             metrics::gauge!(figures::WAITING).increment(if waits { 1.0 } else { -1.0 });
         }
     }
+}
+
+/// The attempt that an event is about.
+#[derive(Clone, Copy)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) attempt: u32,
+    pub(crate) fence: u64,
+    pub(crate) work: &'a Work,
+}
+
+/// What a stream is about to yield, as far as it is reported.
+#[derive(Clone, Copy)]
+pub(crate) enum Yielded<'a> {
+    Locked(&'a Locked),
+    Completed(&'a Completed),
+    GaveUp(&'a GaveUp),
+    Failed(&'a Failed),
+    Error(&'a Error),
+}
+
+/// What became of a settlement.
+#[derive(Clone, Copy)]
+pub(crate) enum Settled<'a> {
+    Completed,
+    HandedOff,
+    Failed(&'a Reason),
+    Lost(&'a Reason, &'a dyn Display),
+    Unknown(&'a Reason, &'a dyn Display),
+    Refused(&'a dyn Display),
 }
 
 /// Telemetry of the work under one grant. It is a part of the grant's lease.
@@ -291,7 +316,7 @@ impl Work {
 /// `remaining` is what was left of the record's time when the server sent it. `clock` is an instant
 /// before the last request left, and the server's time in its answer.
 pub(crate) fn granted(
-    lease: &Lease,
+    work: &Work,
     record: &Record,
     remaining: Duration,
     clock: Option<(Instant, u64)>,
@@ -306,20 +331,20 @@ pub(crate) fn granted(
         None => sent.checked_sub(at - told),
     };
     if let Some(freed) = freed {
-        let _ = lease.work.freed.set(freed);
+        let _ = work.freed.set(freed);
     }
 }
 
 /// Reports that the lease was restarted.
-pub(crate) fn renewed(lease: &Lease) {
-    if let Some(given) = lease.work.given.get() {
-        event!(DEBUG, parent: &given.span, "renewed", lease: lease);
+pub(crate) fn renewed(of: Attempt<'_>) {
+    if let Some(given) = of.work.given.get() {
+        event!(DEBUG, parent: &given.span, "renewed", of: of);
     }
 }
 
 /// Reports that the lease has ended, by a loss or because its guard was settled or dropped.
-pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
-    let Some(given) = lease.work.given.get() else {
+pub(crate) fn ended(of: Attempt<'_>, reason: &LeaseLost) {
+    let Some(given) = of.work.given.get() else {
         return;
     };
     measure!(HOLD, given.since.elapsed());
@@ -335,31 +360,21 @@ pub(crate) fn ended(lease: &Lease, reason: &LeaseLost) {
         LeaseLost::Stopped => "stopped",
     };
     count!(LOSSES, "reason" => label);
-    event!(WARN, parent: &given.span, "lost", lease: lease, reason = %reason);
+    event!(WARN, parent: &given.span, "lost", of: of, reason = %reason);
 }
 
 /// Reports the answer to a settlement, or that the hub stopped waiting for it.
-pub(crate) fn settled(lease: &Lease, result: &Result<(), NotSettled>, told: &Update) {
-    let Some(given) = lease.work.given.get() else {
+pub(crate) fn settled(of: Attempt<'_>, settled: Settled<'_>) {
+    let Some(given) = of.work.given.get() else {
         return;
     };
-    let (outcome, failure, reason): (_, _, Option<&dyn Display>) = match (result, told) {
-        (Ok(()), Update::Settled(Ended::Failed(Failed { reason, .. }))) => match reason {
-            Reason::HandedOff => ("handed_off", None, None),
-            reason => ("failed", Some(cause(reason)), Some(reason)),
-        },
-        (Ok(()), Update::Settled(Ended::GaveUp(GaveUp { reason, .. }))) => {
-            ("failed", Some(cause(reason)), Some(reason))
-        }
-        (Ok(()), _) => ("completed", None, None),
-        (Err(error), Update::Settled(Ended::Failed(failed))) => {
-            let outcome = match error {
-                NotSettled::Lost(_) => "lost",
-                _ => "unknown",
-            };
-            (outcome, Some(cause(&failed.reason)), Some(error))
-        }
-        (Err(error), _) => ("refused", Some("refused"), Some(error)),
+    let (outcome, failure, reason): (_, _, Option<&dyn Display>) = match settled {
+        Settled::Completed => ("completed", None, None),
+        Settled::HandedOff => ("handed_off", None, None),
+        Settled::Failed(reason) => ("failed", Some(cause(reason)), Some(reason)),
+        Settled::Lost(reason, error) => ("lost", Some(cause(reason)), Some(error)),
+        Settled::Unknown(reason, error) => ("unknown", Some(cause(reason)), Some(error)),
+        Settled::Refused(error) => ("refused", Some("refused"), Some(error)),
     };
     match failure {
         None if outcome == "completed" => count!(COMPLETIONS),
@@ -373,7 +388,7 @@ pub(crate) fn settled(lease: &Lease, result: &Result<(), NotSettled>, told: &Upd
         given.span.record("reason", reason());
         macro_rules! tell {
             ($level:ident) => {
-                event!($level, parent: &given.span, "settled", lease: lease, outcome, reason = reason())
+                event!($level, parent: &given.span, "settled", of: of, outcome, reason = reason())
             };
         }
         match failure {
@@ -425,7 +440,7 @@ pub(crate) fn resync(reason: &'static str) {
 }
 
 /// Reports a warning about a server. The worker was built in spite of it.
-pub(crate) fn warned(warning: &Warning) {
+pub(crate) fn warned(warning: &impl Display) {
     event!(WARN, "startup check", reason = %warning);
 }
 

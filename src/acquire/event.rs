@@ -4,6 +4,7 @@ use super::status::Status;
 use crate::error::Error;
 use crate::guard::WorkGuard;
 use crate::outcome::{Completed, Failed, GaveUp, Locked, Outcome};
+use crate::telemetry::Yielded;
 
 /// The events of one participation, in the order in which they happen.
 ///
@@ -30,6 +31,18 @@ pub enum LockEvent {
 }
 
 impl LockEvent {
+    /// Returns what telemetry reports of it.
+    pub(super) fn told(&self) -> Option<Yielded<'_>> {
+        Some(match self {
+            LockEvent::Acquired(_) | LockEvent::Status(_) => return None,
+            LockEvent::Locked(locked) => Yielded::Locked(locked),
+            LockEvent::Completed(completed) => Yielded::Completed(completed),
+            LockEvent::GaveUp(gave_up) => Yielded::GaveUp(gave_up),
+            LockEvent::Failed(failed) => Yielded::Failed(failed),
+            LockEvent::Error(error) => Yielded::Error(error),
+        })
+    }
+
     /// Whether the stream ends after this event.
     pub fn is_terminal(&self) -> bool {
         match self {

@@ -13,7 +13,7 @@ use crate::lease::Lease;
 use crate::outcome::{Completed, Failed, GaveUp, Reason};
 use crate::protocol::record::{Cause, Record, State, Token, loss};
 use crate::protocol::{Failure, Outcome, Reply};
-use crate::telemetry;
+use crate::telemetry::{self, Settled};
 
 /// Grants of this process that are neither settled nor given back.
 #[derive(Default)]
@@ -269,7 +269,7 @@ impl Run {
         result: Result<(), NotSettled>,
         update: Update,
     ) {
-        telemetry::settled(&settling.lease, &result, &update);
+        telemetry::settled(settling.lease.told(), told(&result, &update));
         self.grants.forget(settling.lease.fence);
         // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
         if let Some(participant) = self.participants.remove(settling.lease.id) {
@@ -278,6 +278,23 @@ impl Run {
         if let Some(reply) = settling.reply {
             let _ = reply.send(result);
         }
+    }
+}
+
+/// Returns what telemetry reports of a settlement.
+fn told<'a>(result: &'a Result<(), NotSettled>, update: &'a Update) -> Settled<'a> {
+    match (result, update) {
+        (Ok(()), Update::Settled(Ended::Failed(failed))) => match &failed.reason {
+            Reason::HandedOff => Settled::HandedOff,
+            reason => Settled::Failed(reason),
+        },
+        (Ok(()), Update::Settled(Ended::GaveUp(gave_up))) => Settled::Failed(&gave_up.reason),
+        (Ok(()), _) => Settled::Completed,
+        (Err(error), Update::Settled(Ended::Failed(failed))) => match error {
+            NotSettled::Lost(_) => Settled::Lost(&failed.reason, error),
+            _ => Settled::Unknown(&failed.reason, error),
+        },
+        (Err(error), _) => Settled::Refused(error),
     }
 }
 

@@ -86,7 +86,7 @@ impl Run {
                     lease.on_server_time(sent, at);
                 }
                 let sent = server_time.map(|(sent, at)| (sent.instant, at));
-                telemetry::granted(&lease, record, known.remaining, sent);
+                telemetry::granted(&lease.work, record, known.remaining, sent);
                 // A message does not tell that replicas have it; an answer does.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let grant = Grant {

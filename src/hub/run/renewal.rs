@@ -87,7 +87,7 @@ impl Run {
         lease.on_server_time(sent, reply.frame.at);
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
             live.set_timer(now);
-            telemetry::renewed(lease);
+            telemetry::renewed(lease.told());
         }
         match origin {
             RenewOrigin::Stream => {
