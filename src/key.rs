@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fred::bytes_utils::Str;
+use bytes_utils::Str;
 use fred::util::redis_keyslot;
 
 /// The name of one unit of work: from 1 to [`Key::MAX_LEN`] bytes of any value.

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
-use fred::bytes_utils::Str;
+use bytes_utils::Str;
 use fred::types::Value;
 
 use crate::error::Error;

@@ -10,6 +10,7 @@ mod cluster;
 mod commands;
 mod conformance;
 mod fencing;
+mod layers;
 mod legacy_regressions;
 mod replicas;
 mod sentinel;
