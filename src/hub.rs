@@ -5,8 +5,8 @@
 //! grants.
 
 mod batcher;
+mod key_state;
 mod message;
-mod run;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -33,9 +33,9 @@ use crate::lease::{Id, Lease};
 use crate::protocol::{Op, Outcome, Reply};
 use crate::store::{FencedError, FencedScript, Store};
 use crate::telemetry::Outages;
+use key_state::WatchItem;
 pub(crate) use message::{Ended, NotRenewed, NotSettled, OutageId, Update};
 use message::{Message, Renewal, Settlement};
-use run::WatchItem;
 
 /// A handle to the hub. The hub closes its connections and ends once the last handle is gone and
 /// every request is answered.

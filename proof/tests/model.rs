@@ -3,8 +3,8 @@
 //! Workers, the server's record and line, and a network that loses, repeats and reorders: a state for each
 //! combination of what they know. The searched part is the protocol as it is built: claims, the line, grants
 //! heard by push, confirmation, renewal, rejoining, retention. Time goes by in ticks; a lease is three of them
-//! and the margin for clocks that drift apart is one. Transitions follow `src/store/memory/transition.rs`,
-//! workers follow `src/hub/run/`.
+//! and the margin for clocks that drift apart is one. Transitions follow `src/protocol/transition.rs`,
+//! workers follow `src/hub/key_state/`.
 //!
 //! `MODEL_STATES` bounds each search, 70,000 states by default, of which there are 42; a release build makes half a
 //! million in a second. With `-- --nocapture` they say how many states they saw, how deep they went, and whether that was all.

@@ -9,7 +9,7 @@ use futures::channel::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use super::run::WatchItem;
+use super::key_state::WatchItem;
 use super::{Grant, Id, Lease, RunConfig};
 use crate::error::{Error, LeaseLost};
 use crate::keeper::News;
@@ -38,7 +38,7 @@ pub(super) enum Message {
         key: Key,
         id: Id,
     },
-    /// Run one operation for a caller that takes no part in the run.
+    /// KeyState one operation for a caller that takes no part in the run.
     Ask {
         key: Key,
         op: Op,

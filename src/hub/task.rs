@@ -1,5 +1,5 @@
-//! The hub's task: passes messages to the [`Run`]s, their calls to the store, and its answers and
-//! events back to the [`Run`]s.
+//! The hub's task: passes messages to the state of each key, its calls to the store, and the
+//! answers and events of the store back to it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use tokio_util::time::delay_queue;
 
 use super::WeakHandle;
 use super::batcher::{Batcher, Queue};
+use super::key_state::{Call, Effect, KeyState};
 use super::message::Message;
-use super::run::{Call, Effect, Run};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
 use crate::keeper::News;
@@ -119,7 +119,7 @@ pub(super) async fn run<S: Store>(
                 }
             }
             for key in behind {
-                hub.with_known(&key, now, |run| run.catch_up(now));
+                hub.with_known(&key, now, |state| state.catch_up(now));
             }
         }
         hub.send();
@@ -161,7 +161,7 @@ struct Hub<S> {
 
 struct Entry {
     key: Key,
-    run: Run,
+    state: KeyState,
     timer: Option<(Instant, delay_queue::Key)>,
 }
 
@@ -195,13 +195,13 @@ impl<S: Store> Hub<S> {
                 terms,
                 mailbox,
             } => {
-                self.with(&key, now, |run| run.join(id, terms, mailbox));
+                self.with(&key, now, |state| state.join(id, terms, mailbox));
             }
             Message::Observe { key, id, mailbox } => {
-                self.with(&key, now, |run| run.add_watcher(id, mailbox));
+                self.with(&key, now, |state| state.add_watcher(id, mailbox));
             }
             Message::Ask { key, op, answer } => {
-                self.with(&key, now, |run| run.answer(op, answer));
+                self.with(&key, now, |state| state.answer(op, answer));
             }
             Message::Line { key, most, answer } => {
                 let store = self.store.clone();
@@ -212,31 +212,33 @@ impl<S: Store> Hub<S> {
                 self.in_flight.push(asking.boxed());
             }
             Message::Leave { key, id } => {
-                self.with_known(&key, now, |run| run.leave(id, now));
+                self.with_known(&key, now, |state| state.leave(id, now));
             }
             Message::Confirm(lease) => {
                 let key = lease.key.clone();
-                self.with_known(&key, now, |run| run.confirm(lease));
+                self.with_known(&key, now, |state| state.confirm(lease));
             }
             Message::Expired(lease) => {
-                self.with_known(&lease.key, now, |run| run.lose(&lease, LeaseLost::Expired));
+                self.with_known(&lease.key, now, |state| {
+                    state.lose(&lease, LeaseLost::Expired)
+                });
             }
             Message::Kept(News::Lost(lease)) => {
-                self.with_known(&lease.key, now, |run| run.lost(&lease));
+                self.with_known(&lease.key, now, |state| state.lost(&lease));
             }
             Message::Kept(News::Due(lease)) => {
                 let key = lease.key.clone();
-                self.with_known(&key, now, |run| run.renew_for_keeper(lease));
+                self.with_known(&key, now, |state| state.renew_for_keeper(lease));
             }
             Message::Kept(News::Failing(lease, error)) => {
-                self.with_known(&lease.key, now, |run| run.renewals_fail(&lease, error));
+                self.with_known(&lease.key, now, |state| state.renewals_fail(&lease, error));
             }
             Message::Kept(News::Working(lease)) => {
-                self.with_known(&lease.key, now, |run| run.renewals_work(&lease));
+                self.with_known(&lease.key, now, |state| state.renewals_work(&lease));
             }
             Message::Renew(renewal) => {
                 let key = renewal.lease.key.clone();
-                self.with_known(&key, now, |run| run.renewal(renewal));
+                self.with_known(&key, now, |state| state.renewal(renewal));
             }
             Message::Fenced { key, script, reply } => {
                 let (store, ticket) = (self.store.clone(), self.tracker.token());
@@ -250,11 +252,11 @@ impl<S: Store> Hub<S> {
                 self.in_flight.push(run.boxed());
             }
             Message::Return(lease) => {
-                self.with(&lease.key, now, |run| run.give_back(&lease, now));
+                self.with(&lease.key, now, |state| state.give_back(&lease, now));
             }
             Message::Settle(settlement) => {
                 let key = settlement.lease.key.clone();
-                self.with(&key, now, |run| run.settle(settlement, now));
+                self.with(&key, now, |state| state.settle(settlement, now));
             }
             Message::Drain(drained) => {
                 let tracker = std::mem::take(&mut self.tracker);
@@ -272,16 +274,16 @@ impl<S: Store> Hub<S> {
                 self.calls.answered(lane, items);
                 self.woken += answers.len();
                 for ((key, call), result) in answers {
-                    self.with_known(&key, now, |run| run.answered(call, result, sent, now));
+                    self.with_known(&key, now, |state| state.answered(call, result, sent, now));
                 }
             }
             Done::Watch(key, result) => {
                 self.subscriptions.answered(1);
-                self.with_known(&key, now, |run| run.watched(result, now));
+                self.with_known(&key, now, |state| state.watched(result, now));
             }
             Done::Unwatch(key) => {
                 self.subscriptions.answered(1);
-                self.with_known(&key, now, |run| run.unwatched());
+                self.with_known(&key, now, |state| state.unwatched());
             }
             Done::Told => {}
             Done::Ping(result) => {
@@ -300,7 +302,7 @@ impl<S: Store> Hub<S> {
             StoreEvent::Message { channel, frame } => {
                 if let Some(entry) = self.runs.get(&channel) {
                     let (key, now) = (entry.key.clone(), Instant::now());
-                    self.with_known(&key, now, |run| run.heard(frame, now));
+                    self.with_known(&key, now, |state| state.heard(frame, now));
                 }
             }
             StoreEvent::Lagged => {
@@ -317,7 +319,7 @@ impl<S: Store> Hub<S> {
                 telemetry::resync("reconnected");
                 self.connected = true;
                 self.ping_is_due = true;
-                self.with_all(Run::resubscribe);
+                self.with_all(KeyState::resubscribe);
             }
             StoreEvent::CommandsReconnected => {
                 self.ping_is_due = true;
@@ -329,14 +331,14 @@ impl<S: Store> Hub<S> {
 
     fn missed(&mut self, connected: bool) {
         self.connected = connected;
-        self.with_all(|run| run.missed(connected));
+        self.with_all(|state| state.missed(connected));
     }
 
     fn fire(&mut self, key: &Key) {
         if let Some(entry) = self.runs.get_mut(key.line()) {
             entry.timer = None;
             let now = Instant::now();
-            self.with_known(key, now, |run| run.fire(now));
+            self.with_known(key, now, |state| state.fire(now));
         }
     }
 
@@ -353,7 +355,7 @@ impl<S: Store> Hub<S> {
         // than any margin.
         let has_paused = self.looked.wall_lead - before.wall_lead > 1_000;
         if leases > timers + STOOD_STILL || has_paused {
-            self.with_all(|run| run.woke(Instant::now()));
+            self.with_all(|state| state.woke(Instant::now()));
         }
     }
 
@@ -373,7 +375,7 @@ impl<S: Store> Hub<S> {
             .push(async move { Done::Ping(store.ping().await) }.boxed());
     }
 
-    fn with_all(&mut self, act: impl Fn(&mut Run)) {
+    fn with_all(&mut self, act: impl Fn(&mut KeyState)) {
         let now = Instant::now();
         let keys: Vec<Key> = self.runs.values().map(|entry| entry.key.clone()).collect();
         for key in keys {
@@ -381,12 +383,12 @@ impl<S: Store> Hub<S> {
         }
     }
 
-    /// Acts on a key's run. Creates the run if there is none.
-    fn with(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut Run)) {
+    /// Acts on the state of a key. Creates it if there is none.
+    fn with(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut KeyState)) {
         if !self.runs.contains_key(key.line()) {
             let entry = Entry {
                 key: key.clone(),
-                run: Run::new(key.clone(), self.handle.clone(), self.connected),
+                state: KeyState::new(key.clone(), self.handle.clone(), self.connected),
                 timer: None,
             };
             self.runs.insert(key.line().clone(), entry);
@@ -395,19 +397,19 @@ impl<S: Store> Hub<S> {
     }
 
     /// Acts on a key's run if there is one, dispatches the effects, and sets its timer.
-    fn with_known(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut Run)) {
+    fn with_known(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut KeyState)) {
         let Some(entry) = self.runs.get_mut(key.line()) else {
             return;
         };
-        self.watched -= usize::from(entry.run.is_watched());
-        self.holding -= usize::from(entry.run.is_holding());
-        let was_behind = entry.run.is_behind();
+        self.watched -= usize::from(entry.state.is_watched());
+        self.holding -= usize::from(entry.state.is_holding());
+        let was_behind = entry.state.is_behind();
         // All runs share one list: only the acting run has effects.
-        let mut effects = entry.run.act(std::mem::take(&mut self.effects), act);
-        self.watched += usize::from(entry.run.is_watched());
-        self.holding += usize::from(entry.run.is_holding());
+        let mut effects = entry.state.act(std::mem::take(&mut self.effects), act);
+        self.watched += usize::from(entry.state.is_watched());
+        self.holding += usize::from(entry.state.is_holding());
 
-        let deadline = entry.run.deadline();
+        let deadline = entry.state.deadline();
         if deadline != entry.timer.as_ref().map(|(at, _)| *at) {
             if let Some((_, timer)) = entry.timer.take() {
                 self.timers.remove(&timer);
@@ -418,10 +420,10 @@ impl<S: Store> Hub<S> {
             });
         }
         // Once, however many records arrive before the run notifies its waiters.
-        if entry.run.is_behind() && !was_behind {
+        if entry.state.is_behind() && !was_behind {
             self.behind.push(key.clone());
         }
-        if entry.run.is_over() {
+        if entry.state.is_over() {
             self.runs.remove(key.line());
         }
         for effect in effects.drain(..) {
@@ -453,7 +455,7 @@ impl<S: Store> Hub<S> {
             calls.retain_mut(|(key, call)| {
                 let mut wanted = true;
                 if call.is_renewal() {
-                    self.with_known(key, now, |run| wanted = run.still_wants(call));
+                    self.with_known(key, now, |state| wanted = state.still_wants(call));
                 }
                 wanted
             });

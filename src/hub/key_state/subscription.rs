@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Effect, Run};
+use super::{Effect, KeyState};
 use crate::error::Error;
 use crate::retry::{RETRY_FIRST, jittered, next_delay};
 
@@ -52,7 +52,7 @@ impl Subscription {
     }
 }
 
-impl Run {
+impl KeyState {
     /// Whether messages of this key are wanted.
     pub(in crate::hub) fn is_watched(&self) -> bool {
         matches!(self.subscription.phase, Phase::Watching | Phase::Active)

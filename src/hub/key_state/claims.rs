@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Id, Request, Run, Stage};
+use super::{Id, KeyState, Request, Stage};
 use crate::protocol::Reply;
 use crate::protocol::record::{Record, State, Token};
 
-impl Run {
+impl KeyState {
     pub(super) fn claim(&mut self, id: Id) {
         let Some(member) = self.participants.get_mut(id) else {
             return;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::grants::failed;
-use super::{Call, OutageId, Renew, Request, Run, Update};
+use super::{Call, KeyState, OutageId, Renew, Request, Update};
 use crate::error::Error;
 use crate::hub::message::NotSettled;
 use crate::lease::Lease;
@@ -50,7 +50,7 @@ impl Outage {
     }
 }
 
-impl Run {
+impl KeyState {
     pub(super) fn turned_away(&mut self, call: Call, error: Error, now: Instant) {
         let is_claim = call.request.is_claim();
         let fatal = error.is_fatal();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Run, Update};
+use super::{KeyState, Update};
 use crate::error::LeaseLost;
 use crate::hub::message::{Ended, NotSettled};
 use crate::lease::Lease;
@@ -205,7 +205,7 @@ impl Drop for ActiveGrant {
     }
 }
 
-impl Run {
+impl KeyState {
     pub(super) fn lapse(&mut self, now: Instant) {
         for lease in self.grants.expire(now) {
             lease.expire();

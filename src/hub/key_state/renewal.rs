@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Call, Renew, Request, Run, Update};
+use super::{Call, KeyState, Renew, Request, Update};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
 use crate::lease::Lease;
@@ -23,7 +23,7 @@ pub(super) enum RenewOrigin {
     Keeper,
 }
 
-impl Run {
+impl KeyState {
     pub(super) fn renew(
         &mut self,
         lease: Arc<Lease>,

@@ -5,7 +5,7 @@
 mod claims;
 mod grants;
 mod latest_record;
-mod news;
+mod notifications;
 mod outage;
 mod participants;
 mod renewal;
@@ -57,13 +57,13 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Whether time may make it needless; see [`Run::still_wants`].
+    /// Whether time may make it needless; see [`KeyState::still_wants`].
     pub(super) fn is_renewal(&self) -> bool {
         matches!(self.request, Request::Renew(_))
     }
 }
 
-pub(super) struct Run {
+pub(super) struct KeyState {
     key: Key,
     hub: WeakHandle,
     participants: Participants,
@@ -87,7 +87,7 @@ pub(super) struct Run {
     effects: Vec<Effect>,
 }
 
-impl Run {
+impl KeyState {
     pub(super) fn new(key: Key, hub: WeakHandle, connected: bool) -> Self {
         Self {
             key,
@@ -126,7 +126,7 @@ impl Run {
         std::mem::take(&mut self.effects)
     }
 
-    /// Whether it has more to tell; see [`Run::catch_up`].
+    /// Whether it has more to tell; see [`KeyState::catch_up`].
     pub(super) fn is_behind(&self) -> bool {
         self.behind
     }
@@ -260,7 +260,7 @@ impl Run {
 
     // What time does.
 
-    /// When [`Run::fire`] has something to do.
+    /// When [`KeyState::fire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
         let deadlines = self.grants.deadline().into_iter();

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
 use super::grants::{completed, gave_up};
-use super::{Id, Run, Stage, Update};
+use super::{Id, KeyState, Stage, Update};
 use crate::hub::Grant;
 use crate::hub::message::Ended;
 use crate::lease::Lease;
@@ -15,7 +15,7 @@ use crate::protocol::Reply;
 use crate::protocol::record::{State, loss};
 use crate::telemetry;
 
-impl Run {
+impl KeyState {
     /// Tells the one whose turn it is what the newest record means, and everybody who waits, now or in
     /// the hub's next turn.
     pub(super) fn spread(&mut self, now: Instant) {

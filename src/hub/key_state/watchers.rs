@@ -7,7 +7,7 @@ use futures::channel::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::single_flight::SingleFlight;
-use super::{Id, Request, Run};
+use super::{Id, KeyState, Request};
 use crate::error::Error;
 use crate::protocol::record::{RecordSnapshot, State};
 use crate::retry::RETRY_FIRST;
@@ -80,7 +80,7 @@ impl Watchers {
     }
 }
 
-impl Run {
+impl KeyState {
     pub(in crate::hub) fn add_watcher(&mut self, id: Id, mailbox: UnboundedSender<WatchItem>) {
         if let Some(outage) = &self.outage {
             let _ = mailbox.unbounded_send(Err(outage.error.clone()));
