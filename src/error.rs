@@ -47,7 +47,8 @@ pub enum Error {
     /// The server made a grant, but too few replicas acknowledged it in time. It does not count and
     /// is given back. The stream continues by itself.
     #[error(
-        "{acknowledged} of the {wanted} replicas asked for acknowledged a write to {key} within {timeout:?}"
+        "{acknowledged} of the {wanted} replicas asked for acknowledged a write to {key} within \
+         {timeout:?}"
     )]
     NotReplicated {
         /// The key.

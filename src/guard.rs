@@ -315,7 +315,8 @@ impl WorkGuard {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let memory = Memory::new();
-    /// let worker = LockingWorker::builder("import").in_memory(&memory).rejoin(true).build().await?;
+    /// let builder = LockingWorker::builder("import").in_memory(&memory);
+    /// let worker = builder.rejoin(true).build().await?;
     /// let import = worker.acquire().run(|guard| async move {
     ///     match guard.previous() {
     ///         None => {

@@ -33,7 +33,12 @@ use tracing::{Span, field::Empty};
 
 /// Emits an event, about an attempt or not. Without the feature it does not evaluate its arguments.
 macro_rules! event {
-    ($level:ident, $(parent: $parent:expr,)? $message:literal, of: $of:ident $(, $($fields:tt)+)?) => {
+    (
+        $level:ident,
+        $(parent: $parent:expr,)?
+        $message:literal,
+        of: $of:ident $(, $($fields:tt)+)?
+    ) => {
         event!(
             $level,
             $(parent: $parent,)?
@@ -187,7 +192,8 @@ impl Participation {
         };
         let outcome = open.span.in_scope(|| match event {
             Yielded::Locked(locked) => {
-                event!(DEBUG, "locked", key = %key, holder = locked.holder, attempt = locked.attempt);
+                let (holder, attempt) = (&locked.holder, locked.attempt);
+                event!(DEBUG, "locked", key = %key, holder, attempt);
                 None
             }
             Yielded::Completed(completed) => {
@@ -201,7 +207,8 @@ impl Participation {
                 Some("gave_up")
             }
             Yielded::Failed(failed) => {
-                event!(DEBUG, "failed", key = %key, attempt = failed.attempt, reason = %failed.reason);
+                let (attempt, reason) = (failed.attempt, &failed.reason);
+                event!(DEBUG, "failed", key = %key, attempt, %reason);
                 Some("failed")
             }
             Yielded::Error(error) if error.is_retryable() => {

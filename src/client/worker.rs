@@ -40,7 +40,8 @@ impl LockingWorker {
     ///     .label("billing-7")
     ///     .build()
     ///     .await?;
-    /// assert_eq!((worker.key().as_bytes(), worker.label()), (&b"nightly-report"[..], "billing-7"));
+    /// assert_eq!(worker.key().as_bytes(), b"nightly-report");
+    /// assert_eq!(worker.label(), "billing-7");
     /// # Ok(())
     /// # }
     /// ```

@@ -140,7 +140,8 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let memory = Memory::new();
-    /// let worker = LockingWorker::builder("report").in_memory(&memory).rejoin(true).build().await?;
+    /// let builder = LockingWorker::builder("report").in_memory(&memory);
+    /// let worker = builder.rejoin(true).build().await?;
     /// let outcome = worker
     ///     .acquire()
     ///     .run(|guard| async move {

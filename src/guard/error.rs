@@ -66,7 +66,8 @@ pub enum RenewError {
     Refused(#[source] Error),
     /// The requested lease is outside its bounds. Nothing was sent, and the lease is unchanged.
     #[error(
-        "the lease is {value:?}; it must be from {min:?} to {max:?}, what is left of the longest hold"
+        "the lease is {value:?}; it must be from {min:?} to {max:?}, what is left of the longest \
+         hold"
     )]
     Lease {
         /// The requested lease.

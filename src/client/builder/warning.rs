@@ -74,7 +74,8 @@ impl fmt::Display for Warning {
         match self {
             Self::Eviction { server, policy } => write!(
                 f,
-                "{server} may evict locks when its memory is full: its maxmemory-policy is {policy}, not noeviction"
+                "{server} may evict locks when its memory is full: its maxmemory-policy is \
+                 {policy}, not noeviction"
             ),
             Self::Replica { server } => write!(f, "{server} is a replica, which takes no locks"),
             Self::OldServer { server, version } => {

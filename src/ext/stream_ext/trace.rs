@@ -36,7 +36,8 @@ fn tell(event: Option<&LockEvent>) {
             // Reads the lease directly: a method of the guard would mark it as in use and start its
             // renewal.
             let lease = guard.told();
-            tell!("acquired", key = %lease.key, attempt = lease.attempt, fencing_token = lease.fence);
+            let (key, attempt, fence) = (&lease.key, lease.attempt, lease.fence);
+            tell!("acquired", key = %key, attempt, fencing_token = fence);
         }
         Some(LockEvent::Locked(locked)) => {
             tell!("locked", attempt = locked.attempt, holder = locked.holder);

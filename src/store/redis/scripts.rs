@@ -52,7 +52,8 @@ impl Scripts {
             let first = first.unwrap_or("local carry_out = transition()");
             let each = include_str!("each.lua");
             let script = format!(
-                "#!lua{flags}\n{batch}\nlocal function transition()\n{record}\n{transition}end\n\n{first}\n{each}"
+                "#!lua{flags}\n{batch}\nlocal function transition()\n{record}\n{transition}end\n\n\
+                 {first}\n{each}"
             );
             Script::new(edit(in_database(script, suffix)))
         };
