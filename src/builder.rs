@@ -79,7 +79,7 @@ impl Builder {
     /// lock timeout is longer: 1 hour.
     pub const DEFAULT_MAX_HOLD: Duration = Duration::from_secs(3_600);
 
-    /// The longest margin by default: 2 s. For terms over 197 s it is 1 % of the term plus 3 ms.
+    /// The longest margin by default: 2 s. For terms over 199.7 s it is 1 % of the term plus 3 ms.
     pub const MAX_DEFAULT_MARGIN: Duration = Duration::from_secs(2);
 
     /// The least stall limit by default: 60 s.
@@ -180,8 +180,8 @@ impl Builder {
 
     /// How long before the lease ends on the server it ends for its holder: the time that the
     /// holder has to notice, on a machine that is loaded, and to stop. A tenth of the lock timeout
-    /// by default, and at most 2 s. Whatever is set, it is never less than 1 % of the term plus 3 ms,
-    /// by which clocks and timers may differ.
+    /// by default, and at most 2 s. Whatever is set, it is never less than 1 % of the term plus
+    /// 3 ms, by which clocks and timers may differ.
     ///
     /// Of a shorter term, such as that of a grant that was handed over and is not confirmed yet,
     /// the margin is as large a share as it is of the lock timeout.
@@ -297,8 +297,8 @@ impl Builder {
         self
     }
 
-    /// How long renewals and extensions keep a guard at most, from its grant: one that is leaked, or
-    /// whose work hangs, ends then as if it had not been renewed.
+    /// How long renewals and extensions keep a guard at most, from its grant: one that is leaked,
+    /// or whose work hangs, ends then as if it had not been renewed.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.max_hold = Some(max_hold);
         self

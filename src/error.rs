@@ -38,7 +38,8 @@ pub enum KeyError {
 pub enum BuildError {
     /// The thread that renews leases cannot be started: the process or its user may have no more.
     #[error(
-        "the thread that renews leases cannot be started; see the limit on processes (ulimit -u, pids)"
+        "the thread that renews leases cannot be started; see the limit on processes \
+         (ulimit -u, pids)"
     )]
     Thread(#[source] Arc<std::io::Error>),
     /// The key is none.

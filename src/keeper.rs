@@ -300,20 +300,7 @@ async fn run<S, C, F, T>(
     F: Future<Output = Result<S, Error>>,
     T: Fn(News),
 {
-    let mut work = Work {
-        clock,
-        store: None,
-        refused: None,
-        probe,
-        tell,
-        kept: HashMap::new(),
-        due: BTreeSet::new(),
-        next: 0,
-        sweep_at: SWEEP,
-        settling: Vec::new(),
-        in_flight: FuturesUnordered::new(),
-        wall_lead: clock.wall_lead(),
-    };
+    let mut work = Work::new(clock, probe, tell);
     let mut delay = RETRY_FIRST;
     let after = async |wait| {
         sleep(wait).await;
@@ -347,6 +334,23 @@ async fn run<S, C, F, T>(
 }
 
 impl<S: Store, T: Fn(News)> Work<S, T> {
+    fn new(clock: Clock, probe: Option<Probe>, tell: T) -> Self {
+        Self {
+            clock,
+            store: None,
+            refused: None,
+            probe,
+            tell,
+            kept: HashMap::new(),
+            due: BTreeSet::new(),
+            next: 0,
+            sweep_at: SWEEP,
+            settling: Vec::new(),
+            in_flight: FuturesUnordered::new(),
+            wall_lead: clock.wall_lead(),
+        }
+    }
+
     fn begin(&mut self, task: Task) {
         match task {
             Task::Keep(lease) => {
@@ -471,8 +475,8 @@ impl<S: Store, T: Fn(News)> Work<S, T> {
         } else {
             ends
         };
-        // It was restarted meanwhile by another way than ours: extended, or confirmed. Or no renewal
-        // reaches further.
+        // It was restarted meanwhile by another way than ours: extended, or confirmed. Or no
+        // renewal reaches further.
         let is_served = due.is_none_or(|due| due > now && !has_paused);
         if is_served && !kept.asked && std::mem::take(&mut kept.failing) {
             (self.tell)(News::Working(lease.clone()));
@@ -692,20 +696,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn leases_that_are_settled_are_forgotten_long_before_they_are_due() {
-        let mut work = Work {
-            clock: Clock::tokio(),
-            store: None::<MemoryStore>,
-            refused: None,
-            probe: None,
-            tell: |_| {},
-            kept: HashMap::new(),
-            due: BTreeSet::new(),
-            next: 0,
-            sweep_at: SWEEP,
-            settling: Vec::new(),
-            in_flight: FuturesUnordered::new(),
-            wall_lead: 0,
-        };
+        let mut work = Work::<MemoryStore, _>::new(Clock::tokio(), None, |_| {});
         let in_use: Vec<_> = (0..10).map(|_| Arc::new(lease(PATIENCE).0)).collect();
         in_use
             .iter()
