@@ -691,8 +691,9 @@ fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::tests::lease;
+    use crate::lease::tests::{lease, record};
     use crate::store::memory::MemoryStore;
+    use crate::store::record::{Frame, Record};
 
     #[tokio::test(start_paused = true)]
     async fn leases_that_are_settled_are_forgotten_long_before_they_are_due() {
@@ -713,5 +714,32 @@ mod tests {
         assert_eq!(work.kept.len(), work.due.len());
         let kept = work.kept.values().filter_map(|kept| kept.lease.upgrade());
         assert_eq!(kept.filter(|lease| lease.is_wanted()).count(), in_use.len());
+    }
+
+    /// What a paused virtual machine did not count, the server did.
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_is_not_for_longer_than_the_longest_hold_by_the_servers_time() {
+        let mut work = Work::<MemoryStore, _>::new(Clock::tokio(), None, |_| {});
+        let (lease, clock) = lease(PATIENCE);
+        let (lease, asked) = (Arc::new(lease), clock.stamp());
+        work.begin(Task::Keep(lease.clone()));
+        let before = lease.restartable_for(u64::MAX);
+        let at = lease.fence + 4_000_000;
+        let record = Arc::new(Record {
+            renewal: 1,
+            until: at / 1_000 + 5_000,
+            ..record()
+        });
+        let frame = Frame {
+            at,
+            record: Some(record),
+        };
+        let reply = Reply {
+            ok: true,
+            frame,
+            position: None,
+        };
+        work.renewed(0, lease.clone(), Ok(reply), asked);
+        assert_eq!(before - lease.restartable_for(u64::MAX), 4_000);
     }
 }

@@ -389,8 +389,8 @@ impl Connection {
     /// only.
     ///
     /// Not `ssubscribe`, which `fred` leaves in its buffer while it counts other commands in its
-    /// queue. Commands that were queued when a task of `fred` was ended (`Driver::run`) stay in that
-    /// count for ever.
+    /// queue. Commands that were queued when a task of `fred` was ended (`Driver::run`) stay in
+    /// that count for ever.
     pub(super) async fn subscribe(&self, slot: u16, channel: &str) -> Result<(), FredError> {
         let command = CustomCommand::new_static("SSUBSCRIBE", ClusterHash::Custom(slot), false);
         let client = self.0.client.with_options(&once());

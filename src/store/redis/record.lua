@@ -79,8 +79,8 @@ local function over(r)
   return now_ms >= r.ends
 end
 
--- Whether the server should have forgotten it. Its expiry sees to that, unless a record has lost its time to live, as
--- by PERSIST or a tool that copies keys.
+-- Whether the server should have forgotten it. Its expiry sees to that, unless a record has lost its
+-- time to live, as by PERSIST or a tool that copies keys.
 local function forgotten(r)
   return now_ms >= (owned(r) and r.ends + r.retention or r.ends)
 end
