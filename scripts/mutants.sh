@@ -157,6 +157,8 @@ mutant "renewal: sent for a guard that has ended" src/hub/run/renewal.rs \
     '!self.settling && !self.lease.is_lost()' 'true' $renewal::a_renewal_ends_with_its_guard
 mutant "renewal: the longest hold counts from a late answer" src/lease.rs \
     '*known = granted.min(*known);' 'let _ = (&known, granted);' $renewal::no_renewal_reaches
+mutant "renewal: the keeper does not hear the time of the server" src/keeper.rs \
+    'lease.hear_time(asked, reply.frame.at);' '' --lib a_renewal_is_not_for_longer
 mutant "renewal: counted from the answer" src/lease.rs \
     'let due = term
             .ends

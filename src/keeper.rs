@@ -304,20 +304,7 @@ async fn run<S, C, F, T>(
     F: Future<Output = Result<S, Error>>,
     T: Fn(News),
 {
-    let mut work = Work {
-        clock,
-        store: None,
-        refused: None,
-        probe,
-        tell,
-        kept: HashMap::new(),
-        due: BTreeSet::new(),
-        next: 0,
-        sweep_at: SWEEP,
-        settling: Vec::new(),
-        in_flight: FuturesUnordered::new(),
-        wall_lead: clock.wall_lead(),
-    };
+    let mut work = Work::new(clock, probe, tell);
     let mut delay = RETRY_FIRST;
     let after = async |wait| {
         sleep(wait).await;
@@ -351,6 +338,23 @@ async fn run<S, C, F, T>(
 }
 
 impl<S: Store, T: Fn(News)> Work<S, T> {
+    fn new(clock: Clock, probe: Option<Probe>, tell: T) -> Self {
+        Self {
+            clock,
+            store: None,
+            refused: None,
+            probe,
+            tell,
+            kept: HashMap::new(),
+            due: BTreeSet::new(),
+            next: 0,
+            sweep_at: SWEEP,
+            settling: Vec::new(),
+            in_flight: FuturesUnordered::new(),
+            wall_lead: clock.wall_lead(),
+        }
+    }
+
     fn begin(&mut self, task: Task) {
         match task {
             Task::Keep(lease) => {
@@ -693,25 +697,13 @@ fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::tests::lease;
+    use crate::lease::tests::{lease, record};
     use crate::store::memory::MemoryStore;
+    use crate::store::record::{Frame, Record};
 
     #[tokio::test(start_paused = true)]
     async fn leases_that_are_settled_are_forgotten_long_before_they_are_due() {
-        let mut work = Work {
-            clock: Clock::tokio(),
-            store: None::<MemoryStore>,
-            refused: None,
-            probe: None,
-            tell: |_| {},
-            kept: HashMap::new(),
-            due: BTreeSet::new(),
-            next: 0,
-            sweep_at: SWEEP,
-            settling: Vec::new(),
-            in_flight: FuturesUnordered::new(),
-            wall_lead: 0,
-        };
+        let mut work = Work::<MemoryStore, _>::new(Clock::tokio(), None, |_| {});
         let in_use: Vec<_> = (0..10).map(|_| Arc::new(lease(PATIENCE).0)).collect();
         in_use
             .iter()
@@ -728,5 +720,32 @@ mod tests {
         assert_eq!(work.kept.len(), work.due.len());
         let kept = work.kept.values().filter_map(|kept| kept.lease.upgrade());
         assert_eq!(kept.filter(|lease| lease.is_wanted()).count(), in_use.len());
+    }
+
+    /// What a paused virtual machine did not count, the server did.
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_is_not_for_longer_than_the_longest_hold_by_the_servers_time() {
+        let mut work = Work::<MemoryStore, _>::new(Clock::tokio(), None, |_| {});
+        let (lease, clock) = lease(PATIENCE);
+        let (lease, asked) = (Arc::new(lease), clock.stamp());
+        work.begin(Task::Keep(lease.clone()));
+        let before = lease.restartable_for(u64::MAX);
+        let at = lease.fence + 4_000_000;
+        let record = Arc::new(Record {
+            renewal: 1,
+            until: at / 1_000 + 5_000,
+            ..record()
+        });
+        let frame = Frame {
+            at,
+            record: Some(record),
+        };
+        let reply = Reply {
+            ok: true,
+            frame,
+            position: None,
+        };
+        work.renewed(0, lease.clone(), Ok(reply), asked);
+        assert_eq!(before - lease.restartable_for(u64::MAX), 4_000);
     }
 }

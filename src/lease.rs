@@ -481,7 +481,8 @@ pub(crate) mod tests {
     }
 
     fn lease_held_for(left: Duration, max_hold: Duration) -> (Lease, Clock) {
-        let clock = Clock::tokio();
+        // As on a machine that has run for a while.
+        let clock = Clock::Tokio(tokio::time::Instant::now() - 100 * LEASE);
         let terms = Arc::new(RunConfig {
             max_hold,
             ..run_config()
@@ -578,9 +579,7 @@ pub(crate) mod tests {
     /// The clock of a virtual machine that was paused stood still, and the server's went on.
     #[tokio::test(start_paused = true)]
     async fn the_longest_hold_counts_the_time_of_the_server() {
-        let (mut lease, _) = lease(LEASE);
-        let clock = Clock::Tokio(tokio::time::Instant::now() - 100 * LEASE);
-        (lease.clock, lease.granted) = (clock, Mutex::new(clock.now()));
+        let (lease, clock) = lease(LEASE);
         // After 1 s here, and after so many there; what is left of 10 s.
         for (nth, there, left) in [(1, 1, 9), (2, 5, 5), (3, 4, 4)] {
             advance(LEASE).await;

@@ -927,17 +927,22 @@ async fn a_hand_off_that_was_too_late_is_not_taken_for_one_that_was_done() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
-    let memory = Memory::new();
+/// Loses the answer to the first settlement.
+fn losing_an_answer(memory: &Memory) -> Bad {
     let mut settlements = 0;
-    let bad = Bad::new(&memory, move |op| {
+    Bad::new(memory, move |op| {
         settlements += u32::from(matches!(op, Op::Settle { .. }));
         match op {
             Op::Settle { .. } if settlements == 1 => Fate::AnswerLost,
             _ => Fate::Good,
         }
-    });
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
+    let memory = Memory::new();
+    let bad = losing_an_answer(&memory);
     let (a, b) = (
         process(&Bad::good(&memory), "a", LONG),
         process(&bad, "b", LONG),
@@ -956,14 +961,7 @@ async fn a_hand_off_whose_answer_is_lost_is_told_from_the_one_before() {
 async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
     for state in [State::Open, State::Granted, State::Held] {
         let memory = Memory::new();
-        let mut settlements = 0;
-        let bad = Bad::new(&memory, move |op| {
-            settlements += u32::from(matches!(op, Op::Settle { .. }));
-            match op {
-                Op::Settle { .. } if settlements == 1 => Fate::AnswerLost,
-                _ => Fate::Good,
-            }
-        });
+        let bad = losing_an_answer(&memory);
         let (a, b) = (
             process(&Bad::good(&memory), "a", LONG),
             process(&bad, "b", LONG),

@@ -123,11 +123,15 @@ impl Audit {
         }))
     }
 
-    /// The same, again and again: sentinels disconnect everybody from the servers that they promote.
+    /// Watches a server for ever, and says of which times its writes may not have been seen: sentinels
+    /// disconnect all clients of the servers that they promote, and a killed server has carried out
+    /// scripts that it did not report.
     pub async fn keep_watching(&self, port: u16) -> Watching {
         let (audit, mut watching) = (self.clone(), self.watch(port).await.unwrap());
         self.spawn(async move {
             while let Some(from) = watching.end().await {
+                // At once, since a server that was killed may never be watched again.
+                audit.all(|to| Step::Unwatched { from, to });
                 watching = loop {
                     if let Ok(again) = audit.watch(port).await {
                         break again;

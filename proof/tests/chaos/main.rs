@@ -31,11 +31,12 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use audit::Audit;
 use fleet::{Chronicle, Seen};
 use futures::{FutureExt, StreamExt};
 use libtest_mimic::{Arguments, Failed, Trial};
-use proof::history::{Answer, How, Verdict, What, check, grants};
-use testkit::Server;
+use proof::history::{Answer, How, Step, Verdict, What, check, grants};
+use testkit::{Server, until};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -53,6 +54,10 @@ fn main() -> ExitCode {
         Trial::test(CLUSTERS, || {
             block_on(failovers(CLUSTERS, &failover::CLUSTER))
         }),
+        Trial::test(
+            "the_audit_says_that_it_did_not_hear_a_killed_server",
+            || block_on(killed_server()),
+        ),
     ];
     let arguments = Arguments {
         // Each has as many fleets at work as there may be.
@@ -101,6 +106,38 @@ async fn chaos() -> Result<(), String> {
         began.elapsed().as_secs_f64()
     );
     result(&judged.failures)
+}
+
+/// A server that is killed may have carried out scripts that it did not report.
+async fn killed_server() -> Result<(), String> {
+    let chronicle = Chronicle::new("killed-server");
+    let audit = Audit::new(1, &chronicle);
+    let mut server = Server::start();
+    let mut watching = audit.keep_watching(server.port).await;
+    let heard = now();
+    audit.catch_up(server.port).await;
+    let killed = now();
+    server.kill();
+    let covers = |step: &Step| match step {
+        Step::Unwatched { from, to } => *from <= killed && killed <= *to,
+        Step::Wrote(_) | Step::Forgot { .. } => false,
+    };
+    // The killed server is not started again.
+    until(async || {
+        let steps = audit.steps();
+        steps.values().all(|steps| steps.iter().any(covers))
+    })
+    .await;
+    watching.abort().await;
+    let steps = audit.steps();
+    let from_before = |step: &Step| match step {
+        Step::Unwatched { from, .. } => *from >= heard,
+        Step::Wrote(_) | Step::Forgot { .. } => true,
+    };
+    match steps.values().flatten().all(from_before) {
+        true => Ok(()),
+        false => Err(format!("not only what may be unheard: {steps:?}")),
+    }
 }
 
 /// Fleets whose master is followed by a replica, in each way in which that comes about.

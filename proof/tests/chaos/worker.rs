@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use redis_locking_worker::{Error, LockEvent, LockingWorker, OnceError, SettleError, WorkGuard};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder as RuntimeBuilder, Handle};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::now;
@@ -111,6 +111,9 @@ struct Process {
     sampler: Arc<Sampler>,
 }
 
+/// How long after the last fault a worker may fail to connect: for two attempts of 2 s each.
+const WELL_AGAIN: Duration = Duration::from_secs(5);
+
 /// Takes part on a runtime as its orders say.
 pub fn start(orders: Orders) {
     let runtime = match orders.threads {
@@ -154,11 +157,17 @@ async fn run(orders: Orders) {
         },
     );
     std::thread::spawn(move || take_orders(&told, &blocks));
+    let mut well_since = None;
     let worker = loop {
-        let is_well = finish.is_cancelled();
+        if finish.is_cancelled() {
+            well_since.get_or_insert_with(Instant::now);
+        }
         match builder.clone().build().await {
             Ok(worker) => break worker,
-            Err(error) if is_well => panic!("cannot take part though all is well: {error:?}"),
+            // One attempt may time out on a machine that is busy with other fleets.
+            Err(error) if well_since.is_some_and(|since| since.elapsed() > WELL_AGAIN) => {
+                panic!("cannot take part though all is well: {error:?}")
+            }
             // The server is out of reach, which this fleet is about.
             Err(error) => eprintln!("{}: {error}", orders.label),
         }

@@ -1,7 +1,8 @@
 -- Takes a key that has a record, or joins its queue.
 -- ARGV: label, lease in ms, max attempts, retention in ms; per item: token (32 hex digits).
 -- ok=1 if the token holds the key. Only a waiter gets a position.
-local label, lease, max, retention = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local label, lease = ARGV[1], tonumber(ARGV[2])
+local max, retention = tonumber(ARGV[3]), tonumber(ARGV[4])
 
 return function(n)
   local token = ARGV[4 + n]
@@ -21,7 +22,8 @@ return function(n)
     -- A new run, as if the key were absent, but the fencing token still rises.
     drop_line(r)
     r.attempt, r.max, r.retention, r.owner, r.last = 0, max, retention, '-', '-'
-    r.previous, r.cause, r.previous_holder, r.reason, r.checkpoint, r.result = 0, '-', '', '', '', ''
+    r.previous, r.cause, r.previous_holder, r.reason = 0, '-', '', ''
+    r.checkpoint, r.result = '', ''
     return take(1)
   end
 
