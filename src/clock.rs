@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The source of time for leases.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(crate) enum Clock {
     /// This machine's clock, for runs on a server.
     Machine,
@@ -22,11 +22,11 @@ pub(crate) enum Clock {
 }
 
 /// An instant of a [`Clock`], counted from the start of that clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Moment(Duration);
 
 /// One instant, by each of the clocks that a lease needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Stamp {
     /// The instant of Tokio's timers.
     pub(crate) instant: Instant,

@@ -698,8 +698,8 @@ fn stall(probe: Option<&Probe>, lease: &Lease) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::lease::tests::{lease, record};
+    use crate::protocol::record::{Record, RecordSnapshot};
     use crate::store::memory::MemoryStore;
-    use crate::store::record::{Frame, Record};
 
     #[tokio::test(start_paused = true)]
     async fn leases_that_are_settled_are_forgotten_long_before_they_are_due() {
@@ -736,7 +736,7 @@ mod tests {
             until: at / 1_000 + 5_000,
             ..record()
         });
-        let frame = Frame {
+        let frame = RecordSnapshot {
             at,
             record: Some(record),
         };

@@ -3,6 +3,7 @@
 
 mod run_config;
 
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +104,18 @@ impl Term {
             given: false,
             completing: false,
         }
+    }
+}
+
+/// By what decides: the grant, its present term, and why it was lost.
+impl Hash for Lease {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (self.fence, self.id, self.token, *self.granted()).hash(hasher);
+        let term = self.term();
+        (term.began, term.ends, term.server_ends, term.answered).hash(hasher);
+        (term.restart, term.given, term.completing).hash(hasher);
+        std::mem::discriminant(&term.renewal).hash(hasher);
+        self.lost.get().map(std::mem::discriminant).hash(hasher);
     }
 }
 

@@ -1,12 +1,15 @@
 //! What this process knows of one key, and what it does about it: a state machine without I/O.
 //!
-//! It is told of answers, messages and the time, and says which [`Effect`]s shall follow.
+//! Each act is told an answer, a message or the time, and says in [`Output`]s what follows. The
+//! machine has no channel, timer, telemetry or source of random numbers of its own, so
+//! `proof/tests/model.rs` drives the same code as the hub's task does.
 
 mod claims;
 mod grants;
 mod latest_record;
 mod notifications;
 mod outage;
+mod output;
 mod participants;
 mod renewal;
 mod request;
@@ -17,81 +20,59 @@ mod watchers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
+use bytes::Bytes;
 use tokio::time::Instant;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::message::{OutageId, Renewal, Settlement, Update};
-use super::{Id, Lease, RunConfig, WeakHandle};
-use crate::clock::Stamp;
+use super::message::{OutageId, Update};
+use super::{Id, Lease, RunConfig};
+use crate::clock::{Clock, Stamp};
 use crate::error::Error;
 use crate::key::Key;
 use crate::protocol::record::{RecordSnapshot, Token};
-use crate::protocol::{Op, Reply};
+use crate::protocol::{Op, Outcome, Reply};
 use grants::{Grants, Settling};
 use latest_record::LatestRecord;
 use outage::{Outage, RenewalOutage};
+pub(super) use output::{Answer, Call, Fresh, Outages, Output, Report, Turn, WatchItem};
 use participants::{ParticipantState, Participants, Stage};
 use renewal::RenewOrigin;
 use request::{Renew, Request, Withdraw};
 use subscription::Subscription;
-pub(super) use watchers::WatchItem;
 use watchers::Watchers;
 
-/// The longest a settlement is tried, if the lease does not end later.
+/// The longest time for which a settlement is tried, if the lease does not end later.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the hub shall do.
-pub(super) enum Effect {
-    Call(Call),
-    Watch,
-    Unwatch,
-}
-
-/// One operation on its way to the store.
-pub(super) struct Call {
-    /// Given by the hub; a retry and what follows from an answer take it over.
-    pub(super) ticket: Option<TaskTrackerToken>,
-    pub(super) request: Request,
-}
-
-impl Call {
-    /// Whether time may make it needless; see [`KeyState::still_wants`].
-    pub(super) fn is_renewal(&self) -> bool {
-        matches!(self.request, Request::Renew(_))
-    }
-}
-
-pub(super) struct KeyState {
+/// The machine of one key. `C` is the caller of a request: the machine only passes it on.
+#[derive(Debug, Hash)]
+pub(super) struct KeyState<C> {
     key: Key,
-    hub: WeakHandle,
+    /// The clock of the leases that it makes.
+    clock: Clock,
     participants: Participants,
     watchers: Watchers,
     grants: Grants,
     latest: LatestRecord,
     subscription: Subscription,
-    /// Who claims on behalf of all that wait.
+    /// The participant that claims for all waiters.
     refreshing: Option<Id>,
-    /// Something may have been missed since that claim was sent.
+    /// Whether something may have been missed since that claim was sent.
     refresh_again: bool,
-    /// Those who wait have not been told the newest.
+    /// Whether the waiters have not been told the newest record yet.
     behind: bool,
-    outage: Option<Outage>,
+    outage: Option<Outage<C>>,
     renewals_fail: Option<RenewalOutage>,
-    /// Calls that have not come back.
+    /// Number of calls that are not answered.
     calls: usize,
-    /// Claims among them.
+    /// Number of claims among them.
     claims: usize,
-    /// What shall follow from the present act.
-    effects: Vec<Effect>,
 }
 
-impl KeyState {
-    pub(super) fn new(key: Key, hub: WeakHandle, connected: bool) -> Self {
+impl<C: Default> KeyState<C> {
+    pub(super) fn new(key: Key, clock: Clock, connected: bool) -> Self {
         Self {
             key,
-            hub,
+            clock,
             participants: Participants::default(),
             watchers: Watchers::default(),
             grants: Grants::default(),
@@ -104,7 +85,6 @@ impl KeyState {
             renewals_fail: None,
             calls: 0,
             claims: 0,
-            effects: Vec::new(),
         }
     }
 
@@ -118,12 +98,14 @@ impl KeyState {
             && self.outage.is_none()
     }
 
-    /// Acts, and says what shall follow in the list that is given.
-    pub(super) fn act(&mut self, effects: Vec<Effect>, act: impl FnOnce(&mut Self)) -> Vec<Effect> {
-        self.effects = effects;
-        act(self);
-        self.unsubscribe_if_idle();
-        std::mem::take(&mut self.effects)
+    /// Acts, and then does what every act does at its end.
+    pub(super) fn act(
+        &mut self,
+        turn: &mut Turn<'_, C>,
+        act: impl FnOnce(&mut Self, &mut Turn<'_, C>),
+    ) {
+        act(self, turn);
+        self.unsubscribe_if_idle(turn);
     }
 
     /// Whether it has more to tell; see [`KeyState::catch_up`].
@@ -133,134 +115,151 @@ impl KeyState {
 
     // What participants ask.
 
-    pub(super) fn join(&mut self, id: Id, terms: Arc<RunConfig>, mailbox: UnboundedSender<Update>) {
-        let participant = ParticipantState::new(Token::random(), terms, mailbox);
+    pub(super) fn join(&mut self, id: Id, terms: Arc<RunConfig>, turn: &mut Turn<'_, C>) {
+        let participant = ParticipantState::new(turn.fresh.token(), terms);
         if let Some((outage, error)) = self.present_outage() {
-            participant.notify(Update::Unavailable(error.clone(), outage));
+            turn.notify(id, Update::Unavailable(error.clone(), outage));
         }
         self.participants.insert(id, participant);
         if self.outage.as_ref().is_none_or(|outage| !outage.claims) {
-            self.claim(id);
+            self.claim(id, turn);
         }
     }
 
-    pub(super) fn leave(&mut self, id: Id, now: Instant) {
+    pub(super) fn leave(&mut self, id: Id, turn: &mut Turn<'_, C>) {
         if self.watchers.remove(id) {
-            return;
+            return turn.close(id);
         }
         let Some(participant) = self.participants.remove(id) else {
             return;
         };
+        turn.close(id);
         // A claim on its way is given back when its answer comes, a grant by its own drop.
         if participant.stage != Stage::Holding && !participant.claiming {
-            let call = self.withdrawal(participant.token, &participant.terms, None, now);
-            self.send(call);
+            self.withdraw(&participant, turn);
         }
     }
 
-    pub(super) fn confirm(&mut self, lease: Arc<Lease>) {
-        self.renew(lease, None, None, RenewOrigin::Stream);
+    pub(super) fn confirm(&mut self, lease: Arc<Lease>, turn: &mut Turn<'_, C>) {
+        let origin = RenewOrigin::Stream;
+        self.renew(lease, None, None, origin, C::default(), turn);
     }
 
-    pub(super) fn renewal(&mut self, renewal: Renewal) {
-        let Renewal {
-            lease,
-            length,
-            checkpoint,
-            reply,
-        } = renewal;
-        self.renew(lease, length, checkpoint, RenewOrigin::Guard(reply));
+    /// A guard requests a restart of its lease, of at least `length` ms if that is given.
+    pub(super) fn extend(
+        &mut self,
+        lease: Arc<Lease>,
+        length: Option<u64>,
+        checkpoint: Option<Bytes>,
+        caller: C,
+        turn: &mut Turn<'_, C>,
+    ) {
+        self.renew(lease, length, checkpoint, RenewOrigin::Guard, caller, turn);
     }
 
-    /// A grant that nobody began to work on.
-    pub(super) fn give_back(&mut self, lease: &Lease, now: Instant) {
+    /// A grant of which no guard was made.
+    pub(super) fn give_back(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
         self.grants.forget(lease.fence);
-        self.participants.remove(lease.id);
-        let call = self.withdrawal(lease.token, &lease.terms, None, now);
-        self.send(call);
+        if self.participants.remove(lease.id).is_some() {
+            turn.close(lease.id);
+        }
+        let call = self.withdrawal(lease.token, &lease.terms, C::default(), turn.now.instant);
+        self.send(call, turn);
     }
 
-    pub(super) fn settle(&mut self, settlement: Settlement, now: Instant) {
-        let Settlement {
-            lease,
-            outcome,
-            reply,
-        } = settlement;
+    pub(super) fn settle(
+        &mut self,
+        lease: Arc<Lease>,
+        outcome: Outcome,
+        caller: C,
+        turn: &mut Turn<'_, C>,
+    ) {
+        let now = turn.now.instant;
         self.grants.on_settle_requested(lease.fence);
-        self.ask(Request::Settle(Settling {
+        let request = Request::Settle(Settling {
             began: now,
             give_up: now + lease.left().max(PATIENCE),
             outcome,
             lease,
-            reply,
-        }));
+        });
+        self.send(Call { caller, request }, turn);
+    }
+
+    /// Executes an operation for a caller that takes no part in the run.
+    pub(super) fn execute(&mut self, op: Op, caller: C, turn: &mut Turn<'_, C>) {
+        let request = Request::Execute(op);
+        self.send(Call { caller, request }, turn);
     }
 
     // What the store says.
 
-    /// `sent` is an instant before the call left: the server's clock was read later.
+    /// `sent` is before the call left: the server's clock was read later.
     pub(super) fn answered(
         &mut self,
-        call: Call,
+        call: Call<C>,
         result: Result<Reply, Error>,
         sent: Stamp,
-        now: Instant,
+        turn: &mut Turn<'_, C>,
     ) {
         self.calls -= 1;
         let is_claim = call.request.is_claim();
         self.claims -= usize::from(is_claim);
         let reply = match result {
             Ok(reply) => reply,
-            Err(error) => return self.turned_away(call, error, now),
+            Err(error) => return self.turned_away(call, error, turn),
         };
+        let now = turn.now.instant;
         self.latest.answered(sent, reply.frame.at);
         let newer = self.latest.merge(&reply.frame, Some(sent.instant), now);
-        let Call { ticket, request } = call;
+        let Call { caller, request } = call;
         // Before the news spreads, so that no holder takes its own end for a loss.
         match request {
             Request::Claim { id, token, terms } => {
                 if self.participants.on_claim_answered(id, token) {
-                    self.claimed(id, token, &reply, now);
+                    self.claimed(id, token, &reply, turn);
                 } else if (reply.ok || reply.position.is_some())
                     && reply
                         .record()
                         .is_some_and(|told| told.fence > self.grants.except_fence(token))
                 {
-                    let call = self.withdrawal(token, &terms, ticket, now);
-                    self.send(call);
+                    let call = self.withdrawal(token, &terms, caller, now);
+                    self.send(call, turn);
                 }
-                self.refreshed(id);
+                self.refreshed(id, turn);
             }
-            Request::Renew(renew) => self.renewed(renew, &reply, sent, now),
-            Request::Settle(settling) => self.settled(settling, &reply),
+            Request::Renew(renew) => self.renewed(renew, caller, &reply, sent, turn),
+            Request::Settle(settling) => self.settled(settling, caller, &reply, turn),
             Request::Withdraw(_) => {}
-            Request::Read => self.looked(now),
-            // The caller may have stopped waiting.
-            Request::Execute { answer, .. } => drop(answer.send(Ok(reply.clone()))),
+            Request::Read => self.looked(turn),
+            Request::Execute(_) => {
+                let answer = Answer::Executed(Ok(reply.clone()));
+                turn.outputs.push(Output::Answer(caller, answer));
+            }
         }
         if newer {
-            self.spread(now);
+            self.spread(turn);
         }
-        self.show(&reply.frame, Some(sent.instant), now);
-        self.recover(is_claim);
+        self.show(&reply.frame, Some(sent.instant), turn);
+        self.recover(is_claim, turn);
     }
 
-    pub(super) fn heard(&mut self, frame: Option<RecordSnapshot>, now: Instant) {
+    /// `frame` is `None` if the message is no record.
+    pub(super) fn heard(&mut self, frame: Option<RecordSnapshot>, turn: &mut Turn<'_, C>) {
         match frame {
             Some(frame) => {
-                if self.latest.merge(&frame, None, now) {
-                    self.spread(now);
+                if self.latest.merge(&frame, None, turn.now.instant) {
+                    self.spread(turn);
                 }
-                self.show(&frame, None, now);
+                self.show(&frame, None, turn);
             }
-            // What cannot be read now says why when it is asked for.
-            None => self.refresh(),
+            // A request for the record tells why it cannot be read.
+            None => self.refresh(turn),
         }
     }
 
     // What time does.
 
-    /// When [`KeyState::fire`] has something to do.
+    /// Time at which [`KeyState::fire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
         let deadlines = self.grants.deadline().into_iter();
@@ -272,51 +271,46 @@ impl KeyState {
             .min()
     }
 
-    pub(super) fn fire(&mut self, now: Instant) {
-        self.lapse(now);
-        self.retry(now);
-        self.watch_again(now);
+    pub(super) fn fire(&mut self, turn: &mut Turn<'_, C>) {
+        let now = turn.now.instant;
+        self.lapse(turn);
+        self.retry(turn);
+        self.watch_again(turn);
         if self.claim_at().is_some_and(|at| at <= now) {
-            self.refresh();
+            self.refresh(turn);
         }
         if self.look_at().is_some_and(|at| at <= now) {
-            self.look();
+            self.look(turn);
         }
     }
 
-    /// Asks on behalf of somebody who takes no part.
-    pub(super) fn answer(&mut self, op: Op, answer: oneshot::Sender<Result<Reply, Error>>) {
-        self.ask(Request::Execute { op, answer });
+    /// Withdraws the token of a participant that has left.
+    fn withdraw(&mut self, participant: &ParticipantState, turn: &mut Turn<'_, C>) {
+        let (token, terms) = (participant.token, &participant.terms);
+        let call = self.withdrawal(token, terms, C::default(), turn.now.instant);
+        self.send(call, turn);
     }
 
-    /// Leaving, in the name of a token that nobody waits with.
-    fn withdrawal(
-        &self,
-        token: Token,
-        terms: &Arc<RunConfig>,
-        ticket: Option<TaskTrackerToken>,
-        now: Instant,
-    ) -> Call {
+    /// Returns the call that withdraws a token with which no participant waits.
+    fn withdrawal(&self, token: Token, terms: &Arc<RunConfig>, caller: C, now: Instant) -> Call<C> {
         let request = Request::Withdraw(Withdraw {
             token,
             terms: terms.clone(),
             except_fence: self.grants.except_fence(token),
-            // Later than that its grant has ended anyway.
+            // After that its grant has ended anyway.
             give_up: now + Duration::from_millis(terms.lease),
         });
-        Call { ticket, request }
+        Call { caller, request }
     }
 
-    fn ask(&mut self, request: Request) {
-        self.send(Call {
-            ticket: None,
-            request,
-        });
+    fn ask(&mut self, request: Request, turn: &mut Turn<'_, C>) {
+        let caller = C::default();
+        self.send(Call { caller, request }, turn);
     }
 
-    fn send(&mut self, call: Call) {
+    fn send(&mut self, call: Call<C>, turn: &mut Turn<'_, C>) {
         self.calls += 1;
         self.claims += usize::from(call.request.is_claim());
-        self.effects.push(Effect::Call(call));
+        turn.outputs.push(Output::Call(call));
     }
 }

@@ -2,29 +2,37 @@
 //! answers and events of the store back to it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes_utils::Str;
+use futures::channel::mpsc::UnboundedSender;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
 
-use super::WeakHandle;
 use super::batcher::{Batcher, Queue};
-use super::key_state::{Call, Effect, KeyState};
-use super::message::Message;
+use super::key_state::{Answer, Call, Fresh, KeyState, Outages, Output, Report, Turn, WatchItem};
+use super::message::{Ended, Message, NotSettled, OutageId, Renewal, Settlement, Update};
+use super::{Grant, Id, WeakHandle};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
 use crate::keeper::News;
 use crate::key::Key;
+use crate::lease::Lease;
+use crate::outcome::Reason;
+use crate::protocol::record::Token;
 use crate::protocol::{Op, Reply};
+use crate::retry::jittered;
 use crate::store::{BatchKey, Store, StoreEvent};
-use crate::telemetry;
+use crate::telemetry::{self, Settled};
 
 /// Longest time for which a timer is set: the delay queue has a bound, and firing early is
 /// harmless.
@@ -61,7 +69,8 @@ pub(super) async fn run<S: Store>(
         in_flight: FuturesUnordered::new(),
         calls: Batcher::default(),
         subscriptions: Queue::default(),
-        effects: Vec::new(),
+        outputs: Vec::new(),
+        mailboxes: HashMap::new(),
         watched: 0,
         holding: 0,
         looked: clock.stamp(),
@@ -88,7 +97,7 @@ pub(super) async fn run<S: Store>(
         tokio::select! {
             taken = inbox.recv_many(&mut batch, BATCH), if open => {
                 open = taken > 0;
-                let now = Instant::now();
+                let now = hub.stamp();
                 for message in batch.drain(..) {
                     hub.asked(message, now);
                 }
@@ -110,7 +119,7 @@ pub(super) async fn run<S: Store>(
             // They run first, so that their requests leave in one batch. So does the new holder,
             // before the waiters are notified.
             tokio::task::yield_now().await;
-            let now = Instant::now();
+            let now = hub.stamp();
             // Takes the messages that are there now. More may keep coming, and would hold up the
             // rest of the loop.
             for _ in 0..inbox.len() {
@@ -119,7 +128,7 @@ pub(super) async fn run<S: Store>(
                 }
             }
             for key in behind {
-                hub.with_known(&key, now, |state| state.catch_up(now));
+                hub.with_known(&key, now, KeyState::catch_up);
             }
         }
         hub.send();
@@ -134,10 +143,12 @@ struct Hub<S> {
     runs: HashMap<Str, Entry>,
     timers: DelayQueue<Key>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    calls: Batcher<(Key, Call)>,
+    calls: Batcher<(Key, Call<Caller>)>,
     subscriptions: Queue<(Key, Subscribe)>,
-    /// Buffer for the effects of an act. Empty between two acts.
-    effects: Vec<Effect>,
+    /// Buffer for the outputs of an act. Empty between two acts.
+    outputs: Vec<Output<Caller>>,
+    /// Mailboxes of the participants and watchers.
+    mailboxes: HashMap<Id, Mailbox>,
     /// Number of keys whose messages are wanted.
     watched: usize,
     /// Number of keys of which this process has a grant.
@@ -161,8 +172,54 @@ struct Hub<S> {
 
 struct Entry {
     key: Key,
-    state: KeyState,
+    state: KeyState<Caller>,
     timer: Option<(Instant, delay_queue::Key)>,
+    /// The outage of the hub's calls, as telemetry counts it.
+    outage: Option<telemetry::Outage>,
+    /// The same, of the keeper's renewals.
+    renewal_outage: Option<telemetry::Outage>,
+}
+
+/// The way back to a participant or watcher.
+enum Mailbox {
+    Participant(UnboundedSender<Update>),
+    Watcher(UnboundedSender<WatchItem>),
+}
+
+/// What goes with a call until it is answered.
+#[derive(Default)]
+struct Caller {
+    /// Its place in the tracker. The hub adds it when the call is queued.
+    ticket: Option<TaskTrackerToken>,
+    reply: Option<ReplyTo>,
+}
+
+/// The way back to a guard or a worker that waits for an answer. It may have stopped waiting.
+enum ReplyTo {
+    Renewal(oneshot::Sender<Result<(), Error>>),
+    Settlement(oneshot::Sender<Result<(), NotSettled>>),
+    Operation(oneshot::Sender<Result<Reply, Error>>),
+}
+
+impl From<ReplyTo> for Caller {
+    fn from(reply: ReplyTo) -> Self {
+        let (ticket, reply) = (None, Some(reply));
+        Self { ticket, reply }
+    }
+}
+
+impl Fresh for WeakHandle {
+    fn token(&mut self) -> Token {
+        Token::random()
+    }
+
+    fn outage(&mut self) -> OutageId {
+        self.outage_id()
+    }
+
+    fn jittered(&mut self, delay: Duration) -> Duration {
+        jittered(delay)
+    }
 }
 
 /// A completed request to the store.
@@ -173,7 +230,7 @@ enum Done {
         BatchKey,
         usize,
         Stamp,
-        Vec<((Key, Call), Result<Reply, Error>)>,
+        Vec<((Key, Call<Caller>), Result<Reply, Error>)>,
     ),
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
@@ -187,7 +244,11 @@ impl<S: Store> Hub<S> {
         self.runs.is_empty() && self.in_flight.is_empty()
     }
 
-    fn asked(&mut self, message: Message, now: Instant) {
+    fn stamp(&self) -> Stamp {
+        self.handle.clock.stamp()
+    }
+
+    fn asked(&mut self, message: Message, now: Stamp) {
         match message {
             Message::Join {
                 key,
@@ -195,13 +256,16 @@ impl<S: Store> Hub<S> {
                 terms,
                 mailbox,
             } => {
-                self.with(&key, now, |state| state.join(id, terms, mailbox));
+                self.mailboxes.insert(id, Mailbox::Participant(mailbox));
+                self.with(&key, now, |state, turn| state.join(id, terms, turn));
             }
             Message::Observe { key, id, mailbox } => {
-                self.with(&key, now, |state| state.add_watcher(id, mailbox));
+                self.mailboxes.insert(id, Mailbox::Watcher(mailbox));
+                self.with(&key, now, |state, turn| state.add_watcher(id, turn));
             }
             Message::Ask { key, op, answer } => {
-                self.with(&key, now, |state| state.answer(op, answer));
+                let caller = ReplyTo::Operation(answer).into();
+                self.with(&key, now, |state, turn| state.execute(op, caller, turn));
             }
             Message::Line { key, most, answer } => {
                 let store = self.store.clone();
@@ -212,33 +276,44 @@ impl<S: Store> Hub<S> {
                 self.in_flight.push(asking.boxed());
             }
             Message::Leave { key, id } => {
-                self.with_known(&key, now, |state| state.leave(id, now));
+                self.with_known(&key, now, |state, turn| state.leave(id, turn));
             }
             Message::Confirm(lease) => {
                 let key = lease.key.clone();
-                self.with_known(&key, now, |state| state.confirm(lease));
+                self.with_known(&key, now, |state, turn| state.confirm(lease, turn));
             }
             Message::Expired(lease) => {
-                self.with_known(&lease.key, now, |state| {
-                    state.lose(&lease, LeaseLost::Expired)
+                self.with_known(&lease.key, now, |state, turn| {
+                    state.lose(&lease, LeaseLost::Expired, turn);
                 });
             }
             Message::Kept(News::Lost(lease)) => {
-                self.with_known(&lease.key, now, |state| state.lost(&lease));
+                self.with_known(&lease.key, now, |state, turn| state.lost(&lease, turn));
             }
             Message::Kept(News::Due(lease)) => {
                 let key = lease.key.clone();
-                self.with_known(&key, now, |state| state.renew_for_keeper(lease));
+                self.with_known(&key, now, |state, turn| state.renew_for_keeper(lease, turn));
             }
             Message::Kept(News::Failing(lease, error)) => {
-                self.with_known(&lease.key, now, |state| state.renewals_fail(&lease, error));
+                self.with_known(&lease.key, now, |state, turn| {
+                    state.renewals_fail(&lease, error, turn);
+                });
             }
             Message::Kept(News::Working(lease)) => {
-                self.with_known(&lease.key, now, |state| state.renewals_work(&lease));
+                self.with_known(&lease.key, now, |state, turn| {
+                    state.renewals_work(&lease, turn)
+                });
             }
-            Message::Renew(renewal) => {
-                let key = renewal.lease.key.clone();
-                self.with_known(&key, now, |state| state.renewal(renewal));
+            Message::Renew(Renewal {
+                lease,
+                length,
+                checkpoint,
+                reply,
+            }) => {
+                let (key, caller) = (lease.key.clone(), ReplyTo::Renewal(reply).into());
+                self.with_known(&key, now, |state, turn| {
+                    state.extend(lease, length, checkpoint, caller, turn);
+                });
             }
             Message::Fenced { key, script, reply } => {
                 let (store, ticket) = (self.store.clone(), self.tracker.token());
@@ -252,11 +327,19 @@ impl<S: Store> Hub<S> {
                 self.in_flight.push(run.boxed());
             }
             Message::Return(lease) => {
-                self.with(&lease.key, now, |state| state.give_back(&lease, now));
+                self.with(&lease.key, now, |state, turn| state.give_back(&lease, turn));
             }
-            Message::Settle(settlement) => {
-                let key = settlement.lease.key.clone();
-                self.with(&key, now, |state| state.settle(settlement, now));
+            Message::Settle(Settlement {
+                lease,
+                outcome,
+                reply,
+            }) => {
+                let key = lease.key.clone();
+                let caller = reply.map(|reply| ReplyTo::Settlement(reply).into());
+                let caller = caller.unwrap_or_default();
+                self.with(&key, now, |state, turn| {
+                    state.settle(lease, outcome, caller, turn);
+                });
             }
             Message::Drain(drained) => {
                 let tracker = std::mem::take(&mut self.tracker);
@@ -268,22 +351,24 @@ impl<S: Store> Hub<S> {
     }
 
     fn done(&mut self, done: Done) {
-        let now = Instant::now();
+        let now = self.stamp();
         match done {
             Done::Calls(lane, items, sent, answers) => {
                 self.calls.answered(lane, items);
                 self.woken += answers.len();
                 for ((key, call), result) in answers {
-                    self.with_known(&key, now, |state| state.answered(call, result, sent, now));
+                    self.with_known(&key, now, |state, turn| {
+                        state.answered(call, result, sent, turn);
+                    });
                 }
             }
             Done::Watch(key, result) => {
                 self.subscriptions.answered(1);
-                self.with_known(&key, now, |state| state.watched(result, now));
+                self.with_known(&key, now, |state, turn| state.subscribed(result, turn));
             }
             Done::Unwatch(key) => {
                 self.subscriptions.answered(1);
-                self.with_known(&key, now, |state| state.unwatched());
+                self.with_known(&key, now, KeyState::unsubscribed);
             }
             Done::Told => {}
             Done::Ping(result) => {
@@ -301,8 +386,8 @@ impl<S: Store> Hub<S> {
         match heard {
             StoreEvent::Message { channel, frame } => {
                 if let Some(entry) = self.runs.get(&channel) {
-                    let (key, now) = (entry.key.clone(), Instant::now());
-                    self.with_known(&key, now, |state| state.heard(frame, now));
+                    let (key, now) = (entry.key.clone(), self.stamp());
+                    self.with_known(&key, now, |state, turn| state.heard(frame, turn));
                 }
             }
             StoreEvent::Lagged => {
@@ -331,14 +416,14 @@ impl<S: Store> Hub<S> {
 
     fn missed(&mut self, connected: bool) {
         self.connected = connected;
-        self.with_all(|state| state.missed(connected));
+        self.with_all(|state, turn| state.missed(connected, turn));
     }
 
     fn fire(&mut self, key: &Key) {
         if let Some(entry) = self.runs.get_mut(key.line()) {
             entry.timer = None;
-            let now = Instant::now();
-            self.with_known(key, now, |state| state.fire(now));
+            let now = self.stamp();
+            self.with_known(key, now, KeyState::fire);
         }
     }
 
@@ -355,7 +440,7 @@ impl<S: Store> Hub<S> {
         // than any margin.
         let has_paused = self.looked.wall_lead - before.wall_lead > 1_000;
         if leases > timers + STOOD_STILL || has_paused {
-            self.with_all(|state| state.woke(Instant::now()));
+            self.with_all(KeyState::woke);
         }
     }
 
@@ -375,8 +460,8 @@ impl<S: Store> Hub<S> {
             .push(async move { Done::Ping(store.ping().await) }.boxed());
     }
 
-    fn with_all(&mut self, act: impl Fn(&mut KeyState)) {
-        let now = Instant::now();
+    fn with_all(&mut self, act: impl Fn(&mut KeyState<Caller>, &mut Turn<'_, Caller>)) {
+        let now = self.stamp();
         let keys: Vec<Key> = self.runs.values().map(|entry| entry.key.clone()).collect();
         for key in keys {
             self.with_known(&key, now, &act);
@@ -384,28 +469,46 @@ impl<S: Store> Hub<S> {
     }
 
     /// Acts on the state of a key. Creates it if there is none.
-    fn with(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut KeyState)) {
+    fn with(
+        &mut self,
+        key: &Key,
+        now: Stamp,
+        act: impl FnOnce(&mut KeyState<Caller>, &mut Turn<'_, Caller>),
+    ) {
         if !self.runs.contains_key(key.line()) {
             let entry = Entry {
                 key: key.clone(),
-                state: KeyState::new(key.clone(), self.handle.clone(), self.connected),
+                state: KeyState::new(key.clone(), self.handle.clock, self.connected),
                 timer: None,
+                outage: None,
+                renewal_outage: None,
             };
             self.runs.insert(key.line().clone(), entry);
         }
         self.with_known(key, now, act);
     }
 
-    /// Acts on a key's run if there is one, dispatches the effects, and sets its timer.
-    fn with_known(&mut self, key: &Key, now: Instant, act: impl FnOnce(&mut KeyState)) {
+    /// Acts on the state of a key if there is one, carries out what follows, and sets its timer.
+    fn with_known(
+        &mut self,
+        key: &Key,
+        now: Stamp,
+        act: impl FnOnce(&mut KeyState<Caller>, &mut Turn<'_, Caller>),
+    ) {
         let Some(entry) = self.runs.get_mut(key.line()) else {
             return;
         };
         self.watched -= usize::from(entry.state.is_watched());
         self.holding -= usize::from(entry.state.is_holding());
         let was_behind = entry.state.is_behind();
-        // All runs share one list: only the acting run has effects.
-        let mut effects = entry.state.act(std::mem::take(&mut self.effects), act);
+        // All keys share one list: it is empty between two acts.
+        let mut outputs = std::mem::take(&mut self.outputs);
+        let mut turn = Turn {
+            now,
+            fresh: &mut self.handle,
+            outputs: &mut outputs,
+        };
+        entry.state.act(&mut turn, act);
         self.watched += usize::from(entry.state.is_watched());
         self.holding += usize::from(entry.state.is_holding());
 
@@ -415,47 +518,155 @@ impl<S: Store> Hub<S> {
                 self.timers.remove(&timer);
             }
             entry.timer = deadline.map(|at| {
-                let capped = at.min(now + FAR);
+                let capped = at.min(now.instant + FAR);
                 (capped, self.timers.insert_at(key.clone(), capped))
             });
         }
-        // Once, however many records arrive before the run notifies its waiters.
+        // Once, however many records arrive before the waiters are notified.
         if entry.state.is_behind() && !was_behind {
             self.behind.push(key.clone());
         }
-        if entry.state.is_over() {
+        let is_over = entry.state.is_over();
+        for output in outputs.drain(..) {
+            self.carry_out(key, output, now);
+        }
+        self.outputs = outputs;
+        // What was carried out may have led to another act.
+        let is_still_over = |entry: &Entry| entry.state.is_over();
+        if is_over && self.runs.get(key.line()).is_some_and(is_still_over) {
             self.runs.remove(key.line());
         }
-        for effect in effects.drain(..) {
-            self.carry_out(key, effect);
-        }
-        self.effects = effects;
     }
 
-    fn carry_out(&mut self, key: &Key, effect: Effect) {
-        let key = key.clone();
-        match effect {
-            Effect::Call(mut call) => {
-                call.ticket.get_or_insert_with(|| self.tracker.token());
+    fn carry_out(&mut self, key: &Key, output: Output<Caller>, now: Stamp) {
+        match output {
+            Output::Call(mut call) => {
+                let tracker = &self.tracker;
+                let ticket = &mut call.caller.ticket;
+                ticket.get_or_insert_with(|| tracker.token());
                 let op = call.request.op();
-                let (lane, bytes) = (self.store.lane(&key, &op), op.payload().len());
-                self.calls.push(lane, bytes, (key, call));
+                let (lane, bytes) = (self.store.lane(key, &op), op.payload().len());
+                self.calls.push(lane, bytes, (key.clone(), call));
             }
-            Effect::Watch => self.subscriptions.push(0, (key, Subscribe::Begin)),
-            Effect::Unwatch => self.subscriptions.push(0, (key, Subscribe::End)),
+            Output::Subscribe => self.subscriptions.push(0, (key.clone(), Subscribe::Begin)),
+            Output::Unsubscribe => self.subscriptions.push(0, (key.clone(), Subscribe::End)),
+            Output::Notify(id, update) => self.notify(id, update),
+            Output::Grant { lease, confirmed } => self.grant(lease, confirmed, now),
+            Output::Show(id, item) => {
+                if let Some(Mailbox::Watcher(mailbox)) = self.mailboxes.get(&id) {
+                    // A watcher that has gone needs no news: its leaving is on its way.
+                    let _ = mailbox.unbounded_send(item);
+                }
+            }
+            Output::Close(id) => {
+                self.mailboxes.remove(&id);
+            }
+            // The ticket lasts until the caller is answered.
+            Output::Answer(caller, answer) => match (caller.reply, answer) {
+                (Some(ReplyTo::Renewal(reply)), Answer::Renewed(answer)) => {
+                    let _ = reply.send(answer);
+                }
+                (Some(ReplyTo::Operation(reply)), Answer::Executed(answer)) => {
+                    let _ = reply.send(answer);
+                }
+                _ => debug_assert!(false, "an answer to another question"),
+            },
+            Output::Settled {
+                lease,
+                update,
+                caller,
+                result,
+            } => {
+                telemetry::settled(lease.told(), settled(&result, &update));
+                // The stream before the guard: once the guard's future resolves, the stream has its
+                // end.
+                self.notify(lease.id, update);
+                if let Some(ReplyTo::Settlement(reply)) = caller.reply {
+                    let _ = reply.send(result);
+                }
+            }
+            Output::Report(report) => self.report(key, report),
+        }
+    }
+
+    /// Tells a participant. One that has gone needs no news: its leaving is on its way.
+    fn notify(&self, id: Id, update: Update) {
+        if let Some(Mailbox::Participant(mailbox)) = self.mailboxes.get(&id) {
+            let _ = mailbox.unbounded_send(update);
+        }
+    }
+
+    /// Gives a participant its grant. If the participant has gone, the grant is given back here and
+    /// now: its own way back would be behind all that was asked after the drop.
+    fn grant(&mut self, lease: Arc<Lease>, confirmed: bool, now: Stamp) {
+        let mailbox = match self.mailboxes.get(&lease.id) {
+            Some(Mailbox::Participant(mailbox)) => Some(mailbox),
+            _ => None,
+        };
+        // Without a handle there is no stream.
+        let mut undelivered = None;
+        if let (Some(mailbox), Some(hub)) = (mailbox, self.handle.upgrade()) {
+            let grant = Grant {
+                lease: lease.clone(),
+                confirmed,
+                used: AtomicBool::new(false),
+                hub,
+            };
+            match mailbox.unbounded_send(Update::Granted(grant)) {
+                Ok(()) => return,
+                Err(error) => undelivered = Some(error),
+            }
+        }
+        self.with_known(&lease.key, now, |state, turn| state.give_back(&lease, turn));
+        // So that the drop of the grant does not give it back again.
+        lease.give();
+        drop(undelivered);
+    }
+
+    fn report(&mut self, key: &Key, report: Report) {
+        let entry = self.runs.get_mut(key.line());
+        let outage = |outages| {
+            entry.map(|entry| match outages {
+                Outages::Calls => &mut entry.outage,
+                Outages::Renewals => &mut entry.renewal_outage,
+            })
+        };
+        match report {
+            Report::Granted {
+                lease,
+                record,
+                remaining,
+                server_time,
+            } => telemetry::granted(&lease.work, &record, remaining, server_time),
+            Report::Renewed(lease) => telemetry::renewed(lease.told()),
+            Report::OutageBegan(outages, error) => {
+                if let Some(outage) = outage(outages) {
+                    *outage = Some(self.handle.outages.begin(key, &error));
+                }
+            }
+            Report::OutageOver(outages) => {
+                if let Some(outage) = outage(outages).and_then(Option::take) {
+                    outage.over();
+                }
+            }
+            Report::OutageLeft(outages) => {
+                if let Some(outage) = outage(outages) {
+                    *outage = None;
+                }
+            }
         }
     }
 
     /// Sends the calls and subscriptions that may leave now.
     fn send(&mut self) {
-        let now = Instant::now();
+        let now = self.stamp();
         while let Some((lane, mut calls)) = self.calls.next_call() {
             let items = calls.len();
             // A renewal may have become needless while it was queued.
             calls.retain_mut(|(key, call)| {
                 let mut wanted = true;
                 if call.is_renewal() {
-                    self.with_known(key, now, |state| wanted = state.still_wants(call));
+                    self.with_known(key, now, |state, _| wanted = state.still_wants(call));
                 }
                 wanted
             });
@@ -496,4 +707,21 @@ impl<S: Store> Hub<S> {
 enum Subscribe {
     Begin,
     End,
+}
+
+/// Returns what telemetry reports of a settlement.
+fn settled<'a>(result: &'a Result<(), NotSettled>, update: &'a Update) -> Settled<'a> {
+    match (result, update) {
+        (Ok(()), Update::Settled(Ended::Failed(failed))) => match &failed.reason {
+            Reason::HandedOff => Settled::HandedOff,
+            reason => Settled::Failed(reason),
+        },
+        (Ok(()), Update::Settled(Ended::GaveUp(gave_up))) => Settled::Failed(&gave_up.reason),
+        (Ok(()), _) => Settled::Completed,
+        (Err(error), Update::Settled(Ended::Failed(failed))) => match error {
+            NotSettled::Lost(_) => Settled::Lost(&failed.reason, error),
+            _ => Settled::Unknown(&failed.reason, error),
+        },
+        (Err(error), _) => Settled::Refused(error),
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 const CONFIRM_WINDOW: Duration = Duration::from_millis(500);
 
 /// The options of a participant.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) struct RunConfig {
     /// The lease, in whole ms.
     pub(crate) lease: u64,

@@ -167,7 +167,7 @@ text_form!(State, "state");
 text_form!(Cause, "cause");
 
 /// The attempt before the present one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Previous {
     /// The number of the attempt.
     pub attempt: u32,
@@ -180,7 +180,7 @@ pub struct Previous {
 }
 
 /// The server's record of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// The state of the run.
     pub state: State,
@@ -256,7 +256,7 @@ pub(crate) fn loss(record: Option<&Record>, attempt: u32) -> LeaseLost {
 }
 
 /// A record at one instant of its server's clock. The record is `None` if the key was absent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecordSnapshot {
     /// The server's time, in µs since the Unix epoch.
     pub at: u64,

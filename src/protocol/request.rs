@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::record::{Record, RecordSnapshot, Token};
 
 /// One transition. All durations are in whole milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Take the key, or join its queue.
     Claim {
@@ -81,7 +81,7 @@ impl Op {
 }
 
 /// The way in which a grant ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The work is complete; the bytes are its result.
     Done(Bytes),
@@ -94,7 +94,7 @@ pub enum Outcome {
 }
 
 /// The way in which an attempt failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// The guard was dropped.
     Dropped,

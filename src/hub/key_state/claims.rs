@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Id, KeyState, Request, Stage};
+use super::{Id, KeyState, Request, Stage, Turn};
 use crate::protocol::Reply;
 use crate::protocol::record::{Record, State, Token};
 
-impl KeyState {
-    pub(super) fn claim(&mut self, id: Id) {
+impl<C: Default> KeyState<C> {
+    pub(super) fn claim(&mut self, id: Id, turn: &mut Turn<'_, C>) {
         let Some(member) = self.participants.get_mut(id) else {
             return;
         };
@@ -19,10 +19,10 @@ impl KeyState {
             token: member.token,
             terms: member.terms.clone(),
         };
-        self.ask(request);
+        self.ask(request, turn);
     }
 
-    pub(super) fn claimed(&mut self, id: Id, token: Token, reply: &Reply, now: Instant) {
+    pub(super) fn claimed(&mut self, id: Id, token: Token, reply: &Reply, turn: &mut Turn<'_, C>) {
         let Some(member) = self.participants.get_mut(id) else {
             return;
         };
@@ -30,24 +30,24 @@ impl KeyState {
         if let Some(place) = reply.position {
             member.queue_position = place;
         }
-        self.bring_up_to_date(id, Some(reply), now);
+        self.bring_up_to_date(id, Some(reply), turn);
         let Some(member) = self.participants.get_mut(id) else {
             return;
         };
         if member.stage == Stage::Waiting {
-            // A token gets one grant: when that was lost before anybody worked on it, a new one is
-            // drawn.
+            // A token gets one grant. If that was lost before a guard was made of it, the
+            // participant needs a new token.
             let refused = |record: &Record| record.last == Some(token);
             if reply.ok || reply.record().is_some_and(refused) {
-                member.token = Token::random();
-                self.claim(id);
+                member.token = turn.fresh.token();
+                self.claim(id, turn);
             }
-            self.watch();
+            self.watch(turn);
         }
     }
 
-    /// One claim for all that wait: its answer is news for every one of them.
-    pub(super) fn refresh(&mut self) {
+    /// Sends one claim for all waiters: its answer is news for each of them.
+    pub(super) fn refresh(&mut self, turn: &mut Turn<'_, C>) {
         let front = self
             .participants
             .next_claimant()
@@ -55,22 +55,22 @@ impl KeyState {
         if let Some((id, _)) = front {
             self.refreshing = Some(id);
             self.refresh_again = false;
-            self.claim(id);
+            self.claim(id, turn);
             return;
         }
         // After the answers that are on their way: they may be older than what was missed.
         self.refresh_again = self.claims > 0;
         if !self.refresh_again {
-            self.look();
+            self.look(turn);
         }
     }
 
-    pub(super) fn refreshed(&mut self, id: Id) {
+    pub(super) fn refreshed(&mut self, id: Id, turn: &mut Turn<'_, C>) {
         if self.refreshing == Some(id) {
             self.refreshing = None;
         }
         if self.refresh_again {
-            self.refresh();
+            self.refresh(turn);
         }
     }
 

@@ -3,20 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{KeyState, Update};
+use super::{KeyState, Output, Turn, Update};
 use crate::error::LeaseLost;
 use crate::hub::message::{Ended, NotSettled};
 use crate::lease::Lease;
 use crate::outcome::{Completed, Failed, GaveUp, Reason};
 use crate::protocol::record::{Cause, Record, State, Token, loss};
 use crate::protocol::{Failure, Outcome, Reply};
-use crate::telemetry::{self, Settled};
 
 /// Grants of this process that are neither settled nor given back.
-#[derive(Default)]
+#[derive(Debug, Default, Hash)]
 pub(super) struct Grants {
     active: Vec<ActiveGrant>,
     /// The last grant that a guard was made of and that is over for this process. The server need
@@ -24,6 +22,7 @@ pub(super) struct Grants {
     last_used: Option<(u64, Token)>,
 }
 
+#[derive(Debug, Hash)]
 pub(super) struct ActiveGrant {
     pub(super) lease: Arc<Lease>,
     /// Time when it ends, as far as the timer knows: the keeper may have restarted it since.
@@ -33,7 +32,7 @@ pub(super) struct ActiveGrant {
     pub(super) checkpoints: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum GrantPhase {
     /// Goes to `ExpiredUnclaimed` if its lease ends before a guard is made of it, and to `Settling`
     /// when its end is requested.
@@ -45,10 +44,10 @@ enum GrantPhase {
     Settling,
 }
 
+#[derive(Clone, Debug, Hash)]
 pub(in crate::hub) struct Settling {
     pub(super) lease: Arc<Lease>,
     pub(super) outcome: Outcome,
-    pub(super) reply: Option<oneshot::Sender<Result<(), NotSettled>>>,
     pub(super) began: Instant,
     pub(super) give_up: Instant,
 }
@@ -205,11 +204,11 @@ impl Drop for ActiveGrant {
     }
 }
 
-impl KeyState {
-    pub(super) fn lapse(&mut self, now: Instant) {
-        for lease in self.grants.expire(now) {
+impl<C: Default> KeyState<C> {
+    pub(super) fn lapse(&mut self, turn: &mut Turn<'_, C>) {
+        for lease in self.grants.expire(turn.now.instant) {
             lease.expire();
-            self.lost(&lease);
+            self.lost(&lease, turn);
         }
     }
 
@@ -219,32 +218,41 @@ impl KeyState {
     }
 
     /// The clock of leases has outrun that of timers, as when the machine slept.
-    pub(in crate::hub) fn woke(&mut self, now: Instant) {
-        for lease in self.grants.ended_in_sleep(now) {
+    pub(in crate::hub) fn woke(&mut self, turn: &mut Turn<'_, C>) {
+        for lease in self.grants.ended_in_sleep(turn.now.instant) {
             lease.expire();
-            self.lost(&lease);
+            self.lost(&lease, turn);
         }
     }
 
     /// Its holder has it no longer, unless it is being settled: then that answer tells.
-    pub(in crate::hub) fn lose(&mut self, lease: &Lease, reason: LeaseLost) {
+    pub(in crate::hub) fn lose(
+        &mut self,
+        lease: &Lease,
+        reason: LeaseLost,
+        turn: &mut Turn<'_, C>,
+    ) {
         if self.grants.is_held(lease.fence) {
             lease.lose(reason);
         }
-        self.lost(lease);
+        self.lost(lease, turn);
     }
 
     /// It was lost: its stream is told.
-    pub(in crate::hub) fn lost(&mut self, lease: &Lease) {
+    pub(in crate::hub) fn lost(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
         if self.grants.is_held(lease.fence) {
             self.grants.forget(lease.fence);
-            if let Some(participant) = self.participants.get(lease.id) {
-                participant.notify(Update::Lost);
-            }
+            turn.notify(lease.id, Update::Lost);
         }
     }
 
-    pub(super) fn settled(&mut self, settling: Settling, reply: &Reply) {
+    pub(super) fn settled(
+        &mut self,
+        settling: Settling,
+        caller: C,
+        reply: &Reply,
+        turn: &mut Turn<'_, C>,
+    ) {
         let Settling { lease, outcome, .. } = &settling;
         let (result, ended) = match reply.record() {
             Some(record) if reply.ok || was_settled(record, lease, outcome) => {
@@ -259,42 +267,29 @@ impl KeyState {
                 (Err(NotSettled::Lost(lost)), failed(lease, reason))
             }
         };
-        self.end(settling, result, Update::Settled(ended));
+        self.end(settling.lease, caller, result, Update::Settled(ended), turn);
     }
 
     /// The last that is heard of a grant.
     pub(super) fn end(
         &mut self,
-        settling: Settling,
+        lease: Arc<Lease>,
+        caller: C,
         result: Result<(), NotSettled>,
         update: Update,
+        turn: &mut Turn<'_, C>,
     ) {
-        telemetry::settled(settling.lease.told(), told(&result, &update));
-        self.grants.forget(settling.lease.fence);
-        // Its stream before its guard: whoever has awaited the guard finds the end in the stream.
-        if let Some(participant) = self.participants.remove(settling.lease.id) {
-            participant.notify(update);
+        self.grants.forget(lease.fence);
+        let id = lease.id;
+        turn.outputs.push(Output::Settled {
+            lease,
+            update,
+            caller,
+            result,
+        });
+        if self.participants.remove(id).is_some() {
+            turn.close(id);
         }
-        if let Some(reply) = settling.reply {
-            let _ = reply.send(result);
-        }
-    }
-}
-
-/// Returns what telemetry reports of a settlement.
-fn told<'a>(result: &'a Result<(), NotSettled>, update: &'a Update) -> Settled<'a> {
-    match (result, update) {
-        (Ok(()), Update::Settled(Ended::Failed(failed))) => match &failed.reason {
-            Reason::HandedOff => Settled::HandedOff,
-            reason => Settled::Failed(reason),
-        },
-        (Ok(()), Update::Settled(Ended::GaveUp(gave_up))) => Settled::Failed(&gave_up.reason),
-        (Ok(()), _) => Settled::Completed,
-        (Err(error), Update::Settled(Ended::Failed(failed))) => match error {
-            NotSettled::Lost(_) => Settled::Lost(&failed.reason, error),
-            _ => Settled::Unknown(&failed.reason, error),
-        },
-        (Err(error), _) => Settled::Refused(error),
     }
 }
 

@@ -11,13 +11,14 @@ use crate::lease::RunConfig;
 use crate::lease::Term;
 use crate::protocol::record::{Record, RecordSnapshot};
 
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct LatestRecord {
     known: Option<Known>,
     /// Time of the last answered request, and the server's time in its answer, in µs.
     server_time: Option<(Stamp, u64)>,
 }
 
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Known {
     pub(super) record: Arc<Record>,
     /// Time when it was received last.

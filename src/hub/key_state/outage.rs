@@ -1,22 +1,23 @@
 //! A server that does not serve: what is told, what is kept, and when it is tried again.
 
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::grants::failed;
-use super::{Call, KeyState, OutageId, Renew, Request, Update};
+use super::output::{Answer, Outages, Report};
+use super::{Call, KeyState, OutageId, Output, Renew, Request, Turn, Update};
 use crate::error::Error;
 use crate::hub::message::NotSettled;
 use crate::lease::Lease;
 use crate::outcome::Reason;
 use crate::protocol::GRAIN;
-use crate::protocol::record::Token;
-use crate::retry::{RETRY_FIRST, jittered, next_delay};
-use crate::telemetry;
+use crate::retry::{RETRY_FIRST, next_delay};
 
 /// An outage, as far as this key is concerned.
-pub(super) struct Outage {
+#[derive(Debug)]
+pub(super) struct Outage<C> {
     id: OutageId,
     pub(super) error: Error,
     pub(super) delay: Duration,
@@ -24,21 +25,34 @@ pub(super) struct Outage {
     pub(super) retry_at: Option<Instant>,
     /// Whether claims failed: then only a claim that succeeds ends it.
     pub(super) claims: bool,
-    pub(super) parked: Vec<Call>,
-    observed: telemetry::Outage,
+    pub(super) parked: Vec<Call<C>>,
 }
 
 /// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
+#[derive(Clone, Debug)]
 pub(super) struct RenewalOutage {
     id: OutageId,
     /// The grant whose renewals fail, by fencing token.
     fence: u64,
     error: Error,
-    observed: telemetry::Outage,
 }
 
-impl Outage {
-    fn park(&mut self, call: Call, now: Instant) {
+/// Without the error, which nothing is decided by.
+impl<C: Hash> Hash for Outage<C> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (self.id, self.delay, self.retry_at, self.claims).hash(hasher);
+        self.parked.hash(hasher);
+    }
+}
+
+impl Hash for RenewalOutage {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (self.id, self.fence).hash(hasher);
+    }
+}
+
+impl<C> Outage<C> {
+    fn park(&mut self, call: Call<C>, now: Instant) {
         if let Request::Renew(Renew { lease, .. }) = &call.request {
             // Whatever the delay has grown to, it is tried once more before the lease ends.
             let half = lease.remaining() / 2;
@@ -50,17 +64,18 @@ impl Outage {
     }
 }
 
-impl KeyState {
-    pub(super) fn turned_away(&mut self, call: Call, error: Error, now: Instant) {
+impl<C: Default> KeyState<C> {
+    pub(super) fn turned_away(&mut self, call: Call<C>, error: Error, turn: &mut Turn<'_, C>) {
+        let now = turn.now.instant;
         let is_claim = call.request.is_claim();
         let fatal = error.is_fatal();
-        if let Request::Execute { answer, .. } = call.request {
-            let _ = answer.send(Err(error));
-            return;
+        let Call { caller, request } = call;
+        if let Request::Execute(_) = request {
+            let answer = Answer::Executed(Err(error));
+            return turn.outputs.push(Output::Answer(caller, answer));
         }
         // It was carried out; what is wanting is the replicas' word.
         let unproven = matches!(error, Error::NotReplicated { .. });
-        let Call { ticket, request } = call;
         let parked = match request {
             Request::Claim { id, token, terms } => {
                 // Nor is there any where we may not wait for it.
@@ -74,14 +89,15 @@ impl KeyState {
                     None
                 } else {
                     if let Some(participant) = self.participants.get_mut(id).filter(|_| wanted) {
-                        participant.token = Token::random();
+                        participant.token = turn.fresh.token();
                     }
-                    Some(self.withdrawal(token, &terms, ticket, now))
+                    Some(self.withdrawal(token, &terms, caller, now))
                 }
             }
             Request::Settle(settling) if fatal && !settling.is_replicated() => {
                 let update = Update::Refused(error.clone());
-                self.end(settling, Err(NotSettled::Refused(error.clone())), update);
+                let refused = Err(NotSettled::Refused(error.clone()));
+                self.end(settling.lease, caller, refused, update, turn);
                 None
             }
             Request::Settle(settling) if fatal || unproven || now >= settling.give_up => {
@@ -90,58 +106,54 @@ impl KeyState {
                     source: error.clone(),
                 };
                 let ended = failed(&settling.lease, Reason::Unknown);
-                self.end(settling, Err(unknown), Update::Settled(ended));
+                let update = Update::Settled(ended);
+                self.end(settling.lease, caller, Err(unknown), update, turn);
                 None
             }
-            Request::Renew(renew) => {
-                let renew = self.not_renewed(renew, &error);
-                renew.map(|renew| Call {
-                    ticket,
-                    request: Request::Renew(renew),
-                })
-            }
+            Request::Renew(renew) => self.not_renewed(renew, caller, &error, turn),
             Request::Read => {
-                self.not_looked(&error, now);
+                self.not_looked(&error, turn);
                 None
             }
             Request::Withdraw(withdraw) if fatal || now >= withdraw.give_up => None,
-            request => Some(Call { ticket, request }),
+            request => Some(Call { caller, request }),
         };
-        self.out_of_service(error, is_claim, now);
+        self.out_of_service(error, is_claim, turn);
         match (&mut self.outage, parked) {
             // The server serves: the grant that does not count is given back at once.
-            (_, Some(call)) if (unproven || fatal) && is_claim => self.send(call),
+            (_, Some(call)) if (unproven || fatal) && is_claim => self.send(call, turn),
             (Some(outage), Some(call)) => outage.park(call, now),
             _ => {}
         }
     }
 
-    pub(super) fn out_of_service(&mut self, error: Error, claims: bool, now: Instant) {
+    pub(super) fn out_of_service(&mut self, error: Error, claims: bool, turn: &mut Turn<'_, C>) {
+        let now = turn.now.instant;
         if error.is_fatal() {
             if claims {
-                self.end_all(&error, now);
-                // Whether those who look on are refused too is another question.
-                self.look();
+                self.end_all(&error, turn);
+                // Whether the watchers are refused too is another question.
+                self.look(turn);
             }
             // A refusal is an answer: the server serves.
-            return self.recover(claims);
+            return self.recover(claims, turn);
         }
         match &mut self.outage {
             Some(outage) => {
                 outage.claims |= claims;
                 if outage.retry_at.is_none() {
                     outage.delay = next_delay(outage.delay);
-                    outage.retry_at = Some(now + jittered(outage.delay));
+                    outage.retry_at = Some(now + turn.fresh.jittered(outage.delay));
                 }
             }
             None => {
-                let id = self.tell_outage(&error);
+                let id = self.tell_outage(&error, turn);
+                turn.report(Report::OutageBegan(Outages::Calls, error.clone()));
                 self.outage = Some(Outage {
                     id,
-                    observed: self.hub.outages.begin(&self.key, &error),
                     error,
                     delay: RETRY_FIRST,
-                    retry_at: Some(now + jittered(RETRY_FIRST)),
+                    retry_at: Some(now + turn.fresh.jittered(RETRY_FIRST)),
                     claims,
                     parked: Vec::new(),
                 });
@@ -150,14 +162,15 @@ impl KeyState {
     }
 
     /// Tells all of an outage, once, and returns its number.
-    fn tell_outage(&mut self, error: &Error) -> OutageId {
+    fn tell_outage(&mut self, error: &Error, turn: &mut Turn<'_, C>) -> OutageId {
         if let Some((id, _)) = self.present_outage() {
             return id;
         }
-        let id = self.hub.outage_id();
-        let update = || Update::Unavailable(error.clone(), id);
-        self.participants.notify_all(update);
-        self.watchers.tell(error);
+        let id = turn.fresh.outage();
+        for (participant, _) in self.participants.iter() {
+            turn.notify(participant, Update::Unavailable(error.clone(), id));
+        }
+        self.watchers.tell(error, turn);
         id
     }
 
@@ -170,72 +183,80 @@ impl KeyState {
     }
 
     /// The keeper's renewals of a lease fail.
-    pub(in crate::hub) fn renewals_fail(&mut self, lease: &Lease, error: Error) {
-        let id = self.tell_outage(&error);
-        let observed = self.hub.outages.begin(&self.key, &error);
+    pub(in crate::hub) fn renewals_fail(
+        &mut self,
+        lease: &Lease,
+        error: Error,
+        turn: &mut Turn<'_, C>,
+    ) {
+        let id = self.tell_outage(&error, turn);
+        turn.report(Report::OutageBegan(Outages::Renewals, error.clone()));
         self.renewals_fail = Some(RenewalOutage {
             id,
             fence: lease.fence,
             error,
-            observed,
         });
     }
 
     /// They succeed again, or the lease is not renewed any more.
-    pub(in crate::hub) fn renewals_work(&mut self, lease: &Lease) {
+    pub(in crate::hub) fn renewals_work(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
         let failing = self.renewals_fail.as_ref();
         if failing.is_some_and(|outage| outage.fence == lease.fence) {
-            self.end_renewal_outage();
+            self.end_renewal_outage(turn);
         }
     }
 
-    fn end_renewal_outage(&mut self) {
-        if let Some(outage) = self.renewals_fail.take() {
-            outage.observed.over();
+    fn end_renewal_outage(&mut self, turn: &mut Turn<'_, C>) {
+        if self.renewals_fail.take().is_some() {
+            turn.report(Report::OutageOver(Outages::Renewals));
         }
     }
 
-    /// The server refuses this key to everybody who wants it.
-    pub(super) fn end_all(&mut self, error: &Error, now: Instant) {
-        for participant in self.participants.remove_all_but_holder() {
-            participant.notify(Update::Refused(error.clone()));
-            // A claim on its way is given back when its answer comes. One that is to be made again was perhaps carried out.
+    /// The server refuses this key to all participants but the holder.
+    pub(super) fn end_all(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
+        for (id, participant) in self.participants.remove_all_but_holder() {
+            turn.notify(id, Update::Refused(error.clone()));
+            turn.close(id);
+            // A claim on its way is given back when its answer comes. A parked claim may have been
+            // carried out.
             if !participant.claiming {
-                let call = self.withdrawal(participant.token, &participant.terms, None, now);
-                self.send(call);
+                self.withdraw(&participant, turn);
             }
         }
     }
 
     /// Sends again what has waited, and one claim to see whether the server serves.
-    pub(super) fn retry(&mut self, now: Instant) {
+    pub(super) fn retry(&mut self, turn: &mut Turn<'_, C>) {
+        let (now, before) = (turn.now.instant, self.calls);
         match &mut self.outage {
             Some(outage) if outage.retry_at.is_some_and(|at| at <= now) => outage.retry_at = None,
             _ => return,
         }
-        self.send_parked();
+        self.send_parked(turn);
         let unserved = self.participants.unserved().next();
         if let Some(id) = unserved {
-            self.claim(id);
+            self.claim(id, turn);
         } else {
-            self.refresh();
+            self.refresh(turn);
         }
         let claims = self.participants.is_any_claiming();
+        let tries = claims || self.watchers.is_reading() || self.calls > before;
         match &mut self.outage {
-            Some(outage) if claims || self.watchers.is_reading() || !self.effects.is_empty() => {
-                outage.claims &= claims;
+            Some(outage) if tries => outage.claims &= claims,
+            outage => {
+                *outage = None;
+                turn.report(Report::OutageLeft(Outages::Calls));
             }
-            outage => *outage = None,
         }
     }
 
-    /// An answer came: if that ends the outage, everybody who was turned away asks again.
-    pub(super) fn recover(&mut self, is_claim: bool) {
+    /// An answer came. If that ends the outage, all that was turned away is asked again.
+    pub(super) fn recover(&mut self, is_claim: bool, turn: &mut Turn<'_, C>) {
         // That a lease was lost does not end the outage which cost it: an answer does.
         let failing = self.renewals_fail.as_ref().map(|outage| outage.fence);
         let grant = failing.and_then(|fence| self.grants.get_mut(fence));
         if grant.is_none_or(|grant| grant.lease.is_lost()) {
-            self.end_renewal_outage();
+            self.end_renewal_outage(turn);
         }
         if self
             .outage
@@ -244,18 +265,18 @@ impl KeyState {
         {
             return;
         }
-        self.send_parked();
-        if let Some(outage) = self.outage.take() {
-            outage.observed.over();
+        self.send_parked(turn);
+        if self.outage.take().is_some() {
+            turn.report(Report::OutageOver(Outages::Calls));
         }
         for id in self.participants.unserved().collect::<Vec<_>>() {
-            self.claim(id);
+            self.claim(id, turn);
         }
-        self.watch();
-        self.refresh();
+        self.watch(turn);
+        self.refresh(turn);
     }
 
-    pub(super) fn send_parked(&mut self) {
+    pub(super) fn send_parked(&mut self, turn: &mut Turn<'_, C>) {
         let parked = self
             .outage
             .as_mut()
@@ -266,7 +287,7 @@ impl KeyState {
             {
                 continue;
             }
-            self.send(call);
+            self.send(call, turn);
         }
     }
 }

@@ -2,12 +2,11 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedSender;
-
-use super::{Id, Update};
+use super::Id;
 use crate::lease::RunConfig;
 use crate::protocol::record::Token;
 
@@ -18,7 +17,7 @@ const STAGGER: Duration = Duration::from_millis(5);
 const STAGGER_CAP: u64 = 100;
 
 /// In the order in which they joined.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Participants {
     /// Boxed, since a map has room for many, and most runs have one.
     all: BTreeMap<Id, Box<ParticipantState>>,
@@ -26,11 +25,11 @@ pub(super) struct Participants {
     claim_cursor: Cell<Id>,
 }
 
+#[derive(Clone, Debug, Hash)]
 pub(super) struct ParticipantState {
     /// Its grant is under this token. A token gets one grant.
     pub(super) token: Token,
     pub(super) terms: Arc<RunConfig>,
-    mailbox: UnboundedSender<Update>,
     pub(super) stage: Stage,
     /// Whether a claim of it is on its way.
     pub(super) claiming: bool,
@@ -40,12 +39,19 @@ pub(super) struct ParticipantState {
     pub(super) last_notified_fence: Option<u64>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
     /// No claim has been answered yet. Messages are not acted on: they may be of the last run.
     Joining,
     Waiting,
     Holding,
+}
+
+/// Without the cursor, which only saves time.
+impl Hash for Participants {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.all.hash(hasher);
+    }
 }
 
 impl Participants {
@@ -55,10 +61,6 @@ impl Participants {
 
     pub(super) fn len(&self) -> usize {
         self.all.len()
-    }
-
-    pub(super) fn get(&self, id: Id) -> Option<&ParticipantState> {
-        self.all.get(&id).map(|state| &**state)
     }
 
     pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut ParticipantState> {
@@ -74,13 +76,15 @@ impl Participants {
     }
 
     /// Removes all but the holder.
-    pub(super) fn remove_all_but_holder(&mut self) -> Vec<Box<ParticipantState>> {
+    pub(super) fn remove_all_but_holder(
+        &mut self,
+    ) -> impl Iterator<Item = (Id, Box<ParticipantState>)> + use<> {
         let all = std::mem::take(&mut self.all);
-        let (stay, leave) = all
+        let (stay, leave): (BTreeMap<_, _>, BTreeMap<_, _>) = all
             .into_iter()
             .partition(|(_, state)| state.stage == Stage::Holding);
         self.all = stay;
-        BTreeMap::into_values(leave).collect()
+        leave.into_iter()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &ParticipantState)> {
@@ -106,10 +110,6 @@ impl Participants {
 
     pub(super) fn is_any_claiming(&self) -> bool {
         self.iter().any(|(_, state)| state.claiming)
-    }
-
-    pub(super) fn notify_all(&self, update: impl Fn() -> Update) {
-        self.iter().for_each(|(_, state)| state.notify(update()));
     }
 
     /// Records that a claim was answered. Returns whether the participant still wants a grant: the
@@ -138,31 +138,15 @@ impl Participants {
 }
 
 impl ParticipantState {
-    pub(super) fn new(
-        token: Token,
-        terms: Arc<RunConfig>,
-        mailbox: UnboundedSender<Update>,
-    ) -> Self {
+    pub(super) fn new(token: Token, terms: Arc<RunConfig>) -> Self {
         Self {
             token,
             terms,
-            mailbox,
             stage: Stage::Joining,
             claiming: false,
             queue_position: 0,
             last_notified_fence: None,
         }
-    }
-
-    /// Tells the stream. One that has gone needs no news: its leaving is on its way.
-    pub(super) fn notify(&self, update: Update) {
-        let _ = self.mailbox.unbounded_send(update);
-    }
-
-    /// Tells the stream; returns the update if the stream has gone.
-    pub(super) fn deliver(&self, update: Update) -> Result<(), Update> {
-        let sent = self.mailbox.unbounded_send(update);
-        sent.map_err(futures::channel::mpsc::TrySendError::into_inner)
     }
 
     /// Whether its first claim was answered, or is on its way.
@@ -183,17 +167,14 @@ impl ParticipantState {
 
 #[cfg(test)]
 mod tests {
-    use futures::channel::mpsc;
-
     use super::*;
     use crate::lease::tests::run_config;
 
     fn participants(count: u64) -> Participants {
         let mut all = Participants::default();
         for id in 0..count {
-            let (mailbox, _) = mpsc::unbounded();
             let config = Arc::new(run_config());
-            all.insert(id, ParticipantState::new(Token::random(), config, mailbox));
+            all.insert(id, ParticipantState::new(Token::random(), config));
         }
         all
     }
@@ -226,7 +207,7 @@ mod tests {
         state.claiming = true;
         let token = state.token;
         assert!(!all.on_claim_answered(0, Token::random()));
-        assert!(all.get(0).unwrap().claiming);
+        assert!(all.get_mut(0).unwrap().claiming);
         assert!(all.on_claim_answered(0, token));
         all.get_mut(0).unwrap().stage = Stage::Holding;
         assert!(!all.on_claim_answered(0, token), "the holder has its grant");
@@ -236,7 +217,7 @@ mod tests {
     fn a_refusal_leaves_the_holder() {
         let mut all = participants(3);
         all.get_mut(1).unwrap().stage = Stage::Holding;
-        assert_eq!(all.remove_all_but_holder().len(), 2);
+        assert_eq!(all.remove_all_but_holder().count(), 2);
         assert_eq!(all.iter().map(|(id, _)| id).collect::<Vec<_>>(), [1]);
     }
 

@@ -3,33 +3,35 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
-use tokio::time::Instant;
 
-use super::{Call, KeyState, Renew, Request, Update};
+use super::output::{Answer, Report};
+use super::{Call, KeyState, Output, Renew, Request, Turn, Update};
 use crate::clock::Stamp;
 use crate::error::{Error, LeaseLost};
 use crate::lease::Lease;
 use crate::protocol::Reply;
 use crate::protocol::record::loss;
-use crate::telemetry;
 
 /// Who has asked for a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum RenewOrigin {
-    /// The stream, or the guard on its behalf when it begins: it is told in its mailbox.
+    /// The stream, or the guard on its behalf when it begins. The stream is told.
     Stream,
-    Guard(oneshot::Sender<Result<(), Error>>),
+    /// The guard, which is answered.
+    Guard,
     /// The keeper, which has no connection of its own yet and asks again by itself.
     Keeper,
 }
 
-impl KeyState {
+impl<C: Default> KeyState<C> {
     pub(super) fn renew(
         &mut self,
         lease: Arc<Lease>,
         length: Option<u64>,
         checkpoint: Option<Bytes>,
         origin: RenewOrigin,
+        caller: C,
+        turn: &mut Turn<'_, C>,
     ) {
         // One that has ended meanwhile is known to be lost.
         let Some(live) = self.grants.get_mut(lease.fence) else {
@@ -37,17 +39,19 @@ impl KeyState {
         };
         live.checkpoints += u64::from(checkpoint.is_some());
         let nth = live.checkpoints;
-        self.ask(Request::Renew(Renew {
+        let request = Request::Renew(Renew {
             length: length.unwrap_or(lease.terms.lease),
             lease,
             checkpoint,
             nth,
             origin,
-        }));
+        });
+        self.send(Call { caller, request }, turn);
     }
 
-    pub(in crate::hub) fn renew_for_keeper(&mut self, lease: Arc<Lease>) {
-        self.renew(lease, None, None, RenewOrigin::Keeper);
+    pub(in crate::hub) fn renew_for_keeper(&mut self, lease: Arc<Lease>, turn: &mut Turn<'_, C>) {
+        let origin = RenewOrigin::Keeper;
+        self.renew(lease, None, None, origin, C::default(), turn);
     }
 
     /// Whether a renewal that has waited is still wanted. It keeps its checkpoint unless a newer one
@@ -64,7 +68,7 @@ impl KeyState {
     }
 
     /// Whether a call that has waited for its turn is still to be sent.
-    pub(in crate::hub) fn still_wants(&mut self, call: &mut Call) -> bool {
+    pub(in crate::hub) fn still_wants(&mut self, call: &mut Call<C>) -> bool {
         let Request::Renew(renew) = &mut call.request else {
             return true;
         };
@@ -75,10 +79,17 @@ impl KeyState {
         wanted
     }
 
-    pub(super) fn renewed(&mut self, renew: Renew, reply: &Reply, sent: Stamp, now: Instant) {
-        let (lease, origin) = (&*renew.lease, renew.origin);
+    pub(super) fn renewed(
+        &mut self,
+        renew: Renew,
+        caller: C,
+        reply: &Reply,
+        sent: Stamp,
+        turn: &mut Turn<'_, C>,
+    ) {
+        let lease = renew.lease;
         let Some(record) = reply.record().filter(|_| reply.ok) else {
-            self.lose(lease, loss(reply.record(), lease.attempt));
+            self.lose(&lease, loss(reply.record(), lease.attempt), turn);
             return;
         };
         let Some(live) = self.grants.get_mut(lease.fence) else {
@@ -86,42 +97,50 @@ impl KeyState {
         };
         lease.on_server_time(sent, reply.frame.at);
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
-            live.set_timer(now);
-            telemetry::renewed(lease.told());
+            live.set_timer(turn.now.instant);
+            turn.report(Report::Renewed(lease.clone()));
         }
-        match origin {
-            RenewOrigin::Stream => {
-                if let Some(participant) = self.participants.get(lease.id) {
-                    participant.notify(Update::Confirmed);
-                }
+        match renew.origin {
+            RenewOrigin::Stream => turn.notify(lease.id, Update::Confirmed),
+            RenewOrigin::Guard => {
+                let answer = Output::Answer(caller, Answer::Renewed(Ok(())));
+                turn.outputs.push(answer);
             }
-            // A guard that does not wait any more has gone.
-            RenewOrigin::Guard(reply) => drop(reply.send(Ok(()))),
             RenewOrigin::Keeper => {}
         }
     }
 
-    /// The server does not carry out a renewal. One that may yet be is to be sent again, as long as
-    /// the lease runs and somebody works under it.
-    pub(super) fn not_renewed(&mut self, renew: Renew, error: &Error) -> Option<Renew> {
+    /// The server does not carry out a renewal. Returns the call that is to be sent again: as long
+    /// as the lease runs, the server may yet carry it out.
+    pub(super) fn not_renewed(
+        &mut self,
+        renew: Renew,
+        caller: C,
+        error: &Error,
+        turn: &mut Turn<'_, C>,
+    ) -> Option<Call<C>> {
         let lease = &*renew.lease;
         self.grants
             .get_mut(lease.fence)
             .filter(|live| live.is_wanted())?;
         let unproven = matches!(error, Error::NotReplicated { .. });
         match renew.origin {
-            // Nobody works under it yet: somebody else may try.
+            // No holder works under it yet, so another waiter may try.
             RenewOrigin::Stream if error.is_fatal() || unproven || lease.left().is_zero() => {
                 let source = Some(error.clone());
-                self.lose(lease, LeaseLost::Unreachable { source });
+                self.lose(lease, LeaseLost::Unreachable { source }, turn);
                 None
             }
-            RenewOrigin::Guard(reply) if error.is_fatal() => {
-                let _ = reply.send(Err(error.clone()));
+            RenewOrigin::Guard if error.is_fatal() => {
+                let answer = Answer::Renewed(Err(error.clone()));
+                turn.outputs.push(Output::Answer(caller, answer));
                 None
             }
             RenewOrigin::Keeper => None,
-            origin => Some(Renew { origin, ..renew }),
+            RenewOrigin::Stream | RenewOrigin::Guard => Some(Call {
+                caller,
+                request: Request::Renew(renew),
+            }),
         }
     }
 }

@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Id;
 use super::grants::Settling;
 use super::renewal::RenewOrigin;
-use crate::error::Error;
 use crate::lease::Lease;
 use crate::lease::RunConfig;
 use crate::protocol::record::Token;
-use crate::protocol::{Op, Outcome, Reply};
+use crate::protocol::{Op, Outcome};
 
 /// One request on its way to the store.
+#[derive(Clone, Debug, Hash)]
 pub(in crate::hub) enum Request {
     /// Takes the key, or a place in its queue.
     Claim {
@@ -32,12 +31,10 @@ pub(in crate::hub) enum Request {
     /// Reads the record for the watchers.
     Read,
     /// Executes an operation for a caller that takes no part in the run.
-    Execute {
-        op: Op,
-        answer: oneshot::Sender<Result<Reply, Error>>,
-    },
+    Execute(Op),
 }
 
+#[derive(Clone, Debug, Hash)]
 pub(in crate::hub) struct Renew {
     pub(super) lease: Arc<Lease>,
     /// Length of the lease, in ms, before the longest hold shortens it.
@@ -48,6 +45,7 @@ pub(in crate::hub) struct Renew {
     pub(super) origin: RenewOrigin,
 }
 
+#[derive(Clone, Debug, Hash)]
 pub(in crate::hub) struct Withdraw {
     pub(super) token: Token,
     pub(super) terms: Arc<RunConfig>,
@@ -89,7 +87,7 @@ impl Request {
                 window: withdraw.terms.window(),
             },
             Request::Read => Op::Inspect,
-            Request::Execute { op, .. } => op.clone(),
+            Request::Execute(op) => op.clone(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One request at a time, and one more if something changed meanwhile.
 
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct SingleFlight {
     in_flight: bool,
     again: bool,

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Effect, KeyState};
+use super::{KeyState, Output, Turn};
 use crate::error::Error;
-use crate::retry::{RETRY_FIRST, jittered, next_delay};
+use crate::retry::{RETRY_FIRST, next_delay};
 
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Subscription {
     phase: Phase,
     /// How long to wait after the next failure.
@@ -16,7 +17,7 @@ pub(super) struct Subscription {
     connected: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     None,
     Watching,
@@ -52,7 +53,7 @@ impl Subscription {
     }
 }
 
-impl KeyState {
+impl<C: Default> KeyState<C> {
     /// Whether messages of this key are wanted.
     pub(in crate::hub) fn is_watched(&self) -> bool {
         matches!(self.subscription.phase, Phase::Watching | Phase::Active)
@@ -63,24 +64,25 @@ impl KeyState {
         self.subscription.phase == Phase::Watching
     }
 
-    /// Subscribes, if anybody waits or looks on and it has not been done.
-    pub(super) fn watch(&mut self) {
+    /// Subscribes, if there is a waiter or a watcher and it was not done.
+    pub(super) fn watch(&mut self, turn: &mut Turn<'_, C>) {
         let wanted = self.participants.is_any_waiting();
         if self.subscription.is_none() && (wanted || !self.watchers.is_empty()) {
             self.subscription.phase = Phase::Watching;
             self.calls += 1;
-            self.effects.push(Effect::Watch);
+            turn.outputs.push(Output::Subscribe);
         }
     }
 
-    pub(super) fn watch_again(&mut self, now: Instant) {
-        if self.subscription.retry_at().is_some_and(|at| at <= now) {
+    pub(super) fn watch_again(&mut self, turn: &mut Turn<'_, C>) {
+        let retry_at = self.subscription.retry_at();
+        if retry_at.is_some_and(|at| at <= turn.now.instant) {
             self.subscription.phase = Phase::None;
-            self.watch();
+            self.watch(turn);
         }
     }
 
-    pub(super) fn unsubscribe_if_idle(&mut self) {
+    pub(super) fn unsubscribe_if_idle(&mut self, turn: &mut Turn<'_, C>) {
         if !self.participants.is_empty() || !self.watchers.is_empty() {
             return;
         }
@@ -89,13 +91,13 @@ impl KeyState {
             Phase::Active => {
                 self.subscription.phase = Phase::Unwatching;
                 self.calls += 1;
-                self.effects.push(Effect::Unwatch);
+                turn.outputs.push(Output::Unsubscribe);
             }
             Phase::None | Phase::Watching | Phase::Unwatching => {}
         }
     }
 
-    pub(in crate::hub) fn watched(&mut self, result: Result<(), Error>, now: Instant) {
+    pub(in crate::hub) fn subscribed(&mut self, result: Result<(), Error>, turn: &mut Turn<'_, C>) {
         self.calls -= 1;
         match result {
             Ok(()) => {
@@ -103,42 +105,43 @@ impl KeyState {
                 self.subscription.delay = RETRY_FIRST;
                 // The classic missed wake-up: whatever happened between the answer that sent us
                 // here and the server's acknowledgement was not heard. So ask again.
-                self.refresh();
+                self.refresh(turn);
             }
             Err(error) => {
                 // No event: until it succeeds the timers do, and they tell if that fails too.
                 let delay = self.subscription.delay;
-                self.subscription.phase = Phase::Failed(now + jittered(delay));
+                let retry_at = turn.now.instant + turn.fresh.jittered(delay);
+                self.subscription.phase = Phase::Failed(retry_at);
                 self.subscription.delay = next_delay(delay);
                 if error.is_fatal() {
-                    self.end_all(&error, now);
-                    self.watchers.end(&error);
+                    self.end_all(&error, turn);
+                    self.watchers.end(&error, turn);
                 }
                 if self.watchers.have_seen_nothing() {
-                    self.look();
+                    self.look(turn);
                 }
             }
         }
     }
 
-    pub(in crate::hub) fn unwatched(&mut self) {
+    pub(in crate::hub) fn unsubscribed(&mut self, turn: &mut Turn<'_, C>) {
         self.calls -= 1;
         self.subscription.phase = Phase::None;
-        self.watch();
+        self.watch(turn);
     }
 
     /// Messages may have been missed.
-    pub(in crate::hub) fn missed(&mut self, connected: bool) {
+    pub(in crate::hub) fn missed(&mut self, connected: bool, turn: &mut Turn<'_, C>) {
         self.subscription.connected = connected;
-        self.refresh();
+        self.refresh(turn);
     }
 
     /// The connection is back: subscribe again, which asks again.
-    pub(in crate::hub) fn resubscribe(&mut self) {
+    pub(in crate::hub) fn resubscribe(&mut self, turn: &mut Turn<'_, C>) {
         self.subscription.connected = true;
         if self.subscription.phase != Phase::Unwatching {
             self.subscription.phase = Phase::None;
         }
-        self.watch();
+        self.watch(turn);
     }
 }

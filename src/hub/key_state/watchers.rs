@@ -1,21 +1,17 @@
-//! Who looks on without taking part, and what is done so that they miss nothing.
+//! The watchers of this process, and how the machine makes sure that they miss nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::single_flight::SingleFlight;
-use super::{Id, KeyState, Request};
+use super::{Id, KeyState, Output, Request, Turn};
 use crate::error::Error;
 use crate::protocol::record::{RecordSnapshot, State};
 use crate::retry::RETRY_FIRST;
 
-/// What an watcher hears.
-pub(in crate::hub) type WatchItem = Result<RecordSnapshot, Error>;
-
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Watchers {
     all: BTreeMap<Id, Watcher>,
     /// The reads of the record for them.
@@ -28,8 +24,8 @@ pub(super) struct Watchers {
     forgotten: Option<Instant>,
 }
 
+#[derive(Clone, Debug, Default, Hash)]
 struct Watcher {
-    mailbox: UnboundedSender<WatchItem>,
     /// What it was last shown; `Some(None)` is that there is no record.
     shown: Option<Option<Order>>,
 }
@@ -45,22 +41,23 @@ impl Watchers {
         self.all.remove(&id).is_some()
     }
 
-    /// An watcher that has gone needs no news: its leaving is on its way.
-    pub(super) fn tell(&mut self, error: &Error) {
-        for watcher in self.all.values_mut() {
+    pub(super) fn tell<C>(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
+        for (id, watcher) in &mut self.all {
             // After it comes the run as it is then, even if it is as it was.
             watcher.shown = None;
-            let _ = watcher.mailbox.unbounded_send(Err(error.clone()));
+            turn.outputs.push(Output::Show(*id, Err(error.clone())));
         }
     }
 
     /// The last that they hear.
-    pub(super) fn end(&mut self, error: &Error) {
-        self.tell(error);
-        self.all.clear();
+    pub(super) fn end<C>(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
+        self.tell(error, turn);
+        for id in std::mem::take(&mut self.all).into_keys() {
+            turn.close(id);
+        }
     }
 
-    /// Whether any of them still waits for something to see.
+    /// Whether any watcher has not been shown anything yet.
     pub(super) fn have_seen_nothing(&self) -> bool {
         self.all.values().any(|watcher| watcher.shown.is_none())
     }
@@ -69,58 +66,65 @@ impl Watchers {
         self.reads.is_in_flight()
     }
 
-    fn show(&mut self, frame: &RecordSnapshot, order: Option<Order>, now: Instant) {
-        self.shown = Some(now);
-        for watcher in self.all.values_mut() {
+    fn show<C>(&mut self, frame: &RecordSnapshot, order: Option<Order>, turn: &mut Turn<'_, C>) {
+        self.shown = Some(turn.now.instant);
+        for (id, watcher) in &mut self.all {
             if watcher.shown != Some(order) {
                 watcher.shown = Some(order);
-                let _ = watcher.mailbox.unbounded_send(Ok(frame.clone()));
+                turn.outputs.push(Output::Show(*id, Ok(frame.clone())));
             }
         }
     }
 }
 
-impl KeyState {
-    pub(in crate::hub) fn add_watcher(&mut self, id: Id, mailbox: UnboundedSender<WatchItem>) {
+impl<C: Default> KeyState<C> {
+    pub(in crate::hub) fn add_watcher(&mut self, id: Id, turn: &mut Turn<'_, C>) {
         if let Some(outage) = &self.outage {
-            let _ = mailbox.unbounded_send(Err(outage.error.clone()));
+            let error = Err(outage.error.clone());
+            turn.outputs.push(Output::Show(id, error));
         }
-        let shown = None;
-        self.watchers.all.insert(id, Watcher { mailbox, shown });
-        self.watch();
-        // What it is shown first is from after the server's acknowledgement, so that it hears all that follows.
+        self.watchers.all.insert(id, Watcher::default());
+        self.watch(turn);
+        // The first item is from after the server's acknowledgement, so that the watcher hears all
+        // that follows.
         if !self.is_about_to_hear() {
-            self.look();
+            self.look(turn);
         }
     }
 
-    /// Reads the record for those who look on.
-    pub(super) fn look(&mut self) {
+    /// Reads the record for the watchers.
+    pub(super) fn look(&mut self, turn: &mut Turn<'_, C>) {
         if self.watchers.is_empty() {
             return;
         }
         if self.watchers.reads.start() {
-            self.ask(Request::Read);
+            self.ask(Request::Read, turn);
         }
     }
 
-    pub(super) fn looked(&mut self, now: Instant) {
-        self.watchers.looked = Some(now);
+    pub(super) fn looked(&mut self, turn: &mut Turn<'_, C>) {
+        self.watchers.looked = Some(turn.now.instant);
         if self.watchers.reads.on_answered() {
-            self.look();
+            self.look(turn);
         }
     }
 
-    pub(super) fn not_looked(&mut self, error: &Error, now: Instant) {
-        self.watchers.looked = Some(now);
+    pub(super) fn not_looked(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
+        self.watchers.looked = Some(turn.now.instant);
         self.watchers.reads.on_failed();
         if error.is_fatal() {
-            self.watchers.end(error);
+            self.watchers.end(error, turn);
         }
     }
 
-    /// Shows them what has been answered, having been asked for then, or heard, if it is the newest.
-    pub(super) fn show(&mut self, frame: &RecordSnapshot, asked: Option<Instant>, now: Instant) {
+    /// Shows the watchers a record, if it is the newest: one that was requested then and answered, or
+    /// one that was published.
+    pub(super) fn show(
+        &mut self,
+        frame: &RecordSnapshot,
+        asked: Option<Instant>,
+        turn: &mut Turn<'_, C>,
+    ) {
         if self.watchers.is_empty() {
             return;
         }
@@ -137,29 +141,29 @@ impl KeyState {
                 .is_none_or(|shown| asked.is_some_and(|asked| asked > shown)),
         };
         if newest {
-            self.watchers.show(frame, order, now);
+            self.watchers.show(frame, order, turn);
             self.watchers.forgotten = frame.record.as_ref().map(|record| {
                 let kept = record.forgotten_at();
                 let left = kept.saturating_mul(1_000).saturating_sub(frame.at);
-                now + Duration::from_micros(left)
+                turn.now.instant + Duration::from_micros(left)
             });
         }
     }
 
-    /// When those who look on have to look by themselves.
+    /// Time at which the machine reads the record for the watchers, having heard nothing.
     pub(super) fn look_at(&self) -> Option<Instant> {
         if self.watchers.is_empty() || self.watchers.is_reading() || self.outage.is_some() {
             return None;
         }
         let looked = self.watchers.looked;
-        // Deaf, before an outcome may be forgotten.
+        // Without a subscription, before the server may forget an outcome.
         let known = self.latest.known().filter(|_| !self.subscription.hears());
         let audit = known.map(|known| {
             let half = Duration::from_millis(known.record.retention / 2);
             looked.map_or(known.received, |looked| looked.max(known.received)) + half
         });
         let at = self.watchers.forgotten.into_iter().chain(audit).min()?;
-        // Not over and over, when what is seen is no news: a record that outlives its time, or absence.
+        // Not at once again if that shows nothing new: a record that outlives its time, or absence.
         Some(looked.map_or(at, |looked| at.max(looked + RETRY_FIRST)))
     }
 }
