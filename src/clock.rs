@@ -13,12 +13,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The source of time for leases.
-#[derive(Clone, Copy, Debug, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Clock {
     /// This machine's clock, for runs on a server.
     Machine,
     /// Tokio's clock since this instant, for runs in memory, where tests pause it.
     Tokio(Instant),
+    /// A clock that stands still, for the model, which makes time go by itself.
+    Stopped(Moment),
 }
 
 /// An instant of a [`Clock`], counted from the start of that clock.
@@ -42,10 +44,11 @@ impl Clock {
     }
 
     pub(crate) fn now(self) -> Moment {
-        Moment(match self {
-            Self::Machine => machine(),
-            Self::Tokio(began) => began.elapsed(),
-        })
+        match self {
+            Self::Machine => Moment(machine()),
+            Self::Tokio(began) => Moment(began.elapsed()),
+            Self::Stopped(at) => at,
+        }
     }
 
     /// Returns by how many µs the wall clock is ahead of this clock. The number stays the same
@@ -58,7 +61,7 @@ impl Clock {
                 let wall = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
                 micros(wall).saturating_sub(micros(machine()))
             }
-            Self::Tokio(_) => 0,
+            Self::Tokio(_) | Self::Stopped(_) => 0,
         }
     }
 
@@ -77,6 +80,11 @@ impl Clock {
 }
 
 impl Moment {
+    /// Returns the instant at this time after the start of a clock.
+    pub(crate) fn after(time: Duration) -> Self {
+        Self(time)
+    }
+
     pub(crate) fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }

@@ -7,21 +7,20 @@
 mod batcher;
 mod key_state;
 mod message;
+mod process;
 mod task;
 #[cfg(test)]
 mod tests;
-
-use std::fmt;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc as mailbox;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -36,6 +35,7 @@ use crate::telemetry::Outages;
 use key_state::WatchItem;
 pub(crate) use message::{Ended, NotRenewed, NotSettled, OutageId, Update};
 use message::{Message, Renewal, Settlement};
+pub use process::{InFlight, Options, Process, Told};
 
 /// A handle to the hub. The hub closes its connections and ends once the last handle is gone and
 /// every request is answered.
@@ -300,11 +300,9 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    /// Whether the grant must be confirmed before a guard is made of it: little of its lease is
-    /// left, or it counts only once replicas have it.
+    /// See [`Lease::is_doubtful`].
     pub(crate) fn is_doubtful(&self) -> bool {
-        let enough = Duration::from_millis(self.lease.terms.window() / 4);
-        self.lease.remaining() < enough || (self.lease.terms.replicated && !self.confirmed)
+        self.lease.is_doubtful(self.confirmed)
     }
 
     /// Requests a restart of the lease. [`Update::Confirmed`] or [`Update::Lost`] follows.

@@ -54,7 +54,7 @@ pub(crate) struct Lease {
 }
 
 /// The present term of a lease, which lasts from one restart to the next.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Term {
     /// The time just before the restart was requested.
     began: Moment,
@@ -148,6 +148,37 @@ impl Lease {
             lost: OnceLock::new(),
             cancelled: CancellationToken::new(),
         }
+    }
+
+    /// Returns a copy that goes its own way, for the model, which tries more than one.
+    pub(crate) fn fork(&self, clock: Clock) -> Self {
+        Self {
+            key: self.key.clone(),
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            fence: self.fence,
+            previous: self.previous.clone(),
+            claimed: self.claimed,
+            until: self.until,
+            work: Work::default(),
+            token: self.token,
+            terms: self.terms.clone(),
+            id: self.id,
+            clock,
+            process: self.process,
+            granted: Mutex::new(*self.granted()),
+            term: Mutex::new(self.term().clone()),
+            lost: self.lost.clone(),
+            cancelled: CancellationToken::new(),
+        }
+    }
+
+    /// Whether a grant must be confirmed before a guard is made of it: little of its lease is left,
+    /// or it counts only once replicas have it. `confirmed` is whether the grant is confirmed, or
+    /// its confirmation was requested.
+    pub(crate) fn is_doubtful(&self, confirmed: bool) -> bool {
+        let enough = Duration::from_millis(self.terms.window() / 4);
+        self.remaining() < enough || (self.terms.replicated && !confirmed)
     }
 
     /// Returns what telemetry reports of it.

@@ -217,9 +217,11 @@ mod pages {
 /// The internal parts, for this crate's own tests. They are not covered by semantic versioning.
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::hub::{InFlight, Options, Process, Told};
     pub use crate::protocol::record::{
         Cause, Malformed, Previous, Record, RecordSnapshot, State, Token,
     };
+    pub use crate::protocol::transition::{Applied, Entry, apply};
     pub use crate::protocol::{Failure, Op, Outcome, Reply};
     pub use crate::store::memory::MemoryStore;
     pub use crate::store::redis::{RedisStore, Replicas};

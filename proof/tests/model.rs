@@ -1,157 +1,103 @@
 //! The protocol as a model, searched breadth first through every order of events.
 //!
-//! Workers, the server's record and line, and a network that loses, repeats and reorders: a state for each
-//! combination of what they know. The searched part is the protocol as it is built: claims, the line, grants
-//! heard by push, confirmation, renewal, rejoining, retention. Time goes by in ticks; a lease is three of them
-//! and the margin for clocks that drift apart is one. Transitions follow `src/protocol/transition.rs`,
-//! workers follow `src/hub/key_state/`.
+//! The model has no protocol of its own. [`Process`] is the machine of a key with its requests and
+//! leases, as the hub's task drives it; [`apply`] is the executable specification of the server's
+//! transitions. The model adds what is between them: a network that loses, repeats and reorders,
+//! time, crashes, and the promises. A tick is a quarter of a second, a lease is three ticks, its
+//! margin is one, and the first worker's clock is slow by the margin of a lease.
 //!
-//! `MODEL_STATES` bounds each search, 70,000 states by default, of which there are 42; a release build makes half a
-//! million in a second. With `-- --nocapture` they say how many states they saw, how deep they went, and whether that was all.
-//! The *horizon* is the tick at which time stops going by: 0 leaves the orders of events, which are then
-//! searched deeper; 3 lets one lease end, and 6 two. Each mutant breaks one rule, and must be found:
+//! `MODEL_STATES` bounds each search, 70,000 states by default, of which there are 48. With
+//! `-- --nocapture` the searches print how many states they saw, how deep they went, and whether
+//! those were all. The *horizon* is the tick at which time stops: 0 leaves the orders of events,
+//! which are then searched deeper; 3 lets one lease end, and 6 two.
 //!
-//! | mutant | what it breaks |
+//! Each mutant breaks one rule between the machine and the server, and must be found:
+//!
+//! | mutant | the rule that it breaks |
 //! |---|---|
 //! | `NoLeaseTimer` | a waiter claims at the end of the lease |
 //! | `ClaimNotIdempotent` | the same token gets the same grant |
-//! | `AnybodySettles` | settling and renewing name the grant |
-//! | `NoClaimAfterSubscribing` | what happened before the subscription stood is asked for |
+//! | `AnyOwnerSettles` | a settlement and a renewal name the grant |
+//! | `SubscribedTooEarly` | a waiter asks for what happened before its subscription stood |
 //! | `NoMargin` | a guard ends early enough for clocks that drift apart |
 //! | `LeaseFromTheAnswer` | a lease counts from before the claim was sent |
 //! | `FenceRestarts` | fencing tokens rise after the record was lost |
-//! | `LateDuplicateTakesAnAttempt` | the last owner's token is refused |
-//! | `UnboundedAttempts` | attempts have a bound |
-//! | `LineKeepsItsOwner` | who acquires leaves the line |
-//! | `NothingRemembered` | an outcome is remembered for the retention |
+//! | `LateDuplicateTakesAnAttempt` | the server refuses the last owner's token |
+//! | `UnboundedAttempts` | attempts have a maximum |
+//! | `QueueKeepsTheOwner` | the worker that acquires leaves the queue |
+//! | `NothingRemembered` | the server remembers an outcome for the retention |
 //! | `RepeatedFailureCounts` | a late duplicate of a failure fails nothing else |
-//! | `GrantsOutliveTheirWindow` | an unconfirmed grant is followed by a claim |
-//! | `WithdrawalNamesNothing` | what is worked on is not given back uncounted |
-//! | `UnwantedIsKept` | what nobody wants is given back |
+//! | `GrantsOutliveTheirWindow` | a claim follows a grant that was not confirmed |
+//! | `WithdrawalNamesNothing` | a withdrawal spares the grant that is worked on |
+//! | `UnwantedIsKept` | a process gives back a grant that it does not want |
+//! | `ClearKeepsTheFence` | a cleared run gets a new fencing token |
 //!
-//! Not in it: the order of answers and messages is, but that it is needed was not shown within 14 steps; the
-//! stagger of claims, replicas, `extend`, and clocks that go back.
+//! `cargo mutants` breaks the machine and the transitions themselves, and runs this model.
 
-use std::time::Instant;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use redis_locking_worker::internals::{
+    Cause, Entry, Failure, Op, Options, Outcome, Process, Record, RecordSnapshot, Reply, State,
+    Told, apply,
+};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-type Token = u8;
-type Fence = u8;
 type Tick = u8;
 
-const MAX_ATTEMPTS: u8 = 2;
-const LEASE: Tick = 3;
-const MARGIN: Tick = 1;
-const WINDOW: Tick = 2;
-const RETENTION: Tick = 2;
+const TICK: Duration = Duration::from_millis(250);
+const LEASE: u32 = 3;
+const RETENTION: u32 = 2;
+const MAX_ATTEMPTS: u32 = 2;
 
-/// Declared in the order of one grant's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Kind {
-    Granted,
-    Held,
-    Open,
-    Done,
-    GaveUp,
-}
+/// The most tokens that a worker draws: it does not rejoin for ever.
+const MAX_TOKENS: u8 = 3;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Record {
-    kind: Kind,
-    attempt: u8,
-    fence: Fence,
-    renewal: u8,
-    until: Tick,
-    owner: Option<Token>,
-    last: Option<Token>,
-}
+/// The server's time in µs when time begins.
+const EPOCH: u64 = 1_000_000_000;
 
-impl Record {
-    fn order(&self) -> (Fence, Kind, u8) {
-        (self.fence, self.kind.min(Kind::Open), self.renewal)
-    }
-
-    fn is_owned(&self) -> bool {
-        matches!(self.kind, Kind::Granted | Kind::Held)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Done,
     Fail,
     HandOff,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Op {
-    Claim(Token),
-    Settle(Fence, End),
-    Renew(Fence),
-    /// With the last grant of the token that somebody works on.
-    Withdraw(Token, Fence),
+impl End {
+    fn outcome(self) -> Outcome {
+        match self {
+            End::Done => Outcome::Done(Default::default()),
+            End::Fail => Outcome::Fail(Failure::Dropped),
+            End::HandOff => Outcome::HandOff,
+        }
+    }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Answer {
-    ok: bool,
-    waits: bool,
-    at: Tick,
-    record: Option<Record>,
-}
-
-/// What is on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Packet {
-    Ask(Op, Tick),
-    Answer(Op, Tick, Answer),
-    News(Record, Tick),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Grant {
-    fence: Fence,
-    token: Token,
-    attempt: u8,
-    /// By the worker's clock, in the server's ticks.
-    ends: Tick,
-    renewal: u8,
-    lost: bool,
-    settling: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     Out,
-    Joining,
-    Waiting,
-    Working,
+    In,
     Ended,
     Crashed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Hears {
-    No,
-    Asked,
-    Yes,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Hash)]
 struct Worker {
     stage: Stage,
-    token: Token,
-    drawn: u8,
-    view: Option<Record>,
-    /// When what is known of `view` has surely ended.
-    ends: Tick,
-    /// The last answer: when it was asked for, and the server's time in it.
-    clock: Option<(Tick, Tick)>,
-    hears: Hears,
-    claiming: bool,
-    again: bool,
-    grant: Option<Grant>,
+    process: Process,
+    /// What a crashed process has sent.
+    orphans: Vec<Op>,
+    news: Vec<RecordSnapshot>,
+    /// Whether the server sends it messages.
+    registered: bool,
+}
+
+#[derive(Clone, Debug, Hash)]
+struct Server {
+    entry: Option<Entry>,
+    /// The last fencing token of any run.
+    last_fence: u64,
 }
 
 /// The faults that are left to happen.
@@ -165,26 +111,25 @@ struct Faults {
     crashes: u8,
     leaves: u8,
     renewals: u8,
+    /// Extensions by two leases.
+    extensions: u8,
+    /// Writes that the replicas do not acknowledge.
+    unacknowledged: u8,
+    /// The run is cleared.
+    clears: u8,
     data: u8,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct State {
+#[derive(Clone, Debug, Hash)]
+struct World {
     now: Tick,
-    record: Option<Record>,
-    line: Vec<Token>,
-    /// When the record is forgotten.
-    expires: Tick,
-    /// The last fencing token given out by anybody: it stands for the server's clock in µs.
-    fences: Fence,
+    server: Server,
     workers: Vec<Worker>,
-    /// Sorted; whose packet it is comes first.
-    net: Vec<(u8, Packet)>,
     faults: Faults,
-    /// Until then the last completion is remembered.
+    /// Until then the server remembers the last completion.
     done_until: Tick,
-    /// Nothing is promised of exclusion, attempts and completions across a loss of data but the fence.
-    data_lost: bool,
+    /// Data was lost or a run cleared: only the fencing tokens promise anything across that.
+    is_upset: bool,
     /// A rule that was broken on the way here.
     broken: Option<&'static str>,
 }
@@ -194,17 +139,26 @@ enum Step {
     Join(usize),
     Leave(usize),
     Crash(usize),
+    /// Its stream takes the grant from its mailbox.
+    Take(usize),
     /// The work of its guard ends, in time or late.
     Work(usize, End),
     Renew(usize),
-    /// The server acknowledges its subscription.
-    Subscribed(usize),
+    Extend(usize),
+    /// The server acknowledges its subscription, or the end of it.
+    Acknowledge(usize),
+    /// The server begins to send it messages, later than it said.
+    Register(usize),
     Timer(usize),
-    Carry(usize),
-    Repeat(usize),
-    Arrive(usize),
-    LoseAnswer(usize),
-    LoseNews(usize),
+    Carry(usize, usize),
+    CarryOrphan(usize, usize),
+    Repeat(usize, usize),
+    Arrive(usize, usize),
+    LoseAnswer(usize, usize),
+    Unacknowledged(usize, usize),
+    Hear(usize, usize),
+    LoseNews(usize, usize),
+    Clear,
     LoseData,
     Tick,
 }
@@ -214,34 +168,74 @@ enum Step {
 enum Mutant {
     NoLeaseTimer,
     ClaimNotIdempotent,
-    AnybodySettles,
-    NoClaimAfterSubscribing,
+    AnyOwnerSettles,
+    SubscribedTooEarly,
     NoMargin,
     LeaseFromTheAnswer,
     FenceRestarts,
     LateDuplicateTakesAnAttempt,
     UnboundedAttempts,
-    LineKeepsItsOwner,
+    QueueKeepsTheOwner,
     NothingRemembered,
     RepeatedFailureCounts,
     GrantsOutliveTheirWindow,
     WithdrawalNamesNothing,
     UnwantedIsKept,
+    ClearKeepsTheFence,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Protocol {
-    workers: usize,
-    /// A worker whose attempt failed waits in line again.
+    workers: u8,
+    /// A worker whose attempt failed joins again.
     rejoin: bool,
     horizon: Tick,
     faults: Faults,
     mutant: Option<Mutant>,
 }
 
-/// Each worker has tokens of its own.
-fn token_of(worker: usize, drawn: u8) -> Token {
-    worker as u8 * 16 + drawn
+/// Equal states have equal hashes, by which the search tells states apart anyway.
+impl PartialEq for World {
+    fn eq(&self, other: &Self) -> bool {
+        let hash = |world: &Self| {
+            let mut hasher = DefaultHasher::new();
+            world.hash(&mut hasher);
+            hasher.finish()
+        };
+        hash(self) == hash(other)
+    }
+}
+
+impl World {
+    /// The server's time in µs. It rises between two grants.
+    fn at(&self) -> u64 {
+        let now = EPOCH + u64::from(self.now) * TICK.as_micros() as u64;
+        now.max(self.server.last_fence + 1)
+    }
+
+    fn record(&self) -> Option<&Record> {
+        let now = self.at() / 1_000;
+        let entry = self.server.entry.as_ref();
+        let entry = entry.filter(|entry| entry.expires > now);
+        entry.map(|entry| &entry.record)
+    }
+
+    fn is_over(&self, record: &Record) -> bool {
+        self.at() / 1_000 >= record.until
+    }
+
+    fn breaks(&mut self, rule: &'static str) {
+        self.broken.get_or_insert(rule);
+    }
+
+    /// Whether nothing is on its way.
+    fn is_settled(&self) -> bool {
+        self.workers.iter().all(|worker| {
+            worker.process.in_flight().is_empty()
+                && worker.orphans.is_empty()
+                && worker.news.is_empty()
+        })
+    }
 }
 
 impl Protocol {
@@ -249,781 +243,550 @@ impl Protocol {
         self.mutant == Some(mutant)
     }
 
-    /// How much slower than the server's the worker's clock runs, over a lease.
-    fn drift(&self, worker: usize) -> Tick {
-        if worker == 0 { MARGIN } else { 0 }
-    }
-
-    fn margin(&self) -> Tick {
-        if self.is(Mutant::NoMargin) { 0 } else { MARGIN }
-    }
-
-    // The server.
-
-    /// One transition, and what is told of it.
-    fn apply(&self, s: &mut State, op: Op) -> Answer {
-        let before = s.record;
-        let (ok, waits) = match op {
-            Op::Claim(token) => self.claim(s, token),
-            Op::Settle(fence, end) => (self.settle(s, fence, end), false),
-            Op::Renew(fence) => (self.renew(s, fence), false),
-            Op::Withdraw(token, spared) => (self.withdraw(s, token, spared), false),
-        };
-        self.judge(s, before);
-        if let Some(record) = s.record.filter(|_| s.record != before) {
-            s.expires = record.until + if record.is_owned() { RETENTION } else { 0 };
-            for worker in 0..s.workers.len() {
-                if s.workers[worker].hears == Hears::Yes
-                    && s.workers[worker].stage != Stage::Crashed
-                {
-                    s.net.push((worker as u8, Packet::News(record, s.now)));
-                }
-            }
-        }
-        Answer {
-            ok,
-            waits,
-            at: s.now,
-            record: s.record,
-        }
-    }
-
-    /// Whether the transition was one that the design allows.
-    fn judge(&self, s: &mut State, before: Option<Record>) {
-        let (Some(after), false) = (s.record, s.record == before) else {
-            return;
-        };
-        if after.attempt > MAX_ATTEMPTS {
-            s.broken = Some("attempts");
-        }
-        if let Some(before) = before {
-            if after.fence < before.fence {
-                s.broken = Some("fence");
-            }
-            if before.kind == Kind::Done && after.kind != Kind::Done {
-                s.broken = Some("done");
-            }
-            if after.attempt > before.attempt + 1 {
-                s.broken = Some("attempts");
-            }
-        }
-    }
-
-    fn grant(&self, s: &mut State, kind: Kind, attempt: u8, token: Token, lease: Tick) {
-        if s.now < s.done_until && !s.data_lost {
-            s.broken = Some("finished work is given out again");
-        }
-        if s.record
-            .is_some_and(|record| [record.owner, record.last].contains(&Some(token)))
-        {
-            s.broken = Some("one grant a token");
-        }
-        let record = s.record.get_or_insert(Record {
-            kind,
-            attempt: 0,
-            fence: 0,
-            renewal: 0,
-            until: 0,
-            owner: None,
-            last: None,
-        });
-        record.last = record.owner.or(record.last);
-        record.kind = kind;
-        record.attempt = attempt;
-        record.owner = Some(token);
-        record.renewal = 0;
-        record.until = s.now + lease;
-        let last = record.fence;
-        record.fence = if self.is(Mutant::FenceRestarts) {
-            last + 1
+    /// The time by a worker's clock. The first worker's is slow by the margin over a lease.
+    fn clock(worker: usize, now: Tick) -> Duration {
+        let now = u32::from(now) * TICK;
+        if worker == 0 {
+            now * (LEASE - 1) / LEASE
         } else {
-            s.fences.max(last) + 1
-        };
-        if record.fence <= s.fences {
-            s.broken = Some("fence");
-        }
-        s.fences = s.fences.max(record.fence);
-    }
-
-    fn disown(record: &mut Record) {
-        record.last = record.owner.or(record.last);
-        record.owner = None;
-    }
-
-    fn claim(&self, s: &mut State, token: Token) -> (bool, bool) {
-        let Some(mut record) = s.record else {
-            s.line.clear();
-            self.grant(s, Kind::Held, 1, token, LEASE);
-            return (true, false);
-        };
-        let over = s.now >= record.until;
-        let owns = record.is_owned() && record.owner == Some(token);
-        if owns && !self.is(Mutant::ClaimNotIdempotent) {
-            if record.kind == Kind::Granted {
-                Self::hold(s, LEASE);
-            }
-            return (true, false);
-        }
-        if record.last == Some(token) && !self.is(Mutant::LateDuplicateTakesAnAttempt) {
-            return (false, false);
-        }
-        match record.kind {
-            Kind::Done | Kind::GaveUp => return (false, false),
-            Kind::Held | Kind::Granted if !over => {
-                if !s.line.contains(&token) {
-                    s.line.push(token);
-                }
-                return (false, true);
-            }
-            Kind::Granted => {
-                self.take(s, record.attempt, token);
-                return (true, false);
-            }
-            Kind::Held | Kind::Open => {}
-        }
-        if record.attempt >= MAX_ATTEMPTS && !self.is(Mutant::UnboundedAttempts) {
-            Self::disown(&mut record);
-            record.kind = Kind::GaveUp;
-            record.until = s.now + RETENTION;
-            s.record = Some(record);
-            s.line.clear();
-            return (false, false);
-        }
-        self.take(s, record.attempt + 1, token);
-        (true, false)
-    }
-
-    fn take(&self, s: &mut State, attempt: u8, token: Token) {
-        if !self.is(Mutant::LineKeepsItsOwner) {
-            s.line.retain(|waiting| *waiting != token);
-        }
-        self.grant(s, Kind::Held, attempt, token, LEASE);
-    }
-
-    fn hold(s: &mut State, lease: Tick) {
-        let now = s.now;
-        if let Some(record) = &mut s.record {
-            record.kind = Kind::Held;
-            record.until = record.until.max(now + lease);
-            record.renewal += 1;
+            now
         }
     }
 
-    fn owned_by(&self, s: &State, fence: Fence) -> bool {
-        s.record.is_some_and(|record| {
-            record.is_owned() && (record.fence == fence || self.is(Mutant::AnybodySettles))
-        })
-    }
-
-    fn settle(&self, s: &mut State, fence: Fence, end: End) -> bool {
-        let Some(mut record) = s.record else {
-            return false;
-        };
-        if record.kind == Kind::Done && end == End::Done {
-            return record.fence == fence;
-        }
-        if self.is(Mutant::RepeatedFailureCounts)
-            && end == End::Fail
-            && record.is_owned()
-            && record.fence == fence + 1
-        {
-            // Names the run, and not the grant.
-        } else if !self.owned_by(s, fence) {
-            return false;
-        }
-        match end {
-            End::Done => {
-                record.kind = Kind::Done;
-                s.done_until = s.now + RETENTION;
-                let kept = if self.is(Mutant::NothingRemembered) {
-                    0
-                } else {
-                    RETENTION
-                };
-                record.until = s.now + kept;
-                s.line.clear();
-                s.record = if kept == 0 { None } else { Some(record) };
-            }
-            End::HandOff => self.pass_on(s, record.attempt),
-            End::Fail if record.attempt >= MAX_ATTEMPTS && !self.is(Mutant::UnboundedAttempts) => {
-                Self::disown(&mut record);
-                record.kind = Kind::GaveUp;
-                record.until = s.now + RETENTION;
-                s.record = Some(record);
-                s.line.clear();
-            }
-            End::Fail => self.pass_on(s, record.attempt + 1),
-        }
-        true
-    }
-
-    fn pass_on(&self, s: &mut State, attempt: u8) {
-        if s.line.is_empty() {
-            let now = s.now;
-            if let Some(record) = &mut s.record {
-                Self::disown(record);
-                record.kind = Kind::Open;
-                record.attempt = attempt - 1;
-                record.until = now + RETENTION;
-            }
-        } else {
-            let head = s.line.remove(0);
-            self.grant(s, Kind::Granted, attempt, head, WINDOW);
-        }
-    }
-
-    fn renew(&self, s: &mut State, fence: Fence) -> bool {
-        let owned = self.owned_by(s, fence);
-        if owned {
-            Self::hold(s, LEASE);
-        }
-        owned
-    }
-
-    fn withdraw(&self, s: &mut State, token: Token, spared: Fence) -> bool {
-        let waited = s.line.contains(&token);
-        s.line.retain(|waiting| *waiting != token);
-        match s.record {
-            Some(record)
-                if record.is_owned() && record.owner == Some(token) && record.fence != spared =>
-            {
-                let works = |w: &Worker| w.grant.is_some_and(|grant| grant.fence == record.fence);
-                if s.workers.iter().any(works) {
-                    s.broken = Some("an attempt that is not counted");
-                }
-                self.pass_on(s, record.attempt);
-                true
-            }
-            _ => waited,
-        }
-    }
-
-    // A worker.
-
-    fn ask(s: &mut State, worker: usize, op: Op) {
-        let sent = s.now;
-        s.net.push((worker as u8, Packet::Ask(op, sent)));
-    }
-
-    fn ask_to_claim(&self, s: &mut State, worker: usize) {
-        s.workers[worker].claiming = true;
-        let token = s.workers[worker].token;
-        Self::ask(s, worker, Op::Claim(token));
-    }
-
-    fn draw(&self, s: &mut State, worker: usize) {
-        let w = &mut s.workers[worker];
-        w.drawn += 1;
-        w.token = token_of(worker, w.drawn);
-    }
-
-    fn join(&self, s: &mut State, worker: usize) {
-        s.workers[worker].stage = Stage::Joining;
-        s.workers[worker].grant = None;
-        self.draw(s, worker);
-        self.ask_to_claim(s, worker);
-    }
-
-    fn refresh(&self, s: &mut State, worker: usize) {
-        let w = &mut s.workers[worker];
-        if w.stage == Stage::Waiting {
-            if w.claiming {
-                w.again = true;
+    fn options(&self) -> Options {
+        Options {
+            lease: LEASE * TICK,
+            margin: if self.is(Mutant::NoMargin) {
+                Duration::ZERO
             } else {
-                w.again = false;
-                self.ask_to_claim(s, worker);
+                TICK
+            },
+            retention: RETENTION * TICK,
+            max_attempts: MAX_ATTEMPTS,
+            replicated: self.faults.unacknowledged > 0,
+        }
+    }
+
+    /// The server carries an operation out.
+    fn carry_out(&self, world: &mut World, op: &Op) -> Reply {
+        let before = world.record().cloned();
+        let at = world.at();
+        let mut op = op.clone();
+        let mut entry = world.server.entry.take();
+        self.mutate_request(&mut op, &mut entry);
+        let mut applied = apply(entry, &op, at);
+        let is_done = |record: &Record| record.state == State::Done;
+        let after = applied.entry.as_ref().map(|entry| &entry.record);
+        if after.is_some_and(is_done) && !before.as_ref().is_some_and(is_done) {
+            world.done_until = world.now + RETENTION as Tick;
+        }
+        self.mutate_result(world, &op, &before, &mut applied.entry);
+        world.server.entry = applied.entry;
+        let record = world.server.entry.as_ref().map(|entry| &entry.record);
+        let frame = RecordSnapshot {
+            at,
+            record: record.cloned().map(Arc::new),
+        };
+        self.judge(world, &op, before.as_ref());
+        if applied.changed && frame.record.is_some() {
+            for worker in world.workers.iter_mut().filter(|worker| worker.registered) {
+                worker.news.push(frame.clone());
             }
         }
-    }
-
-    /// The last grant of the token that the worker has or had, or 0.
-    fn spared(&self, w: &Worker, token: Token) -> Fence {
-        let mine = w.grant.filter(|grant| grant.token == token);
-        match mine {
-            Some(grant) if !self.is(Mutant::WithdrawalNamesNothing) => grant.fence,
-            _ => 0,
+        Reply {
+            ok: applied.ok,
+            frame,
+            position: applied.position,
         }
     }
 
-    /// Whether the record is newer than what the worker knew.
-    fn merge(&self, s: &mut State, worker: usize, record: Record, at: Tick) -> bool {
-        let now = s.now;
-        let w = &mut s.workers[worker];
-        let newer = w.view.is_none_or(|view| record.order() > view.order());
-        let same = w.view.is_some_and(|view| record.order() == view.order());
-        if newer || same {
-            w.view = Some(record);
-            w.ends = now + record.until.saturating_sub(at);
-        }
-        newer
-    }
-
-    /// What the newest record means to it.
-    fn bring_up_to_date(&self, s: &mut State, worker: usize) {
-        let now = s.now;
-        let w = &mut s.workers[worker];
-        let Some(view) = w.view else { return };
-        if let Some(grant) = &mut w.grant {
-            let over = grant.fence < view.fence || (grant.fence == view.fence && !view.is_owned());
-            if over && !grant.settling {
-                grant.lost = true;
-            }
-        }
-        if w.stage != Stage::Waiting {
+    fn mutate_request(&self, op: &mut Op, entry: &mut Option<Entry>) {
+        let Some(Entry { record, .. }) = entry else {
             return;
-        }
-        match view.kind {
-            Kind::Held | Kind::Granted if view.owner == Some(w.token) => {
-                let left = |at: Tick| view.until.saturating_sub(at);
-                let end = match w.clock {
-                    Some((_, at)) if self.is(Mutant::LeaseFromTheAnswer) => now + left(at),
-                    Some((sent, at)) => sent + left(at),
-                    None => now,
-                };
-                let end = end.min(w.ends).saturating_sub(self.margin());
-                w.stage = Stage::Working;
-                w.grant = Some(Grant {
-                    fence: view.fence,
-                    token: w.token,
-                    attempt: view.attempt,
-                    ends: end + self.drift(worker),
-                    renewal: view.renewal,
-                    lost: false,
-                    settling: false,
-                });
-                if view.kind == Kind::Granted {
-                    Self::ask(s, worker, Op::Renew(view.fence));
-                }
+        };
+        match (self.mutant, op) {
+            (Some(Mutant::AnyOwnerSettles), Op::Settle { fence, .. } | Op::Renew { fence, .. }) => {
+                *fence = record.fence;
             }
-            Kind::Done | Kind::GaveUp => w.stage = Stage::Ended,
+            (Some(Mutant::RepeatedFailureCounts), Op::Settle { fence, outcome, .. })
+                if matches!(outcome, Outcome::Fail(_)) && record.fence == *fence + 1 =>
+            {
+                *fence = record.fence;
+            }
+            (Some(Mutant::LateDuplicateTakesAnAttempt), Op::Claim { .. }) => record.last = None,
+            (Some(Mutant::UnboundedAttempts), _) => record.max_attempts = u32::MAX,
+            (Some(Mutant::ClaimNotIdempotent), Op::Claim { token, .. })
+                if record.owner == Some(*token) =>
+            {
+                // The server does not know the owner again.
+                record.owner = None;
+            }
+            (Some(Mutant::WithdrawalNamesNothing), Op::Withdraw { spared, .. }) => *spared = 0,
+            (Some(Mutant::UnwantedIsKept), Op::Withdraw { spared, .. }) => *spared = record.fence,
             _ => {}
         }
     }
 
-    fn hear_answer(&self, s: &mut State, worker: usize, op: Op, sent: Tick, answer: Answer) {
-        if s.workers[worker].stage == Stage::Crashed {
+    fn mutate_result(
+        &self,
+        world: &World,
+        op: &Op,
+        before: &Option<Record>,
+        entry: &mut Option<Entry>,
+    ) {
+        let Some(mutated) = entry else { return };
+        let record = &mut mutated.record;
+        match (self.mutant, op) {
+            (Some(Mutant::FenceRestarts), _) if before.is_none() => record.fence = EPOCH,
+            (Some(Mutant::ClearKeepsTheFence), Op::Clear { .. }) => {
+                record.fence = before.as_ref().map_or(0, |before| before.fence);
+            }
+            (Some(Mutant::NothingRemembered), _) if record.state == State::Done => *entry = None,
+            (Some(Mutant::ClaimNotIdempotent), Op::Claim { token, .. }) => {
+                let owned = before.as_ref().is_some_and(|before| {
+                    before.owner == Some(*token) && before.fence == record.fence
+                });
+                if owned {
+                    record.owner = Some(*token);
+                }
+            }
+            (Some(Mutant::QueueKeepsTheOwner), Op::Claim { token, .. })
+                if record.owner == Some(*token) =>
+            {
+                // It claims once more, as if another worker had the key.
+                let now = world.at();
+                let (state, owner, until) = (record.state, record.owner.take(), record.until);
+                (record.state, record.until) = (State::Held, u64::MAX / 2_000);
+                let expires = mutated.expires;
+                *entry = apply(entry.take(), op, now).entry;
+                if let Some(Entry {
+                    record, expires: e, ..
+                }) = entry
+                {
+                    (record.state, record.owner, record.until) = (state, owner, until);
+                    *e = expires;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the transition was one that the design allows.
+    fn judge(&self, world: &mut World, op: &Op, before: Option<&Record>) {
+        let Some(after) = world.server.entry.as_ref() else {
+            return;
+        };
+        let after = after.record.clone();
+        if Some(&after) == before {
             return;
         }
-        s.workers[worker].clock = Some((sent, answer.at));
-        let newer = match answer.record {
-            Some(record) => self.merge(s, worker, record, answer.at),
-            None => false,
-        };
-        match op {
-            Op::Claim(token) => {
-                let w = &mut s.workers[worker];
-                let takes_part = matches!(w.stage, Stage::Joining | Stage::Waiting);
-                if takes_part && w.token == token {
-                    w.claiming = false;
-                    w.stage = Stage::Waiting;
-                    self.bring_up_to_date(s, worker);
-                    let w = &mut s.workers[worker];
-                    if w.stage == Stage::Waiting {
-                        let refused = answer
-                            .record
-                            .is_some_and(|record| record.last == Some(token));
-                        if answer.ok || refused {
-                            self.draw(s, worker);
-                            self.ask_to_claim(s, worker);
-                        }
-                        let w = &mut s.workers[worker];
-                        if w.hears == Hears::No {
-                            w.hears = Hears::Asked;
-                        }
-                        if w.again {
-                            self.refresh(s, worker);
-                        }
-                    }
-                } else {
-                    if w.token == token {
-                        w.claiming = false;
-                    }
-                    let spared = self.spared(w, token);
-                    let later = answer.record.is_some_and(|record| record.fence != spared);
-                    if (answer.ok || answer.waits) && later && !self.is(Mutant::UnwantedIsKept) {
-                        Self::ask(s, worker, Op::Withdraw(token, spared));
-                    }
-                }
-            }
-            Op::Settle(fence, end) => {
-                let w = &mut s.workers[worker];
-                let Some(grant) = w.grant.filter(|grant| grant.fence == fence) else {
-                    return;
-                };
-                if answer.ok && end == End::Done {
-                    let done = answer
-                        .record
-                        .is_some_and(|record| record.kind == Kind::Done && record.fence == fence);
-                    if !done && !self.is(Mutant::NothingRemembered) {
-                        s.broken = Some("stolen done");
-                    }
-                }
-                let over = end == End::Done && answer.ok || grant.attempt >= MAX_ATTEMPTS;
-                if self.rejoin && !over && s.workers[worker].drawn < 3 {
-                    self.join(s, worker);
-                } else {
-                    s.workers[worker].stage = Stage::Ended;
-                }
-            }
-            Op::Renew(fence) => {
-                let (margin, drift, now) = (self.margin(), self.drift(worker), s.now);
-                let w = &mut s.workers[worker];
-                let Some(grant) = w.grant.as_mut().filter(|grant| grant.fence == fence) else {
-                    return;
-                };
-                match answer.record.filter(|_| answer.ok) {
-                    None if !grant.settling => grant.lost = true,
-                    None => {}
-                    Some(record) if record.renewal > grant.renewal => {
-                        let from = if self.is(Mutant::LeaseFromTheAnswer) {
-                            now
-                        } else {
-                            sent
-                        };
-                        let left = record.until.saturating_sub(answer.at);
-                        grant.renewal = record.renewal;
-                        grant.ends = (from + left).saturating_sub(margin) + drift;
-                    }
-                    Some(_) => {}
-                }
-            }
-            Op::Withdraw(..) => {}
+        if after.attempt > MAX_ATTEMPTS {
+            world.breaks("attempts");
         }
-        if newer {
-            self.bring_up_to_date(s, worker);
+        let is_new = before.is_none_or(|before| before.fence != after.fence);
+        if let (true, Op::Clear { .. }) = (is_new, op) {
+            world.is_upset = true;
+        }
+        if let Some(before) = before {
+            if after.fence < before.fence {
+                world.breaks("fence");
+            }
+            let cleared = matches!(op, Op::Clear { .. });
+            if before.state == State::Done && after.state != State::Done && !cleared {
+                world.breaks("done");
+            }
+            if after.attempt > before.attempt + 1 {
+                world.breaks("attempts");
+            }
+            if is_new && after.owner.is_some() && [before.owner, before.last].contains(&after.owner)
+            {
+                world.breaks("one grant a token");
+            }
+            // A withdrawal passes an attempt on uncounted.
+            let works = |worker: &Worker| {
+                let process = &worker.process;
+                process.has_guard() && process.fence() == Some(before.fence)
+            };
+            if matches!(op, Op::Withdraw { .. })
+                && after.fence != before.fence
+                && world.workers.iter().any(works)
+            {
+                world.breaks("an attempt that is not counted");
+            }
+        }
+        if is_new {
+            if after.fence <= world.server.last_fence {
+                world.breaks("fence");
+            }
+            if after.state.is_owned() && world.now < world.done_until && !world.is_upset {
+                world.breaks("finished work is given out again");
+            }
+            world.server.last_fence = world.server.last_fence.max(after.fence);
+        }
+        if after.previous.as_ref().is_some_and(|previous| {
+            previous.cause == Cause::HandedOff && previous.attempt > after.attempt
+        }) && after.state.is_owned()
+        {
+            world.breaks("a hand-off is counted");
         }
     }
 
-    /// By its own clock.
-    fn is_valid(&self, s: &State, worker: usize) -> bool {
-        let w = &s.workers[worker];
-        w.stage == Stage::Working
-            && w.grant
-                .is_some_and(|grant| !grant.lost && !grant.settling && s.now < grant.ends)
+    /// What a worker does about what its stream was told.
+    fn told(&self, world: &mut World, nth: usize, told: Vec<Told>) {
+        for told in told {
+            let worker = &mut world.workers[nth];
+            let again = match told {
+                Told::Ended => false,
+                Told::LostUnused => true,
+                Told::Settled { may_rejoin, .. } => may_rejoin && self.rejoin,
+            };
+            if again && worker.process.tokens() < MAX_TOKENS {
+                worker.process.join();
+            } else {
+                worker.stage = Stage::Ended;
+            }
+        }
     }
 
-    /// Whether time will bring a claim of its own.
-    fn timer(&self, s: &State, worker: usize) -> Option<Tick> {
-        let w = &s.workers[worker];
-        if w.stage != Stage::Waiting || w.claiming || self.is(Mutant::NoLeaseTimer) {
-            return None;
-        }
-        let view = w.view?;
-        match view.kind {
-            Kind::Open => Some(s.now),
-            Kind::Granted if self.is(Mutant::GrantsOutliveTheirWindow) => None,
-            _ => Some(w.ends),
-        }
+    fn act(&self, world: &mut World, nth: usize, act: impl FnOnce(&mut Process) -> Vec<Told>) {
+        let told = act(&mut world.workers[nth].process);
+        self.told(world, nth, told);
+    }
+
+    /// Whether the machine has set a timer, and whether that is due.
+    fn timer(&self, world: &World, worker: &Worker) -> Option<bool> {
+        let is_granted = |record: &Record| record.state == State::Granted;
+        let is_stopped = worker.process.is_waiting()
+            && match self.mutant {
+                Some(Mutant::NoLeaseTimer) => true,
+                Some(Mutant::GrantsOutliveTheirWindow) => world.record().is_some_and(is_granted),
+                _ => false,
+            };
+        worker.process.timer().filter(|_| !is_stopped)
     }
 }
 
+/// The first of each group of requests at the same stage.
+fn distinct(process: &Process) -> impl Iterator<Item = usize> {
+    let requests = process.in_flight();
+    (0..requests.len()).filter(|nth| {
+        let mut before = requests[..*nth].iter();
+        !before.any(|before| before.is_same(&requests[*nth]))
+    })
+}
+
 impl Model for Protocol {
-    type State = State;
+    type State = World;
     type Action = Step;
 
-    fn init_states(&self) -> Vec<State> {
-        let worker = Worker {
+    fn init_states(&self) -> Vec<World> {
+        let workers = (0..self.workers).map(|number| Worker {
             stage: Stage::Out,
-            token: 0,
-            drawn: 0,
-            view: None,
-            ends: 0,
-            clock: None,
-            hears: Hears::No,
-            claiming: false,
-            again: false,
-            grant: None,
-        };
-        vec![State {
+            process: Process::new(number, self.options()),
+            orphans: Vec::new(),
+            news: Vec::new(),
+            registered: false,
+        });
+        vec![World {
             now: 0,
-            record: None,
-            line: Vec::new(),
-            expires: 0,
-            fences: 0,
-            workers: vec![worker; self.workers],
-            net: Vec::new(),
+            server: Server {
+                entry: None,
+                last_fence: EPOCH - 1,
+            },
+            workers: workers.collect(),
             faults: self.faults,
             done_until: 0,
-            data_lost: false,
+            is_upset: false,
             broken: None,
         }]
     }
 
-    fn actions(&self, s: &State, steps: &mut Vec<Step>) {
-        if s.broken.is_some() {
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        if world.broken.is_some() {
             return;
         }
-        for (nth, w) in s.workers.iter().enumerate() {
-            match w.stage {
-                Stage::Out => steps.push(Step::Join(nth)),
-                Stage::Joining | Stage::Waiting => {
-                    if s.faults.leaves > 0 {
-                        steps.push(Step::Leave(nth));
-                    }
-                    if w.hears == Hears::Asked {
-                        steps.push(Step::Subscribed(nth));
-                    }
-                    if self.timer(s, nth).is_some_and(|at| s.now >= at) {
-                        steps.push(Step::Timer(nth));
-                    }
-                }
-                Stage::Working => {
-                    if w.grant.is_some_and(|grant| !grant.settling) {
-                        steps.extend(
-                            [End::Done, End::Fail, End::HandOff].map(|end| Step::Work(nth, end)),
-                        );
-                    }
-                    if s.faults.renewals > 0 && self.is_valid(s, nth) {
-                        steps.push(Step::Renew(nth));
-                    }
-                }
-                Stage::Ended | Stage::Crashed => {}
-            }
-            if s.faults.crashes > 0
-                && !matches!(w.stage, Stage::Out | Stage::Ended | Stage::Crashed)
-            {
-                steps.push(Step::Crash(nth));
-            }
-        }
-        for (nth, (_, packet)) in s.net.iter().enumerate() {
-            if nth > 0 && s.net[nth] == s.net[nth - 1] {
+        let faults = &world.faults;
+        for (nth, worker) in world.workers.iter().enumerate() {
+            let process = &worker.process;
+            steps.extend((0..worker.orphans.len()).map(|op| Step::CarryOrphan(nth, op)));
+            if worker.stage == Stage::Crashed {
                 continue;
             }
-            match packet {
-                Packet::Ask(..) => {
-                    steps.push(Step::Carry(nth));
-                    if s.faults.repeats > 0 {
-                        steps.push(Step::Repeat(nth));
-                    }
+            if worker.stage == Stage::Out {
+                steps.push(Step::Join(nth));
+            }
+            if process.is_offered() {
+                steps.push(Step::Take(nth));
+            }
+            if process.has_guard() {
+                steps.extend([End::Done, End::Fail, End::HandOff].map(|end| Step::Work(nth, end)));
+                if faults.renewals > 0 && process.is_valid() {
+                    steps.push(Step::Renew(nth));
                 }
-                Packet::Answer(..) => {
-                    steps.push(Step::Arrive(nth));
-                    if s.faults.answers > 0 {
-                        steps.push(Step::LoseAnswer(nth));
-                    }
+                if faults.extensions > 0 && process.is_valid() {
+                    steps.push(Step::Extend(nth));
                 }
-                Packet::News(..) => {
-                    steps.push(Step::Arrive(nth));
-                    if s.faults.news > 0 {
-                        steps.push(Step::LoseNews(nth));
+            }
+            if faults.leaves > 0 && process.is_without_guard() {
+                steps.push(Step::Leave(nth));
+            }
+            if faults.crashes > 0 && worker.stage == Stage::In {
+                steps.push(Step::Crash(nth));
+            }
+            if process.is_subscribing() {
+                steps.push(Step::Acknowledge(nth));
+            }
+            if self.is(Mutant::SubscribedTooEarly) && process.is_subscribed() && !worker.registered
+            {
+                steps.push(Step::Register(nth));
+            }
+            if self.timer(world, worker) == Some(true) {
+                steps.push(Step::Timer(nth));
+            }
+            for request in distinct(process) {
+                let in_flight = &process.in_flight()[request];
+                if in_flight.is_answered() {
+                    steps.push(Step::Arrive(nth, request));
+                    if faults.answers > 0 {
+                        steps.push(Step::LoseAnswer(nth, request));
+                    }
+                    let counts = matches!(in_flight.op(), Op::Claim { .. } | Op::Renew { .. });
+                    let done = matches!(in_flight.op(), Op::Settle { outcome, .. }
+                        if matches!(outcome, Outcome::Done(_)));
+                    let ok = in_flight.reply().is_some_and(|reply| reply.ok);
+                    if faults.unacknowledged > 0 && ok && (counts || done) {
+                        steps.push(Step::Unacknowledged(nth, request));
+                    }
+                } else {
+                    steps.push(Step::Carry(nth, request));
+                    if faults.repeats > 0 {
+                        steps.push(Step::Repeat(nth, request));
                     }
                 }
             }
+            for message in 0..worker.news.len() {
+                if worker.news[..message].contains(&worker.news[message]) {
+                    continue;
+                }
+                steps.push(Step::Hear(nth, message));
+                if faults.news > 0 {
+                    steps.push(Step::LoseNews(nth, message));
+                }
+            }
         }
-        if s.faults.data > 0 && s.record.is_some() {
+        if faults.clears > 0 && world.record().is_some() {
+            steps.push(Step::Clear);
+        }
+        if faults.data > 0 && world.record().is_some() {
             steps.push(Step::LoseData);
         }
-        if s.now < self.horizon {
+        if world.now < self.horizon {
             steps.push(Step::Tick);
         }
     }
 
-    fn next_state(&self, before: &State, step: Step) -> Option<State> {
-        let mut s = before.clone();
+    fn next_state(&self, before: &World, step: Step) -> Option<World> {
+        let mut world = before.clone();
         match step {
-            Step::Join(worker) => self.join(&mut s, worker),
-            Step::Leave(worker) => {
-                s.faults.leaves -= 1;
-                let w = &mut s.workers[worker];
-                w.stage = Stage::Ended;
-                if !w.claiming {
-                    let token = w.token;
-                    Self::ask(&mut s, worker, Op::Withdraw(token, 0));
-                }
+            Step::Join(nth) => {
+                world.workers[nth].stage = Stage::In;
+                world.workers[nth].process.join();
             }
-            Step::Crash(worker) => {
-                s.faults.crashes -= 1;
-                s.workers[worker].stage = Stage::Crashed;
-                s.workers[worker].hears = Hears::No;
-                // What it has sent may still be carried out.
-                s.net.retain(|(whose, packet)| {
-                    *whose != worker as u8 || matches!(packet, Packet::Ask(..))
-                });
+            Step::Leave(nth) => {
+                world.faults.leaves -= 1;
+                world.workers[nth].process.leave();
+                world.workers[nth].stage = Stage::Ended;
             }
-            Step::Work(worker, end) => {
-                let grant = s.workers[worker].grant.as_mut()?;
-                grant.settling = true;
-                let fence = grant.fence;
-                Self::ask(&mut s, worker, Op::Settle(fence, end));
-            }
-            Step::Renew(worker) => {
-                s.faults.renewals -= 1;
-                let fence = s.workers[worker].grant?.fence;
-                Self::ask(&mut s, worker, Op::Renew(fence));
-            }
-            Step::Subscribed(worker) => {
-                s.workers[worker].hears = Hears::Yes;
-                if !self.is(Mutant::NoClaimAfterSubscribing) {
-                    self.refresh(&mut s, worker);
-                }
-            }
-            Step::Timer(worker) => self.refresh(&mut s, worker),
-            Step::Carry(nth) | Step::Repeat(nth) => {
-                let (whose, packet) = s.net[nth];
-                let Packet::Ask(op, sent) = packet else {
-                    return None;
+            Step::Crash(nth) => {
+                world.faults.crashes -= 1;
+                let worker = &mut world.workers[nth];
+                let sent = worker.process.in_flight().iter();
+                let sent = sent.filter(|request| !request.is_answered());
+                // The server may still carry out what the process has sent.
+                let orphans = sent.map(|request| request.op().clone()).collect();
+                *worker = Worker {
+                    stage: Stage::Crashed,
+                    process: Process::new(nth as u8, self.options()),
+                    orphans,
+                    news: Vec::new(),
+                    registered: false,
                 };
-                if matches!(step, Step::Repeat(_)) {
-                    s.faults.repeats -= 1;
-                } else {
-                    s.net.remove(nth);
-                }
-                let answer = self.apply(&mut s, op);
-                // The answer to the one that is repeated is the last one's.
-                if matches!(step, Step::Carry(_))
-                    && s.workers[usize::from(whose)].stage != Stage::Crashed
-                {
-                    s.net.push((whose, Packet::Answer(op, sent, answer)));
-                }
             }
-            Step::Arrive(nth) => {
-                let (whose, packet) = s.net.remove(nth);
-                let worker = usize::from(whose);
-                match packet {
-                    Packet::Answer(op, sent, answer) => {
-                        self.hear_answer(&mut s, worker, op, sent, answer)
-                    }
-                    Packet::News(record, at) => {
-                        if self.merge(&mut s, worker, record, at) {
-                            self.bring_up_to_date(&mut s, worker);
-                        }
-                    }
-                    Packet::Ask(..) => return None,
-                }
+            Step::Take(nth) => world.workers[nth].process.take(),
+            Step::Work(nth, end) => world.workers[nth].process.settle(end.outcome()),
+            Step::Renew(nth) => {
+                world.faults.renewals -= 1;
+                world.workers[nth].process.renew(None);
             }
-            Step::LoseAnswer(nth) => {
-                s.faults.answers -= 1;
-                let (whose, packet) = s.net.remove(nth);
-                let Packet::Answer(op, _, _) = packet else {
-                    return None;
+            Step::Extend(nth) => {
+                world.faults.extensions -= 1;
+                world.workers[nth].process.renew(Some(2 * LEASE * TICK));
+            }
+            Step::Acknowledge(nth) => {
+                self.act(&mut world, nth, Process::acknowledge);
+                let worker = &mut world.workers[nth];
+                let late = self.is(Mutant::SubscribedTooEarly);
+                worker.registered = worker.process.is_subscribed() && !late;
+            }
+            Step::Register(nth) => world.workers[nth].registered = true,
+            Step::Timer(nth) => self.act(&mut world, nth, Process::fire),
+            Step::Carry(nth, request) => {
+                let op = world.workers[nth].process.in_flight()[request].op().clone();
+                let reply = self.carry_out(&mut world, &op);
+                world.workers[nth].process.carried_out(request, reply);
+            }
+            Step::CarryOrphan(nth, op) => {
+                let op = world.workers[nth].orphans.remove(op);
+                self.carry_out(&mut world, &op);
+            }
+            Step::Repeat(nth, request) => {
+                world.faults.repeats -= 1;
+                let op = world.workers[nth].process.in_flight()[request].op().clone();
+                self.carry_out(&mut world, &op);
+            }
+            Step::Arrive(nth, request) => {
+                let in_flight = &world.workers[nth].process.in_flight()[request];
+                let completed = match (in_flight.op(), in_flight.reply()) {
+                    (Op::Settle { fence, outcome, .. }, Some(reply)) => {
+                        let record = reply.record();
+                        let done = record.is_some_and(|record| {
+                            record.state == State::Done && record.fence == *fence
+                        });
+                        matches!(outcome, Outcome::Done(_)) && !done
+                    }
+                    _ => false,
                 };
-                self.ask_again(&mut s, usize::from(whose), op);
+                let from_the_answer = self.is(Mutant::LeaseFromTheAnswer);
+                let process = &mut world.workers[nth].process;
+                let told = process.answered(request, from_the_answer);
+                let in_time = |told: &Told| matches!(told, Told::Settled { in_time: true, .. });
+                if completed && told.iter().any(in_time) {
+                    world.breaks("stolen done");
+                }
+                self.told(&mut world, nth, told);
             }
-            Step::LoseNews(nth) => {
-                s.faults.news -= 1;
-                s.net.remove(nth);
+            Step::LoseAnswer(nth, request) => {
+                world.faults.answers -= 1;
+                self.act(&mut world, nth, |process| process.unanswered(request));
+            }
+            Step::Unacknowledged(nth, request) => {
+                world.faults.unacknowledged -= 1;
+                self.act(&mut world, nth, |process| process.unacknowledged(request));
+            }
+            Step::Hear(nth, message) => {
+                let message = world.workers[nth].news.remove(message);
+                self.act(&mut world, nth, |process| process.hear(message));
+            }
+            Step::LoseNews(nth, message) => {
+                world.faults.news -= 1;
+                world.workers[nth].news.remove(message);
+            }
+            Step::Clear => {
+                world.faults.clears -= 1;
+                let window = (LEASE - 1) * TICK;
+                let window = window.as_millis() as u64;
+                self.carry_out(&mut world, &Op::Clear { window });
             }
             Step::LoseData => {
-                s.faults.data -= 1;
-                s.data_lost = true;
-                s.record = None;
-                s.line.clear();
+                world.faults.data -= 1;
+                world.is_upset = true;
+                world.server.entry = None;
             }
             Step::Tick => {
-                s.now += 1;
-                if s.record.is_some() && s.now >= s.expires {
-                    s.record = None;
-                    s.line.clear();
+                world.now += 1;
+                if world.record().is_none() {
+                    world.server.entry = None;
                 }
-                for w in &mut s.workers {
-                    if let Some(grant) = &mut w.grant
-                        && !grant.settling
-                        && s.now >= grant.ends
-                    {
-                        grant.lost = true;
-                    }
+                for (nth, worker) in world.workers.iter_mut().enumerate() {
+                    worker.process = worker.process.at(Self::clock(nth, world.now));
                 }
             }
         }
-        s.net.sort_unstable();
-        Some(s)
+        for worker in &mut world.workers {
+            worker.news.sort_by_key(|news| {
+                let record = news.record.as_ref();
+                (news.at, record.map(|record| record.order()))
+            });
+        }
+        Some(world)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("one valid guard", |model: &Self, s: &State| {
-                let valid = (0..s.workers.len()).filter(|worker| model.is_valid(s, *worker));
-                s.data_lost || valid.count() <= 1
+            Property::always("one valid guard", |_, world: &World| {
+                let valid = world.workers.iter();
+                let valid = valid.filter(|worker| worker.process.is_valid());
+                world.is_upset || valid.count() <= 1
             }),
             Property::always(
                 "a valid guard has the work on the server",
-                |model: &Self, s: &State| {
-                    s.data_lost
-                        || (0..s.workers.len())
-                            .filter(|worker| model.is_valid(s, *worker))
-                            .all(|worker| {
-                                let fence = s.workers[worker].grant.map(|grant| grant.fence);
-                                s.record.is_some_and(|record| {
-                                    record.is_owned() && Some(record.fence) == fence
-                                })
-                            })
+                |_, world: &World| {
+                    let has = |worker: &Worker| {
+                        let record = world.record();
+                        record.is_some_and(|record| {
+                            record.state.is_owned() && Some(record.fence) == worker.process.fence()
+                        })
+                    };
+                    let mut valid = world
+                        .workers
+                        .iter()
+                        .filter(|worker| worker.process.is_valid());
+                    world.is_upset || valid.all(has)
                 },
             ),
-            Property::always("nothing is kept by nobody", |model: &Self, s: &State| {
-                let keeps = |record: Record| {
-                    s.workers.iter().any(|w| {
-                        let waits = matches!(w.stage, Stage::Joining | Stage::Waiting);
-                        w.grant.is_some_and(|grant| grant.fence == record.fence)
-                            || waits && Some(w.token) == record.owner
-                    })
-                };
-                !s.net.is_empty()
-                    || s.data_lost
-                    || s.faults.crashes < model.faults.crashes
-                    || s.faults.repeats < model.faults.repeats
-                    || !s
-                        .record
-                        .is_some_and(|record| record.is_owned() && !keeps(record))
+            Property::always("no grant is kept unused", |model: &Self, world: &World| {
+                let mut workers = world.workers.iter();
+                let is_quiet = workers.all(|worker| worker.process.is_quiet());
+                let kept = world.record().filter(|record| {
+                    let mut workers = world.workers.iter();
+                    let is_wanted = workers.any(|worker| worker.process.wants(record));
+                    record.state.is_owned() && !world.is_over(record) && !is_wanted
+                });
+                !world.is_settled()
+                    || !is_quiet
+                    || world.is_upset
+                    || world.faults.crashes < model.faults.crashes
+                    || world.faults.repeats < model.faults.repeats
+                    || kept.is_none()
             }),
-            Property::always("no rule is broken", |_, s: &State| s.broken.is_none()),
-            Property::always("nobody waits for nothing", |model: &Self, s: &State| {
-                let busy = |w: &Worker| matches!(w.stage, Stage::Joining | Stage::Working);
-                let waits = |worker: &usize| s.workers[*worker].stage == Stage::Waiting;
-                let stuck = |worker: usize| {
-                    let w = &s.workers[worker];
-                    w.hears != Hears::Asked && model.timer(s, worker).is_none()
+            Property::always("no rule is broken", |_, world: &World| {
+                world.broken.is_none()
+            }),
+            Property::always("no worker waits in vain", |model: &Self, world: &World| {
+                let holds =
+                    |worker: &Worker| worker.process.has_guard() || worker.process.is_offered();
+                let is_stuck = |worker: &Worker| {
+                    worker.stage == Stage::In
+                        && worker.process.is_without_guard()
+                        && !worker.process.is_subscribing()
+                        && model.timer(world, worker).is_none()
                 };
-                !s.net.is_empty()
-                    || s.workers.iter().any(busy)
-                    || !(0..s.workers.len()).filter(waits).any(stuck)
+                !world.is_settled()
+                    || world.workers.iter().any(holds)
+                    || !world.workers.iter().any(is_stuck)
             }),
             Property::always(
-                "who hears knows when the work is free, or its own",
-                |model: &Self, s: &State| {
-                    let unheard = |w: &Worker| {
-                        let newest = w.view.map(|view| view.order());
-                        w.stage == Stage::Waiting
-                            && w.hears == Hears::Yes
-                            && !w.claiming
-                            && s.record.is_some_and(|record| match record.is_owned() {
-                                true => record.owner == Some(w.token),
-                                false => newest < Some(record.order()),
-                            })
+                "a subscriber knows when the work is free, or its own",
+                |model: &Self, world: &World| {
+                    let unheard = |worker: &Worker| {
+                        let process = &worker.process;
+                        process.is_waiting()
+                            && process.is_subscribed()
+                            && process.is_quiet()
+                            && world
+                                .record()
+                                .is_some_and(|record| match record.state.is_owned() {
+                                    true => process.is_owed(record),
+                                    false => process.is_older_than(record),
+                                })
                     };
-                    s.faults.news < model.faults.news
-                        || s.data_lost
-                        || !s.net.is_empty()
-                        || !s.workers.iter().any(unheard)
+                    world.faults.news < model.faults.news
+                        || world.is_upset
+                        || !world.is_settled()
+                        || !world.workers.iter().any(unheard)
                 },
             ),
         ]
-    }
-}
-
-impl Protocol {
-    /// An answer is lost: what the hub does with a call that it knows nothing of.
-    fn ask_again(&self, s: &mut State, worker: usize, op: Op) {
-        let w = s.workers[worker];
-        if w.stage == Stage::Crashed {
-            return;
-        }
-        match op {
-            Op::Claim(token) => {
-                let takes_part = matches!(w.stage, Stage::Joining | Stage::Waiting);
-                if takes_part && w.token == token {
-                    Self::ask(s, worker, op);
-                } else {
-                    Self::ask(s, worker, Op::Withdraw(token, self.spared(&w, token)));
-                }
-            }
-            Op::Renew(fence) => {
-                let wanted = |grant: Grant| grant.fence == fence && !grant.lost && !grant.settling;
-                if w.grant.is_some_and(wanted) {
-                    Self::ask(s, worker, op);
-                }
-            }
-            Op::Settle(..) | Op::Withdraw(..) => Self::ask(s, worker, op),
-        }
     }
 }
 
@@ -1034,6 +797,9 @@ const NONE: Faults = Faults {
     crashes: 0,
     leaves: 0,
     renewals: 0,
+    extensions: 0,
+    unacknowledged: 0,
+    clears: 0,
     data: 0,
 };
 
@@ -1044,7 +810,8 @@ const EVERY: Faults = Faults {
     crashes: 1,
     leaves: 1,
     renewals: 1,
-    data: 0,
+    extensions: 1,
+    ..NONE
 };
 
 const ANSWERS: Faults = Faults { answers: 1, ..NONE };
@@ -1052,13 +819,19 @@ const REPEATS: Faults = Faults { repeats: 1, ..NONE };
 const NEWS: Faults = Faults { news: 1, ..NONE };
 const CRASHES: Faults = Faults { crashes: 1, ..NONE };
 const LEAVES: Faults = Faults { leaves: 1, ..NONE };
+const DATA: Faults = Faults { data: 1, ..NONE };
+const CLEARS: Faults = Faults { clears: 1, ..NONE };
 const RENEWALS: Faults = Faults {
     renewals: 2,
+    extensions: 1,
     ..NONE
 };
-const DATA: Faults = Faults { data: 1, ..NONE };
+const REPLICAS: Faults = Faults {
+    unacknowledged: 2,
+    ..NONE
+};
 
-fn protocol(workers: usize, rejoin: bool, faults: Faults) -> Protocol {
+fn protocol(workers: u8, rejoin: bool, faults: Faults) -> Protocol {
     Protocol {
         workers,
         rejoin,
@@ -1088,14 +861,20 @@ fn the_protocol_keeps_its_promises() {
         ("a crash", 2, false, CRASHES),
         ("a stream dropped", 2, false, LEAVES),
         ("renewals", 2, false, RENEWALS),
+        ("replicas that do not acknowledge", 2, false, REPLICAS),
+        ("a run cleared", 2, false, CLEARS),
         ("data lost", 2, false, DATA),
         ("all faults", 2, false, EVERY),
         ("all faults, rejoining", 2, true, EVERY),
         (
-            "all faults and data lost",
+            "all faults, a run cleared and data lost",
             2,
             true,
-            Faults { data: 1, ..EVERY },
+            Faults {
+                data: 1,
+                clears: 1,
+                ..EVERY
+            },
         ),
         ("three workers, rejoining, a crash", 3, true, CRASHES),
         ("three workers, all faults", 3, false, EVERY),
@@ -1107,7 +886,7 @@ fn the_protocol_keeps_its_promises() {
             let search = search(model, bound);
             let unique = search.unique_state_count();
             let how = if search.state_count() < bound {
-                "gave_up"
+                "all"
             } else {
                 "bounded"
             };
@@ -1129,19 +908,20 @@ fn each_mutant_is_found() {
     for (mutant, faults, horizon) in [
         (NoLeaseTimer, CRASHES, 0),
         (ClaimNotIdempotent, ANSWERS, 0),
-        (AnybodySettles, REPEATS, 0),
-        (NoClaimAfterSubscribing, NONE, 0),
+        (AnyOwnerSettles, REPEATS, 0),
+        (SubscribedTooEarly, NONE, 0),
         (NoMargin, NONE, 3),
         (LeaseFromTheAnswer, NONE, 3),
         (FenceRestarts, DATA, 0),
         (LateDuplicateTakesAnAttempt, REPEATS, 0),
         (UnboundedAttempts, NONE, 0),
-        (LineKeepsItsOwner, NONE, 3),
+        (QueueKeepsTheOwner, NONE, 3),
         (NothingRemembered, NONE, 0),
         (RepeatedFailureCounts, REPEATS, 0),
         (GrantsOutliveTheirWindow, CRASHES, 0),
         (WithdrawalNamesNothing, ANSWERS, 0),
         (UnwantedIsKept, LEAVES, 0),
+        (ClearKeepsTheFence, CLEARS, 0),
     ] {
         let mut model = protocol(2, true, faults);
         model.horizon = horizon;

@@ -5,6 +5,7 @@
 //! `proof/tests/model.rs` drives the same code as the hub's task does.
 
 mod claims;
+mod fork;
 mod grants;
 mod latest_record;
 mod notifications;
@@ -25,11 +26,12 @@ use tokio::time::Instant;
 
 use super::message::{OutageId, Update};
 use super::{Id, Lease, RunConfig};
-use crate::clock::{Clock, Stamp};
+use crate::clock::Stamp;
 use crate::error::Error;
 use crate::key::Key;
 use crate::protocol::record::{RecordSnapshot, Token};
 use crate::protocol::{Op, Outcome, Reply};
+pub(super) use fork::Forks;
 use grants::{Grants, Settling};
 use latest_record::LatestRecord;
 use outage::{Outage, RenewalOutage};
@@ -47,8 +49,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Hash)]
 pub(super) struct KeyState<C> {
     key: Key,
-    /// The clock of the leases that it makes.
-    clock: Clock,
     participants: Participants,
     watchers: Watchers,
     grants: Grants,
@@ -69,10 +69,9 @@ pub(super) struct KeyState<C> {
 }
 
 impl<C: Default> KeyState<C> {
-    pub(super) fn new(key: Key, clock: Clock, connected: bool) -> Self {
+    pub(super) fn new(key: Key, connected: bool) -> Self {
         Self {
             key,
-            clock,
             participants: Participants::default(),
             watchers: Watchers::default(),
             grants: Grants::default(),

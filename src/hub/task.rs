@@ -478,7 +478,7 @@ impl<S: Store> Hub<S> {
         if !self.runs.contains_key(key.line()) {
             let entry = Entry {
                 key: key.clone(),
-                state: KeyState::new(key.clone(), self.handle.clock, self.connected),
+                state: KeyState::new(key.clone(), self.connected),
                 timer: None,
                 outage: None,
                 renewal_outage: None,
@@ -505,6 +505,7 @@ impl<S: Store> Hub<S> {
         let mut outputs = std::mem::take(&mut self.outputs);
         let mut turn = Turn {
             now,
+            clock: self.handle.clock,
             fresh: &mut self.handle,
             outputs: &mut outputs,
         };

@@ -1,6 +1,7 @@
 //! One transition of one record, at one instant.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,21 +9,32 @@ use bytes::Bytes;
 use crate::protocol::record::{Cause, Previous, Record, State, Token};
 use crate::protocol::{Failure, Op, Outcome};
 
-pub(crate) struct Entry {
-    pub(crate) record: Record,
+/// A key on the server: its record and its queue.
+#[derive(Clone, Debug, Hash)]
+pub struct Entry {
+    /// The record.
+    pub record: Record,
     pub(crate) line: Line,
     /// The server's time in ms at which the record and its queue expire.
-    pub(crate) expires: u64,
+    pub expires: u64,
 }
 
 type Waiter = (Token, Arc<str>);
 
 /// The waiting tokens, first come, first served. One map orders them by their numbers, the other
 /// finds the number of a token.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
     queue: BTreeMap<u64, Waiter>,
     numbers: HashMap<Waiter, u64>,
+}
+
+/// The waiters in their order. The map only finds them.
+impl Hash for Line {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.queue.len().hash(hasher);
+        self.queue.values().for_each(|waiter| waiter.hash(hasher));
+    }
 }
 
 impl Line {
@@ -72,17 +84,20 @@ fn ttl(record: &Record, now: u64) -> u64 {
 }
 
 /// What a transition leaves, and what it answers.
-pub(crate) struct Applied {
+#[derive(Clone, Debug)]
+pub struct Applied {
     /// `None` if the key is absent.
-    pub(crate) entry: Option<Entry>,
-    pub(crate) ok: bool,
-    pub(crate) position: Option<u64>,
+    pub entry: Option<Entry>,
+    /// See [`Reply::ok`](crate::protocol::Reply::ok).
+    pub ok: bool,
+    /// See [`Reply::position`](crate::protocol::Reply::position).
+    pub position: Option<u64>,
     /// Whether there is something to publish.
-    pub(crate) changed: bool,
+    pub changed: bool,
 }
 
 /// Applies an operation to a key that has this entry, at this server time in µs.
-pub(crate) fn apply(entry: Option<Entry>, op: &Op, at: u64) -> Applied {
+pub fn apply(entry: Option<Entry>, op: &Op, at: u64) -> Applied {
     let now = at / 1_000;
     let entry = entry.filter(|entry| entry.expires > now);
     let (entry, ok, position, changed) = match (entry, op) {

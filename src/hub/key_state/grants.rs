@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::fork::Forks;
 use super::{KeyState, Output, Turn, Update};
 use crate::error::LeaseLost;
 use crate::hub::message::{Ended, NotSettled};
@@ -53,8 +54,25 @@ pub(in crate::hub) struct Settling {
 }
 
 impl Grants {
+    pub(super) fn fork(&self, forks: &mut Forks) -> Self {
+        let active = self.active.iter().map(|grant| ActiveGrant {
+            lease: forks.of(&grant.lease),
+            ends: grant.ends,
+            phase: grant.phase,
+            checkpoints: grant.checkpoints,
+        });
+        Self {
+            active: active.collect(),
+            last_used: self.last_used,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.active.is_empty()
+    }
+
+    pub(super) fn has(&self, fence: u64) -> bool {
+        self.active.iter().any(|grant| grant.lease.fence == fence)
     }
 
     pub(super) fn push(&mut self, lease: Arc<Lease>, now: Instant) {

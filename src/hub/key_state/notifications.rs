@@ -74,7 +74,7 @@ impl<C: Default> KeyState<C> {
                 let Some(term) = self.latest.first_term(turn.now, &terms) else {
                     return;
                 };
-                let lease = Lease::new(&self.key, record, id, token, terms, self.clock, term);
+                let lease = Lease::new(&self.key, record, id, token, terms, turn.clock, term);
                 let lease = Arc::new(lease);
                 let server_time = self.latest.server_time();
                 if let Some((sent, at)) = server_time {

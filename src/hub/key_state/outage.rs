@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::fork::Forks;
 use super::grants::failed;
 use super::output::{Answer, Outages, Report};
 use super::{Call, KeyState, OutageId, Output, Renew, Request, Turn, Update};
@@ -48,6 +49,19 @@ impl<C: Hash> Hash for Outage<C> {
 impl Hash for RenewalOutage {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (self.id, self.fence).hash(hasher);
+    }
+}
+
+impl<C: Clone> Outage<C> {
+    pub(super) fn fork(&self, forks: &mut Forks) -> Self {
+        Self {
+            id: self.id,
+            error: self.error.clone(),
+            delay: self.delay,
+            retry_at: self.retry_at,
+            claims: self.claims,
+            parked: self.parked.iter().map(|call| call.fork(forks)).collect(),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Id;
 use super::request::Request;
-use crate::clock::Stamp;
+use crate::clock::{Clock, Stamp};
 use crate::error::Error;
 use crate::hub::message::{NotSettled, OutageId, Update};
 use crate::lease::Lease;
@@ -21,6 +21,8 @@ pub(in crate::hub) type WatchItem = Result<RecordSnapshot, Error>;
 /// of what follows from it.
 pub(in crate::hub) struct Turn<'a, C> {
     pub(in crate::hub) now: Stamp,
+    /// The clock of the leases that the act makes.
+    pub(in crate::hub) clock: Clock,
     pub(in crate::hub) fresh: &'a mut dyn Fresh,
     pub(in crate::hub) outputs: &'a mut Vec<Output<C>>,
 }

@@ -1,9 +1,9 @@
 //! The participants of this process in one run.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Id;
@@ -17,12 +17,36 @@ const STAGGER: Duration = Duration::from_millis(5);
 const STAGGER_CAP: u64 = 100;
 
 /// In the order in which they joined.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Participants {
     /// Boxed, since a map has room for many, and most runs have one.
     all: BTreeMap<Id, Box<ParticipantState>>,
     /// No participant with a smaller id can be the next claimant. Saves scanning all that join.
-    claim_cursor: Cell<Id>,
+    claim_cursor: Cursor,
+}
+
+/// An id that a search may move on behind a shared reference. Relaxed: only one task searches.
+#[derive(Debug, Default)]
+struct Cursor(AtomicU64);
+
+impl Cursor {
+    fn get(&self) -> Id {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, id: Id) {
+        self.0.store(id, Ordering::Relaxed);
+    }
+}
+
+impl Clone for Participants {
+    /// The copy searches from the start.
+    fn clone(&self) -> Self {
+        Self {
+            all: self.all.clone(),
+            claim_cursor: Cursor::default(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Hash)]
