@@ -1,5 +1,7 @@
 //! The two errors that all layers share.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::key::Key;
@@ -18,7 +20,7 @@ pub enum Error {
         key: Key,
         /// Error of the server or the connection.
         #[source]
-        source: fred::error::Error,
+        source: ServerError,
     },
     /// The server refuses. Causes are a missing permission, a wrong password or a version before
     /// 7.0.
@@ -28,7 +30,7 @@ pub enum Error {
         key: Key,
         /// Error of the server.
         #[source]
-        source: fred::error::Error,
+        source: ServerError,
     },
     /// The key, or a side key of it, holds a value of another type.
     #[error("{key} holds a value of another type")]
@@ -64,6 +66,42 @@ pub enum Error {
     /// was never connected.
     #[error("the worker's runtime has shut down, or its client is not connected")]
     Stopped,
+}
+
+/// What the server or the connection to it reported, as an error of the client library.
+///
+/// `Display` and [`source`](std::error::Error::source) are those of that error.
+#[derive(Clone)]
+pub struct ServerError(Arc<dyn std::error::Error + Send + Sync>);
+
+impl ServerError {
+    /// Wraps an error.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into().into())
+    }
+
+    /// Returns the error of the client library, which can be downcast.
+    pub fn get_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for ServerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
 }
 
 impl Error {

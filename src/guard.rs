@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::error::ErrorKind;
-use fred::types::{FromValue, MultipleKeys, MultipleValues, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +17,7 @@ use crate::lease::Lease;
 use crate::outcome::{self, Completed, Failed, GaveUp, PreviousAttempt, Reason};
 use crate::protocol::{Failure, GRAIN, Outcome, millis};
 use crate::store::FencedError;
+use crate::store::values::{self, ClientError, FromValue, MultipleKeys, MultipleValues};
 use crate::telemetry::Within;
 pub use error::{RenewError, SettleError};
 
@@ -381,14 +380,12 @@ impl WorkGuard {
         R: FromValue,
         K: Into<MultipleKeys> + Send,
         A: TryInto<MultipleValues> + Send,
-        A::Error: Into<fred::error::Error> + Send,
+        A::Error: Into<ClientError> + Send,
     {
         self.grant.in_use();
-        let args = args.try_into();
-        let args = arguments(args.map_err(|error| FencedError::Type(error.into()))?)?;
-        let keys = keys.into().inner().into_iter().map(Value::from).collect();
+        let (keys, args) = (values::keys(keys), values::arguments(args)?);
         let ran = self.grant.fenced(script.to_owned(), keys, args);
-        ran.await?.convert().map_err(FencedError::Type)
+        values::convert(ran.await?)
     }
 
     /// Completes the work for the whole fleet.
@@ -596,31 +593,6 @@ impl fmt::Debug for WorkGuard {
             .field("remaining", &lease.remaining())
             .finish_non_exhaustive()
     }
-}
-
-/// Checks that each argument can be sent. A null must not be: the server would close the
-/// connection, which all guards share.
-fn arguments(args: Value) -> Result<Vec<Value>, FencedError> {
-    let args = match args {
-        Value::Null => return Ok(Vec::new()),
-        Value::Array(args) => args,
-        arg => vec![arg],
-    };
-    for (nth, arg) in args.iter().enumerate() {
-        if !matches!(
-            arg,
-            Value::String(_)
-                | Value::Bytes(_)
-                | Value::Integer(_)
-                | Value::Double(_)
-                | Value::Boolean(_)
-        ) {
-            let details = format!("argument {} is of the type {:?}", nth + 1, arg.kind());
-            let error = fred::error::Error::new(ErrorKind::InvalidArgument, details);
-            return Err(FencedError::Type(error));
-        }
-    }
-    Ok(args)
 }
 
 /// Returns a failed attempt with this reason, cut to the maximum length.

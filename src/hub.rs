@@ -13,7 +13,6 @@ mod task;
 mod tests;
 
 use bytes::Bytes;
-use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc as mailbox;
 use std::fmt;
@@ -30,6 +29,7 @@ use crate::key::Key;
 use crate::lease::RunConfig;
 use crate::lease::{Id, Lease};
 use crate::protocol::{Op, Outcome, Reply};
+use crate::store::values::Value;
 use crate::store::{FencedError, FencedScript, Store};
 use crate::telemetry::Outages;
 use key_state::WatchItem;

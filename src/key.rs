@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use bytes_utils::Str;
-use fred::util::redis_keyslot;
 
 /// The name of one unit of work: from 1 to [`Key::MAX_LEN`] bytes of any value.
 ///
@@ -63,11 +62,11 @@ impl Key {
                 max: Self::MAX_LEN,
             });
         }
-        let tagged = has_hash_tag(key);
+        let tagged = hash_tag(key).is_some();
         if !tagged && key.contains(&b'}') {
             return Err(KeyError::NotColocatable { key: show(key) });
         }
-        let slot = redis_keyslot(key);
+        let slot = slot_of(key);
         // No two keys share a derived name. The key `{7}` is not the queue of `7`, and the derived
         // name of a UTF-8 key never equals that of a key of other bytes.
         let (line, at) = match std::str::from_utf8(key) {
@@ -113,15 +112,20 @@ impl Key {
     }
 }
 
-/// Whether Redis Cluster hashes only a part of this key.
-fn has_hash_tag(key: &[u8]) -> bool {
-    let Some(open) = key.iter().position(|b| *b == b'{') else {
-        return false;
-    };
+/// Returns the part of this key that Redis Cluster hashes, if it is not the whole.
+fn hash_tag(key: &[u8]) -> Option<&[u8]> {
+    let open = key.iter().position(|b| *b == b'{')?;
     let rest = &key[open + 1..];
-    rest.iter()
-        .position(|b| *b == b'}')
-        .is_some_and(|close| close > 0)
+    let close = rest.iter().position(|b| *b == b'}')?;
+    (close > 0).then_some(&rest[..close])
+}
+
+/// Returns the slot of a name in a cluster: CRC16 of its hash tag, or of the whole name without one.
+///
+/// See the [cluster specification](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model).
+pub(crate) fn slot_of(name: &[u8]) -> u16 {
+    let hashed = hash_tag(name).unwrap_or(name);
+    crc16::State::<crc16::XMODEM>::calculate(hashed) % 16_384
 }
 
 /// Returns a short text in the given slot: the first decimal number that hashes there. It takes
@@ -129,7 +133,7 @@ fn has_hash_tag(key: &[u8]) -> bool {
 fn tag_of(slot: u16) -> String {
     (0u64..)
         .map(|n| n.to_string())
-        .find(|tag| redis_keyslot(tag.as_bytes()) == slot)
+        .find(|tag| slot_of(tag.as_bytes()) == slot)
         .expect("CRC16 of the decimal numbers reaches each of the 16,384 slots")
 }
 
@@ -200,7 +204,7 @@ mod tests {
     #[test]
     fn a_line_is_text_in_the_slot_of_its_key() {
         let key = Key::new([0xff, 0xfe, b'x']).unwrap();
-        assert_eq!(redis_keyslot(key.line().as_bytes()), key.slot());
+        assert_eq!(slot_of(key.line().as_bytes()), key.slot());
         assert!(key.line().ends_with(r":\xff\xfex:bytes"));
     }
 

@@ -185,7 +185,7 @@ mod telemetry;
 
 pub use acquire::{Acquire, LockEvent, Status, StatusLevel};
 pub use client::{BuildError, Builder, LockingWorker, RunState, Snapshot, Warning, Watch};
-pub use error::{Error, LeaseLost};
+pub use error::{Error, LeaseLost, ServerError};
 pub use ext::{ClaimError, ClaimExt, IntoResult, LockStreamExt, OnceError};
 pub use guard::{RenewError, SettleError, WorkGuard};
 pub use key::{Key, KeyError};

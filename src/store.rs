@@ -8,14 +8,14 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
-use bytes_utils::Str;
-use fred::types::Value;
-
 use crate::error::Error;
 use crate::key::Key;
 use crate::protocol::record::RecordSnapshot;
 use crate::protocol::{Op, Reply};
+use bytes_utils::Str;
 pub use fenced::{FencedError, FencedScript};
+pub(crate) use redis::values;
+use redis::values::Value;
 
 /// An item of the subscriber's stream.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fred::error::{Error as FredError, ErrorKind};
-use redis_locking_worker::{BuildError, Error, LockingWorker};
+use redis_locking_worker::{BuildError, Error, LockingWorker, ServerError};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::args::Reach;
@@ -75,14 +75,19 @@ pub(crate) fn advice_for(error: &Error) -> Option<&'static str> {
 
 fn source(error: &Error) -> Option<&FredError> {
     match error {
-        Error::Unavailable { source, .. } | Error::Refused { source, .. } => Some(source),
+        Error::Unavailable { source, .. } | Error::Refused { source, .. } => client_error(source),
         _ => None,
     }
 }
 
+/// Returns the error of the client library.
+fn client_error(error: &ServerError) -> Option<&FredError> {
+    error.get_ref().downcast_ref()
+}
+
 fn answer(error: &BuildError) -> Option<&FredError> {
     match error {
-        BuildError::Connect { source, .. } => Some(source),
+        BuildError::Connect { source, .. } => client_error(source),
         BuildError::Server(error) => source(error),
         _ => None,
     }
@@ -92,15 +97,19 @@ fn answer(error: &BuildError) -> Option<&FredError> {
 fn is_transient(error: &BuildError) -> bool {
     match error {
         BuildError::Server(error) => error.is_retryable(),
-        BuildError::Connect { source, .. } => match Failure::of(source) {
-            Failure::Refused | Failure::Name | Failure::Silent | Failure::Loading => true,
-            Failure::MaxClients => true,
-            Failure::Other => matches!(
-                source.kind(),
-                ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Cluster | ErrorKind::Sentinel
-            ),
-            _ => false,
-        },
+        BuildError::Connect { .. } => answer(error).is_some_and(may_pass),
+        _ => false,
+    }
+}
+
+fn may_pass(error: &FredError) -> bool {
+    match Failure::of(error) {
+        Failure::Refused | Failure::Name | Failure::Silent | Failure::Loading => true,
+        Failure::MaxClients => true,
+        Failure::Other => matches!(
+            error.kind(),
+            ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Cluster | ErrorKind::Sentinel
+        ),
         _ => false,
     }
 }

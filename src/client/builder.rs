@@ -17,9 +17,9 @@ use crate::lease::RunConfig;
 use crate::protocol::{GRAIN, millis};
 use crate::store::Pace;
 use crate::store::memory::Memory;
-use crate::store::redis::Replicas;
+use crate::store::redis::{Replicas, ServerAddress};
 use crate::telemetry;
-use server::Server;
+use server::Target;
 pub use warning::Warning;
 
 /// Configures and builds a [`LockingWorker`]. [`LockingWorker::builder`] returns one.
@@ -62,7 +62,7 @@ pub use warning::Warning;
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
     key: Vec<u8>,
-    server: Server,
+    server: Target,
     lock_timeout: Duration,
     max_attempts: u32,
     retention: Option<Duration>,
@@ -117,7 +117,7 @@ impl Builder {
     pub(crate) fn new(key: &[u8]) -> Self {
         Self {
             key: key.to_vec(),
-            server: Server::default(),
+            server: Target::default(),
             lock_timeout: Duration::from_secs(5),
             max_attempts: 5,
             retention: None,
@@ -148,7 +148,7 @@ impl Builder {
     ///
     /// [fred]: https://docs.rs/fred/10.1.0/fred/types/config/struct.Config.html#method.from_url
     pub fn url(mut self, url: impl Into<String>) -> Self {
-        self.server = Server::Url(url.into());
+        self.server = Target::Server(ServerAddress::Url(url.into()));
         self
     }
 
@@ -156,14 +156,14 @@ impl Builder {
     pub fn host(mut self, host: impl Into<String>) -> Self {
         let (_, port) = self.server.address();
         let host = host.into();
-        self.server = Server::Address { host, port };
+        self.server = Target::Server(ServerAddress::Address { host, port });
         self
     }
 
     /// Sets the server's port.
     pub fn port(mut self, port: u16) -> Self {
         let (host, _) = self.server.address();
-        self.server = Server::Address { host, port };
+        self.server = Target::Server(ServerAddress::Address { host, port });
         self
     }
 
@@ -188,13 +188,13 @@ impl Builder {
     /// [`ClusterDiscoveryPolicy::UseCache`]:
     ///   https://docs.rs/fred/10.1.0/fred/types/config/enum.ClusterDiscoveryPolicy.html
     pub fn client(mut self, client: Client) -> Self {
-        self.server = Server::Client(client);
+        self.server = Target::Server(ServerAddress::Client(client));
         self
     }
 
     /// Uses a store in this process instead of a server, above all for unit tests.
     pub fn in_memory(mut self, memory: &Memory) -> Self {
-        self.server = Server::Memory(memory.clone());
+        self.server = Target::Memory(memory.clone());
         self
     }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{Error, ServerError};
 use crate::key::KeyError;
+use crate::store::redis::ConnectError;
 
 /// Failure of [`Builder::build`](crate::Builder::build).
 #[derive(Clone, Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ pub enum BuildError {
         url: String,
         /// The cause.
         #[source]
-        source: fred::error::Error,
+        source: ServerError,
     },
     /// The URL needs a feature that is not enabled.
     #[error("{url:?} needs one of the features {features}, none of which is enabled")]
@@ -88,7 +89,7 @@ pub enum BuildError {
         server: String,
         /// The cause.
         #[source]
-        source: fred::error::Error,
+        source: ServerError,
     },
     /// The server is older than Redis 7.0 and refuses the scripts.
     #[error("{server} is Redis {version}; 7.0 is the oldest that can be used")]
@@ -104,4 +105,15 @@ pub enum BuildError {
     /// The server answered but cannot serve this key.
     #[error("the server cannot be used")]
     Server(#[from] Error),
+}
+
+impl From<ConnectError> for BuildError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Url { url, source } => Self::Url { url, source },
+            ConnectError::Feature { url, features } => Self::Feature { url, features },
+            ConnectError::NoReconnectPolicy => Self::NoReconnectPolicy,
+            ConnectError::Connect { server, source } => Self::Connect { server, source },
+        }
+    }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::types::Value;
 use futures::channel::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -16,6 +15,7 @@ use crate::keeper::News;
 use crate::key::Key;
 use crate::outcome::{Completed, Failed, GaveUp, Locked};
 use crate::protocol::{Op, Outcome, Reply};
+use crate::store::values::Value;
 use crate::store::{FencedError, FencedScript};
 
 /// Identifies an outage.

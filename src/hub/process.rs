@@ -8,14 +8,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fred::error::{Error as FredError, ErrorKind};
 use tokio::time::Instant;
 
 use super::key_state::{Call, Forks, Fresh, KeyState, Output, Turn};
 use super::message::{Ended, OutageId, Update};
 use super::{Id, Lease, RunConfig};
 use crate::clock::{Clock, Moment, Stamp};
-use crate::error::{Error, LeaseLost};
+use crate::error::{Error, LeaseLost, ServerError};
 use crate::key::Key;
 use crate::protocol::record::{Record, RecordSnapshot, Token};
 use crate::protocol::{Op, Outcome, Reply};
@@ -373,7 +372,7 @@ impl Process {
     pub fn unanswered(&mut self, nth: usize) -> Vec<Told> {
         let error = Error::Unavailable {
             key: self.key.clone(),
-            source: FredError::new(ErrorKind::IO, "the answer is lost"),
+            source: ServerError::new("the answer is lost"),
         };
         self.fail(nth, error)
     }

@@ -8,8 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fred::error::{Error as FredError, ErrorKind};
-use fred::types::Value;
 use futures::channel::mpsc;
 use futures::{FutureExt, Stream, StreamExt, future, stream};
 use nix::time::{ClockId, clock_gettime};
@@ -19,7 +17,7 @@ use tokio::time::Instant;
 use super::Handle;
 use crate::acquire::{Acquire, AcquireConfig};
 use crate::acquire::{LockEvent, Status, StatusLevel};
-use crate::error::Error;
+use crate::error::{Error, ServerError};
 use crate::guard::SettleError;
 use crate::guard::WorkGuard;
 use crate::key::Key;
@@ -29,6 +27,7 @@ use crate::protocol::record::{Record, RecordSnapshot, State, Token};
 use crate::protocol::{Op, Reply};
 use crate::store::FencedError;
 use crate::store::memory::{Memory, MemoryStore};
+use crate::store::values::Value;
 use crate::store::{BatchKey, FencedScript, Store, StoreEvent};
 
 /// A lease, in ms, that no test waits out.
@@ -133,7 +132,7 @@ impl Store for Bad {
         let fate = (self.judge.lock().unwrap())(op);
         let unavailable = || Error::Unavailable {
             key: key.clone(),
-            source: FredError::new(ErrorKind::IO, "cut"),
+            source: ServerError::new("cut"),
         };
         let unproven = || Error::NotReplicated {
             key: key.clone(),
@@ -196,7 +195,7 @@ impl Store for Bad {
             return Err(forbidden(key));
         }
         if self.cut.load(Ordering::SeqCst) {
-            let source = FredError::new(ErrorKind::IO, "cut");
+            let source = ServerError::new("cut");
             let key = key.clone();
             return Err(Error::Unavailable { key, source });
         }
@@ -231,7 +230,7 @@ impl Store for Bad {
 fn forbidden(key: &Key) -> Error {
     Error::Refused {
         key: key.clone(),
-        source: FredError::new(ErrorKind::Unknown, "NOPERM"),
+        source: ServerError::new("NOPERM"),
     }
 }
 

@@ -1,8 +1,7 @@
 //! Scripts that run only while a grant stands.
 
-use fred::types::Value;
-
-use crate::error::{Error, LeaseLost};
+use super::redis::values::Value;
+use crate::error::{Error, LeaseLost, ServerError};
 
 /// A script of the caller's that runs only if a grant still stands.
 #[derive(Clone, Debug)]
@@ -44,10 +43,10 @@ pub enum FencedError {
     /// The keys or arguments cannot be sent, or the answer cannot be converted to the requested
     /// type.
     #[error("what goes to the script or comes from it is of another type")]
-    Type(#[source] fred::error::Error),
+    Type(#[source] ServerError),
     /// The script failed. Its earlier writes remain.
     #[error("the script failed")]
-    Script(#[source] fred::error::Error),
+    Script(#[source] ServerError),
     /// The server did not answer: the script may or may not have executed. It is not retried.
     #[error("the server gave no answer; the script may or may not have run")]
     Unknown(#[source] Error),

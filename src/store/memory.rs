@@ -8,10 +8,10 @@ mod server;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use fred::types::Value;
 use futures::Stream;
 use futures::channel::mpsc;
 
+use super::values::Value;
 use super::{BatchKey, FencedError, FencedScript, Store, StoreEvent};
 use crate::error::Error;
 use crate::key::Key;

@@ -11,6 +11,8 @@ mod path;
 mod replication;
 mod scripts;
 mod sentinels;
+mod server;
+pub(crate) mod values;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,7 +25,6 @@ use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::{ClientLike, ClusterInterface, EventInterface, PubsubInterface};
 use fred::types::config::{Config, Options, Server};
 use fred::types::{ClusterHash, CustomCommand, Value};
-use fred::util::redis_keyslot;
 use futures::future::{join_all, ready};
 use futures::stream::{self, select_all};
 use futures::{Stream, StreamExt};
@@ -33,7 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{BatchKey, FencedError, FencedScript, Pace, Store, StoreEvent};
 use crate::error::Error;
-use crate::key::{Key, show};
+use crate::key::{Key, show, slot_of};
 use crate::protocol::record::{RecordSnapshot, loss};
 use crate::protocol::{Op, Outcome, Reply};
 use crate::telemetry;
@@ -44,6 +45,7 @@ pub use replication::Replicas;
 use replication::Replication;
 use scripts::{Script, Scripts};
 use sentinels::{Sentinels, TrackedClient};
+pub(crate) use server::{ConnectError, Server as ServerAddress};
 
 /// The time limit for the answer to one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -398,7 +400,7 @@ impl Store for RedisStore {
         if self.commands.client().is_clustered() {
             for name in &script.keys {
                 let bytes = name.as_bytes().unwrap_or_default();
-                let slot = redis_keyslot(bytes);
+                let slot = slot_of(bytes);
                 if slot != key.slot() {
                     return Err(FencedError::OtherSlot {
                         key: show(bytes),
@@ -424,7 +426,7 @@ impl Store for RedisStore {
                 let read = read.map_err(FencedError::Unknown)?;
                 Err(loss(read.record(), script.attempt).into())
             }
-            Err(error) if is_answer(&error) => Err(FencedError::Script(error)),
+            Err(error) if is_answer(&error) => Err(FencedError::Script(error.into())),
             Err(error) => Err(FencedError::Unknown(explain(key, error))),
         }
     }
@@ -693,7 +695,13 @@ fn explain(key: &Key, source: FredError) -> Error {
         || PASSING.contains(&word)
         || details.contains("max number of clients reached");
     match passing {
-        true => Error::Unavailable { key, source },
-        false => Error::Refused { key, source },
+        true => Error::Unavailable {
+            key,
+            source: source.into(),
+        },
+        false => Error::Refused {
+            key,
+            source: source.into(),
+        },
     }
 }

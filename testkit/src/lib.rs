@@ -18,7 +18,7 @@ use fred::types::{Builder as FredBuilder, ClusterHash, CustomCommand, Value};
 use futures::StreamExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use redis_locking_worker::{Acquire, Builder, LockEvent, LockingWorker, WorkGuard};
+use redis_locking_worker::{Acquire, Builder, LockEvent, LockingWorker, ServerError, WorkGuard};
 use tempfile::TempDir;
 
 /// Longest wait for anything that must happen. It is far longer than the wait ever takes.
@@ -560,4 +560,15 @@ pub fn least_permissions() -> impl Iterator<Item = &'static str> + Clone {
     words
         .filter(|word| *word != "\\")
         .map(|word| word.trim_matches('\''))
+}
+
+/// The error of the client library.
+pub fn client_error(error: &ServerError) -> &fred::error::Error {
+    let error = error.get_ref().downcast_ref();
+    error.expect("an error of the client library")
+}
+
+/// What the server said.
+pub fn details(error: &ServerError) -> &str {
+    client_error(error).details()
 }

@@ -196,7 +196,7 @@ async fn a_key_without_permission_is_nobody_elses_error() {
     match &answers[1] {
         Err(Error::Refused { key, source }) => {
             assert_eq!(*key, self::key("other"));
-            assert!(source.details().starts_with("NOPERM"), "{source}");
+            assert!(testkit::details(source).starts_with("NOPERM"), "{source}");
         }
         other => panic!("{other:?}"),
     }

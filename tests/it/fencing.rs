@@ -94,14 +94,16 @@ async fn what_is_wrong_with_a_script_is_said() {
     match guard.fenced::<(), _, _>("retrun 1", None, ()).await {
         Err(FencedError::Script(error)) => {
             assert!(
-                error.details().contains("Error compiling script"),
+                testkit::details(&error).contains("Error compiling script"),
                 "{error}"
             );
         }
         other => panic!("{other:?}"),
     }
     match guard.fenced::<i64, _, _>("return 'seven'", None, ()).await {
-        Err(FencedError::Type(error)) => assert_eq!(*error.kind(), ErrorKind::Parse),
+        Err(FencedError::Type(error)) => {
+            assert_eq!(*testkit::client_error(&error).kind(), ErrorKind::Parse);
+        }
         other => panic!("{other:?}"),
     }
     for wrong in [

@@ -1,6 +1,4 @@
 //! The twelve defects of the ancestor, each reproduced on it once: none of them is left.
-//!
-//! `scripts/mutants.sh` breaks the code for each of these tests and sees it fail.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};

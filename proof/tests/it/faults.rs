@@ -41,7 +41,7 @@ async fn outage(stream: &mut Acquire, of: &str) {
 /// An outage, and what the server said.
 async fn refusal(stream: &mut Acquire) -> String {
     match next(stream).await {
-        LockEvent::Error(Error::Unavailable { source, .. }) => source.details().to_owned(),
+        LockEvent::Error(Error::Unavailable { source, .. }) => testkit::details(&source).to_owned(),
         other => panic!("{other:?}"),
     }
 }

@@ -10,8 +10,8 @@ use futures::{FutureExt, StreamExt, stream};
 use nix::sys::signal::Signal;
 use recorder::Recorder;
 use redis_locking_worker::{
-    Builder, Error, Key, LeaseLost, LockEvent, LockStreamExt, LockingWorker, Memory, SettleError,
-    WorkGuard,
+    Builder, Error, Key, LeaseLost, LockEvent, LockStreamExt, LockingWorker, Memory, ServerError,
+    SettleError, WorkGuard,
 };
 use testkit::{Server, acquired, command, end, locked, next, until};
 use tokio::time::{advance, sleep};
@@ -458,7 +458,7 @@ async fn trace_tells_of_an_error_with_its_causes() {
     let recorder = Recorder::install();
     let error = Error::Refused {
         key: Key::new("job").unwrap(),
-        source: fred::error::Error::new(ErrorKind::Auth, "a wrong password"),
+        source: ServerError::new(fred::error::Error::new(ErrorKind::Auth, "a wrong password")),
     };
     let mut events = stream::iter([LockEvent::Error(error)]).trace();
     assert!(matches!(events.next().await, Some(LockEvent::Error(_))));

@@ -193,7 +193,10 @@ async fn a_replica_is_an_outage_until_it_is_promoted() {
         match server.builder("job").build().await {
             Ok(_) => assert_eq!(stale, "yes"),
             Err(BuildError::Server(Error::Unavailable { source, .. })) => {
-                assert!(source.details().starts_with("MASTERDOWN"), "{source:?}");
+                assert!(
+                    testkit::details(&source).starts_with("MASTERDOWN"),
+                    "{source:?}"
+                );
             }
             Err(error) => panic!("{error:?}"),
         }
