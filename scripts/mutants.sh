@@ -89,29 +89,29 @@ mutant "hub: a lost answer is taken for a lost lease" src/hub/run/grants.rs \
 mutant "hub: the lease is counted from the answer, without a margin" src/lease.rs \
     'left.saturating_sub(terms.margin_of(left))' 'left + terms.margin_of(left)' $hub::a_guard_is_invalid
 mutant "hub: a late claim ends the guard that a push has brought" src/hub/run/grants.rs \
-    'live.chain(self.worked)' 'live.take(0).chain(self.worked)' $hub::a_claim_that_is_late
+    'live.chain(self.worked)' 'live.take(0).chain(self.worked)' $hub::a_late_claim_does_not
 mutant "hub: what was worked on and lost is given back" src/hub/run/grants.rs \
-    'live.chain(self.worked)' 'live.chain(None)' $hub::a_claim_that_is_late
+    'live.chain(self.worked)' 'live.chain(None)' $hub::a_late_claim_does_not
 mutant "hub: what comes later than its run is kept" src/hub/run.rs \
-    'told.fence > self.spared(token)' 'self.spared(token) == 0' $hub::a_claim_that_comes_later
+    'told.fence > self.spared(token)' 'self.spared(token) == 0' $hub::a_claim_after_its_run
 mutant "hub: what comes later than its run, unheard, is kept" src/hub/run/outage.rs \
-    'if wanted && !unproven {' 'if wanted && !unproven || self.spared(token) > 0 {' $hub::a_claim_that_comes_later
+    'if wanted && !unproven {' 'if wanted && !unproven || self.spared(token) > 0 {' $hub::a_claim_after_its_run
 mutant "hub: what comes while its reader is at work is kept" src/hub/run/claims.rs \
-    'member.stage != Stage::Holding' 'true' $hub::a_claim_that_comes_later
+    'member.stage != Stage::Holding' 'true' $hub::a_claim_after_its_run
 mutant "hub: a refusal leaves the outage" src/hub/run/outage.rs \
     'return self.recover(claims);' 'return;' $hub::a_refusal_ends
 mutant "hub: without a handle it claims again" src/hub/run/news.rs \
     'return self.leave(id, now);
                 };' 'return; };' $hub::the_last_stream
 mutant "hub: who was not answered stays in line" src/hub/run/outage.rs \
-    'if !member.claiming {' 'if member.stage == Stage::Waiting && !member.claiming {' $hub::who_waits_for_an_answer
+    'if !member.claiming {' 'if member.stage == Stage::Waiting && !member.claiming {' $hub::a_refused_joining_stream
 mutant "hub: the hand-off before is taken for ours" src/hub/run/grants.rs \
     '&& !lease
             .previous' '&& !lease.previous.as_ref().filter(|_| false)' $hub::a_hand_off_that
 mutant "hub: our hand-off is taken for the one before" src/hub/run/grants.rs \
     '&& *holder == *lease.terms.label' '' $hub::a_hand_off_whose
 mutant "hub: what is forgotten late was worked on last" src/hub/run/grants.rs \
-    'later.or(Some((fence, token)))' 'Some((fence, token)).or(later)' $hub::nor_what_its_own
+    'later.or(Some((fence, token)))' 'Some((fence, token)).or(later)' $hub::a_slow_settlement
 mutant "hub: the order of news is not looked at" src/hub/run/news.rs \
     'let newer = order.is_gt() || lost;' 'let newer = true;' $hub::a_late_message
 mutant "hub: a dropped stream stays in line" src/hub/run.rs \
@@ -122,9 +122,9 @@ mutant "hub: close does not wait" src/hub.rs \
     'tracker.wait().await;' '' $hub::draining_waits
 mutant "hub: what nobody takes is given back by a message of its own" src/hub/run/news.rs \
     'lease.give();' 'drop(unsent); member.stage = Stage::Holding; return;' \
-    $hub::draining_waits_for_a_grant
+    $hub::draining_waits_for_the_return
 mutant "hub: who is refused stays in line" src/hub/run/outage.rs \
-    'if !member.claiming {' 'if false {' $hub::a_waiter_that_is_refused
+    'if !member.claiming {' 'if false {' $hub::a_refused_waiter
 mutant "guard: dropping says nothing" src/guard.rs \
     'self.grant.settle(Outcome::Fail(failure), None);' 'let _ = failure;' --test it a_dropped_guard
 mutant "guard: a grant that was not yielded is kept" src/hub.rs \
@@ -171,7 +171,7 @@ mutant "replicas: a grant heard of is withdrawn while it is confirmed" src/hub/r
 mutant "renewal: a checkpoint is forgotten" $lua/renew.lua \
     'r.checkpoint = checkpoint' '' --test it redis::the_next_attempt_finds
 mutant "renewal: waiters are told of it" src/hub/run/news.rs \
-    'if member.told != record.fence {' 'if true {' $renewal::renewals_are_no_news
+    'if member.told != record.fence {' 'if true {' $renewal::renewals_cause_no_events
 mutant "loss: the end of the lease is told to nobody" src/hub/run/grants.rs \
     'if live.lapsed || lease.is_given() {' 'if live.lapsed {' $renewal::without_any_answer
 mutant "loss: told when the server lets others in" src/lease.rs \
@@ -218,7 +218,7 @@ mutant "lanes: long things travel with others" src/hub/batcher.rs \
 mutant "lanes: a renewal is sent that nobody needs" src/hub/task.rs \
     'if call.is_renewal() {' 'if false {' $hub::a_renewal_that_has_waited
 mutant "lanes: an answer does not make room" src/hub/batcher.rs \
-    'queue.answered(items);' '' $hub::what_waits_behind
+    'queue.answered(items);' '' $hub::queued_requests
 mutant "news: those who wait are told again and again" src/hub/task.rs \
     'entry.run.is_behind() && !was_behind' 'entry.run.is_behind()' $hub::a_grant_among
 mutant "batch: the terms of the first are everybody's" src/store/redis/batch.rs \
@@ -362,7 +362,7 @@ mutant "stream: a grant is confirmed when its event is taken" src/acquire.rs \
     'grant.hold();' 'let _ = &mut grant;' --test it who_takes_long
 
 mutant "stream: a lost grant is yielded" src/acquire.rs \
-    '(State::Granted { .. }, Update::Lost) => State::Idle,' '' $hub::a_grant_that_is_lost
+    '(State::Granted { .. }, Update::Lost) => State::Idle,' '' $hub::a_grant_lost_behind
 mutant "stream: a grant is yielded however late" src/acquire.rs \
     ') if grant.is_doubtful() => {' ') if false => {' $hub::a_grant_whose_lease
 
@@ -403,16 +403,16 @@ mutant "jobs: what was put off goes with its worker" src/claim_ext/claim_each.rs
     'return Poll::Ready(left);' 'return Poll::Ready(left.filter(|_| false));' --test it a_worker_that_has_stopped
 
 mutant "observers: what is missed is not looked at" src/hub/run/claims.rs \
-    'if !self.refresh_again {' 'if false {' $hub::observers::what_was_not_heard
+    'if !self.refresh_again {' 'if false {' $hub::observers::a_watcher_reads_after
 mutant "observers: an old answer says that nothing is there" src/hub/run/observers.rs \
     '.is_none_or(|shown| asked.is_some_and(|asked| asked > shown))' '.is_none_or(|_| true)' \
-    $hub::observers::an_answer
+    $hub::observers::an_overtaken_answer
 mutant "observers: what is not there is asked for over and over" src/hub/run/observers.rs \
-    'looked.map_or(view.heard, |looked| looked.max(view.heard))' 'view.heard' $hub::observers::what_was_not_heard
+    'looked.map_or(view.heard, |looked| looked.max(view.heard))' 'view.heard' $hub::observers::a_watcher_reads_after
 mutant "observers: seen before it is heard" src/hub/run/observers.rs \
-    'if !self.is_about_to_hear()' 'if true' $hub::observers::all_that_follows
+    'if !self.is_about_to_hear()' 'if true' $hub::observers::a_watcher_gets_every_record
 mutant "observers: looks with each try to subscribe" src/hub/run/subscription.rs \
-    'if self.observers.have_seen_nothing() {' 'if true {' $hub::observers::who_cannot_subscribe
+    'if self.observers.have_seen_nothing() {' 'if true {' $hub::observers::subscription_retries
 mutant "observers: nothing is seen after an outage" src/hub/run/observers.rs \
     'observer.shown = None;' '' $hub::observers::an_outage
 mutant "observers: an outcome is shown for ever" src/hub/run/observers.rs \
