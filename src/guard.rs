@@ -117,8 +117,8 @@ impl WorkGuard {
     /// overwrite the work of its successor ([Kleppmann 2016]).
     ///
     /// The token rises across runs. It rises even after the server has lost the record, because it
-    /// is at least the server's time in µs. It does not rise in that case if the server's clock was
-    /// set back, or if the clock of a replica that took over is behind.
+    /// is at least the server's time in µs. It does not rise in that case if the server's clock
+    /// was set back, or if the clock of a replica that took over is behind.
     ///
     /// [The page on fencing] shows what happens without it.
     ///

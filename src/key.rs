@@ -188,8 +188,8 @@ pub enum KeyError {
     },
     /// The key contains `}` but no hash tag, so its side keys could not share its cluster slot.
     #[error(
-        "the key {key:?} contains `}}` without a hash tag like `{{tag}}` of its own, so its side keys \
-         could not share its cluster slot"
+        "the key {key:?} contains `}}` without a hash tag like `{{tag}}` of its own, so its side \
+         keys could not share its cluster slot"
     )]
     NotColocatable {
         /// The key.

@@ -54,7 +54,12 @@ pub(crate) struct Run {
     #[arg(long)]
     no_rejoin: bool,
     /// Time until another process takes over if this one dies; renewed while the command runs
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "10s",
+        value_parser = humantime::parse_duration
+    )]
     pub(crate) lease: Duration,
     /// Number of attempts before the run gives up; the process that starts the run decides
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -94,7 +99,9 @@ pub(crate) struct Status {
 ///
 /// In a terminal, a table that is kept up to date; otherwise a line for each transition.
 #[derive(Parser)]
-#[command(group = ArgGroup::new("keys").required(true).multiple(true).args(["positional", "named"]))]
+#[command(
+    group = ArgGroup::new("keys").required(true).multiple(true).args(["positional", "named"])
+)]
 pub(crate) struct Watch {
     /// The names of the units of work
     #[arg(value_name = "KEY")]

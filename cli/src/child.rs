@@ -66,7 +66,8 @@ impl Child {
             Scope::Group => {
                 command.process_group(0);
                 say!(
-                    "no /proc of this PID namespace: only the command's process group can be stopped"
+                    "no /proc of this PID namespace: only the command's process group can be \
+                     stopped"
                 );
             }
             Scope::Command => {

@@ -40,7 +40,8 @@ Exit codes:
   2      an argument is missing or out of its bounds, or the key is held by the command that runs us
   3      done elsewhere: another participant has completed the work
   4      given up: no attempt was left
-  5      our lease was lost, or the end of the command was not recorded, and we stood aside (--no-rejoin)
+  5      our lease was lost, or the end of the command was not recorded, and we stood aside \
+         (--no-rejoin)
   6      the server could not be reached within --wait-for-server, or it refuses
   71     no process, memory or file was left to start the command; no attempt was counted
   127    the command cannot be found or executed here; no attempt was counted

@@ -109,8 +109,8 @@ async fn waits_for_itself(worker: &LockingWorker) -> bool {
     let waits = run.state.is_owned() && ancestors::hold(key, run.fencing_token);
     if waits {
         say!(
-            "{}: held by {} for the command that this process is part of: it would wait for its own \
-             end. Use another key, or call the work without locking-worker",
+            "{}: held by {} for the command that this process is part of: it would wait for its \
+             own end. Use another key, or call the work without locking-worker",
             text::key(key),
             text::plain(&run.holder)
         );
@@ -367,7 +367,8 @@ impl Part {
                         }
                         Signal::SIGTERM => {
                             child.stop(signal);
-                            kill_at.get_or_insert(Instant::now() + time_for_command(self.args.grace));
+                            let grace = time_for_command(self.args.grace);
+                            kill_at.get_or_insert(Instant::now() + grace);
                             self.exit_within_grace();
                         }
                         signal if is_from_terminal(signal) => {}
@@ -380,8 +381,8 @@ impl Part {
                 () = &mut running_out, if stopped.is_none() => {
                     child.stop(Signal::SIGTERM);
                     kill_at.get_or_insert(Instant::now() + self.args.grace);
-                    let ends = began.elapsed() + guard.remaining();
-                    let bound = self.args.max_hold.filter(|bound| is_by(*bound, ends, self.args.lease));
+                    let (ends, lease) = (began.elapsed() + guard.remaining(), self.args.lease);
+                    let bound = self.args.max_hold.filter(|bound| is_by(*bound, ends, lease));
                     stopped = Some(bound.map_or(Stopped::RunningOut, Stopped::TooLong));
                 }
             }

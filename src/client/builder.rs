@@ -136,8 +136,8 @@ impl Builder {
     /// Sets the server by its URL.
     ///
     /// The forms are `redis://user:password@host:port/database`, `redis-cluster://…`,
-    /// `redis-sentinel://…` and `redis+unix://…`. The schemes `rediss`, `valkey` and `valkeys` work
-    /// in the same way. [fred] documents the details.
+    /// `redis-sentinel://…` and `redis+unix://…`. The schemes `rediss`, `valkey` and `valkeys`
+    /// work in the same way. [fred] documents the details.
     ///
     /// With sentinels, name all of them: the worker listens only to those that the URL names. Their
     /// user needs permission for `SUBSCRIBE`, `SENTINEL MASTER` and

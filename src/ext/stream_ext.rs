@@ -1,4 +1,4 @@
-//! The public trait for streams of events. Each of its adapters has a file.
+//! The public extension trait for streams of events. Each adapter has its own file.
 
 mod guards;
 mod inspect_status;
@@ -58,7 +58,7 @@ pub trait LockStreamExt: Stream<Item = LockEvent> {
     /// # let memory = Memory::new();
     /// let worker = LockingWorker::builder("report").in_memory(&memory).build().await?;
     /// let mut guards = worker.acquire().guards();
-    /// let guard = guards.next().await.expect("nobody else is there");
+    /// let guard = guards.next().await.expect("a free key");
     /// assert_eq!(guard.attempt(), 1);
     /// guard.done().await?;
     /// assert!(guards.next().await.is_none());

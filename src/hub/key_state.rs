@@ -1,8 +1,8 @@
-//! What this process knows of one key, and what it does about it: a state machine without I/O.
+//! The state machine of one key in this process, without I/O.
 //!
-//! Each act is told an answer, a message or the time, and says in [`Output`]s what follows. The
-//! machine has no channel, timer, telemetry or source of random numbers of its own, so
-//! `proof/tests/model.rs` drives the same code as the hub's task does.
+//! Each act handles a request, an answer, a message or the time, and returns the [`Output`]s that
+//! follow from it. The machine has no channel, timer, telemetry or source of random numbers of its
+//! own, so `proof/tests/model.rs` drives the same code as the hub's task does.
 
 mod claims;
 mod fork;
@@ -42,10 +42,10 @@ use request::{Renew, Request, Withdraw};
 use subscription::Subscription;
 use watchers::Watchers;
 
-/// The longest time for which a settlement is tried, if the lease does not end later.
+/// Shortest time for which a settlement is retried. If more of the lease is left, that time counts.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The machine of one key. `C` is the caller of a request: the machine only passes it on.
+/// The machine of one key. `C` is the caller of a request, which the machine only passes on.
 #[derive(Debug, Hash)]
 pub(super) struct KeyState<C> {
     key: Key,
@@ -54,17 +54,17 @@ pub(super) struct KeyState<C> {
     grants: Grants,
     latest: LatestRecord,
     subscription: Subscription,
-    /// The participant that claims for all waiters.
+    /// Participant whose claim refreshes all waiters, while that claim is unanswered.
     refreshing: Option<Id>,
-    /// Whether something may have been missed since that claim was sent.
+    /// Whether a refresh follows the claims in flight, whose answers may be too old.
     refresh_again: bool,
-    /// Whether the waiters have not been told the newest record yet.
+    /// Whether the waiters still have to be notified of the latest record.
     behind: bool,
     outage: Option<Outage<C>>,
     renewals_fail: Option<RenewalOutage>,
-    /// Number of calls that are not answered.
+    /// Number of unanswered calls, including those that subscribe and unsubscribe.
     calls: usize,
-    /// Number of claims among them.
+    /// Number of unanswered claims.
     claims: usize,
 }
 
@@ -87,7 +87,7 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Whether nothing is left to wait for.
+    /// Whether the machine has nothing left to do and may be dropped.
     pub(super) fn is_over(&self) -> bool {
         self.participants.is_empty()
             && self.watchers.is_empty()
@@ -97,7 +97,7 @@ impl<C: Default> KeyState<C> {
             && self.outage.is_none()
     }
 
-    /// Acts, and then does what every act does at its end.
+    /// Runs an act, then unsubscribes if no participant or watcher is left.
     pub(super) fn act(
         &mut self,
         turn: &mut Turn<'_, C>,
@@ -107,12 +107,12 @@ impl<C: Default> KeyState<C> {
         self.unsubscribe_if_idle(turn);
     }
 
-    /// Whether it has more to tell; see [`KeyState::catch_up`].
+    /// Whether notifications are pending; see [`KeyState::catch_up`].
     pub(super) fn is_behind(&self) -> bool {
         self.behind
     }
 
-    // What participants ask.
+    // Requests of streams, guards and workers.
 
     pub(super) fn join(&mut self, id: Id, terms: Arc<RunConfig>, turn: &mut Turn<'_, C>) {
         let participant = ParticipantState::new(turn.fresh.token(), terms);
@@ -120,6 +120,7 @@ impl<C: Default> KeyState<C> {
             turn.notify(id, Update::Unavailable(error.clone(), outage));
         }
         self.participants.insert(id, participant);
+        // During an outage of claims, `retry` and `recover` send the first claim.
         if self.outage.as_ref().is_none_or(|outage| !outage.claims) {
             self.claim(id, turn);
         }
@@ -133,7 +134,8 @@ impl<C: Default> KeyState<C> {
             return;
         };
         turn.close(id);
-        // A claim on its way is given back when its answer comes, a grant by its own drop.
+        // A claim in flight is withdrawn when its answer comes. A grant gives itself back when it
+        // is dropped.
         if participant.stage != Stage::Holding && !participant.claiming {
             self.withdraw(&participant, turn);
         }
@@ -144,7 +146,8 @@ impl<C: Default> KeyState<C> {
         self.renew(lease, None, None, origin, C::default(), turn);
     }
 
-    /// A guard requests a restart of its lease, of at least `length` ms if that is given.
+    /// Restarts the lease of a guard, for at least `length` ms if that is given, and stores the
+    /// checkpoint.
     pub(super) fn extend(
         &mut self,
         lease: Arc<Lease>,
@@ -156,7 +159,7 @@ impl<C: Default> KeyState<C> {
         self.renew(lease, length, checkpoint, RenewOrigin::Guard, caller, turn);
     }
 
-    /// A grant of which no guard was made.
+    /// Gives back a grant of which no guard was made.
     pub(super) fn give_back(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
         self.grants.forget(lease.fence);
         if self.participants.remove(lease.id).is_some() {
@@ -190,9 +193,10 @@ impl<C: Default> KeyState<C> {
         self.send(Call { caller, request }, turn);
     }
 
-    // What the store says.
+    // Answers and messages of the store.
 
-    /// `sent` is before the call left: the server's clock was read later.
+    /// Handles the answer to a call. `sent` is a time before the call left, so it precedes the
+    /// server's time in the answer.
     pub(super) fn answered(
         &mut self,
         call: Call<C>,
@@ -211,7 +215,8 @@ impl<C: Default> KeyState<C> {
         self.latest.answered(sent, reply.frame.at);
         let newer = self.latest.merge(&reply.frame, Some(sent.instant), now);
         let Call { caller, request } = call;
-        // Before the news spreads, so that no holder takes its own end for a loss.
+        // This precedes `spread`, so that a holder does not take the end that this answer confirms
+        // for a loss of its lease.
         match request {
             Request::Claim { id, token, terms } => {
                 if self.participants.on_claim_answered(id, token) {
@@ -221,6 +226,9 @@ impl<C: Default> KeyState<C> {
                         .record()
                         .is_some_and(|told| told.fence > self.grants.except_fence(token))
                 {
+                    // No participant wants what this claim got: a grant, or a position in the
+                    // queue. A record that is no newer than this token's own grant, which a push
+                    // may have brought first, shows nothing to withdraw.
                     let call = self.withdrawal(token, &terms, caller, now);
                     self.send(call, turn);
                 }
@@ -242,7 +250,7 @@ impl<C: Default> KeyState<C> {
         self.recover(is_claim, turn);
     }
 
-    /// `frame` is `None` if the message is no record.
+    /// Handles a message. `frame` is `None` if the message is not a record.
     pub(super) fn heard(&mut self, frame: Option<RecordSnapshot>, turn: &mut Turn<'_, C>) {
         match frame {
             Some(frame) => {
@@ -251,14 +259,14 @@ impl<C: Default> KeyState<C> {
                 }
                 self.show(&frame, None, turn);
             }
-            // A request for the record tells why it cannot be read.
+            // The answer to a request tells why the record cannot be read.
             None => self.refresh(turn),
         }
     }
 
-    // What time does.
+    // Timers.
 
-    /// Time at which [`KeyState::fire`] has something to do.
+    /// Returns the time at which [`KeyState::fire`] is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let retry = self.outage.as_ref().and_then(|outage| outage.retry_at);
         let deadlines = self.grants.deadline().into_iter();
@@ -296,7 +304,7 @@ impl<C: Default> KeyState<C> {
             token,
             terms: terms.clone(),
             except_fence: self.grants.except_fence(token),
-            // After that its grant has ended anyway.
+            // By then, the lease of a grant under this token has ended anyway.
             give_up: now + Duration::from_millis(terms.lease),
         });
         Call { caller, request }

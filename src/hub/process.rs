@@ -1,8 +1,8 @@
 //! One process that competes for one key, without tasks, channels or a clock of its own: the model
 //! in `proof/tests/model.rs` drives it through every order of events.
 //!
-//! The machine, its requests and the leases are the hub's. Only the stream and the guard are
-//! replaced, by [`Process::take`] and by the requests that a guard makes.
+//! The machine, its requests and the leases are those of the hub. Methods of [`Process`] replace
+//! only the stream and the guard.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
@@ -22,19 +22,19 @@ use crate::protocol::{Op, Outcome, Reply};
 /// The options of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The lease.
+    /// Length of the lease.
     pub lease: Duration,
-    /// The margin of a whole lease.
+    /// Margin of a whole lease.
     pub margin: Duration,
-    /// How long the server remembers an outcome.
+    /// Time for which the server remembers an outcome.
     pub retention: Duration,
-    /// The most attempts of the run.
+    /// Maximum number of attempts of the run.
     pub max_attempts: u32,
-    /// Whether a grant counts only once replicas have it.
+    /// Whether a grant counts only once replicas have acknowledged it.
     pub replicated: bool,
 }
 
-/// One process, as the model drives it. A clone goes its own way.
+/// One process, as the model drives it. A clone is independent of the original.
 #[derive(Debug)]
 pub struct Process {
     number: u8,
@@ -49,20 +49,20 @@ pub struct Process {
     subscriber: Subscriber,
 }
 
-/// What the stream has of the work.
+/// The stage of the grant in the stream or the guard.
 #[derive(Debug, Hash)]
 enum Holding {
     None,
-    /// The grant is in the mailbox.
+    /// The grant is in the mailbox. The flag is whether it is confirmed.
     Offered(Arc<Lease>, bool),
     /// The stream waits for the confirmation of the grant.
     Confirming(Arc<Lease>),
     Guard(Arc<Lease>),
-    /// The guard's end is on its way.
+    /// The guard has requested its settlement.
     Settling(Arc<Lease>),
 }
 
-/// The subscription, as the server acknowledges it.
+/// The subscription, as the server has acknowledged it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Subscriber {
     None,
@@ -80,23 +80,23 @@ pub struct InFlight {
     reply: Option<Reply>,
 }
 
-/// What the stream of a process was told.
+/// An update to the stream of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
     /// Its own grant was settled.
     Settled {
-        /// Whether the settlement was in time.
+        /// Whether the server accepted the settlement.
         in_time: bool,
         /// Whether another attempt may follow.
         may_rejoin: bool,
     },
-    /// The participation has ended in another way.
+    /// The participation ended in another way.
     Ended,
     /// The grant was lost before a guard was made of it, so the stream joins again.
     LostUnused,
 }
 
-/// Tokens and outages by numbers, so that equal histories are equal states.
+/// Numbered tokens and outages, so that equal histories lead to equal states.
 #[derive(Clone, Debug, Hash)]
 struct Counted {
     number: u8,
@@ -115,14 +115,14 @@ impl Fresh for Counted {
         self.outages
     }
 
-    /// The model decides when a retry comes.
+    /// Returns zero: the model decides when a retry comes.
     fn jittered(&mut self, _: Duration) -> Duration {
         Duration::ZERO
     }
 }
 
 impl Hash for Process {
-    /// Without the time, which the model's state has, and without the order of requests.
+    /// Leaves out the time, which is in the model's state, and the order of requests.
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (&self.state, &self.fresh, &self.participation).hash(hasher);
         (&self.holding, self.subscriber).hash(hasher);
@@ -142,22 +142,22 @@ impl InFlight {
         hasher.finish()
     }
 
-    /// The operation that the server is asked for.
+    /// Returns the operation that the request asks for.
     pub fn op(&self) -> &Op {
         &self.op
     }
 
-    /// The answer on its way back.
+    /// Returns the answer, if the server has applied the request.
     pub fn reply(&self) -> Option<&Reply> {
         self.reply.as_ref()
     }
 
-    /// Whether the server has carried it out.
+    /// Whether the server has applied the request.
     pub fn is_answered(&self) -> bool {
         self.reply.is_some()
     }
 
-    /// Whether both are the same request at the same stage.
+    /// Whether both are the same request in the same stage.
     pub fn is_same(&self, other: &Self) -> bool {
         self.fingerprint() == other.fingerprint()
     }
@@ -182,11 +182,12 @@ impl Clone for Process {
 }
 
 impl Process {
-    /// Returns a process that takes no part yet. Its number makes its tokens its own.
+    /// Returns a process that takes no part yet. Its tokens contain its number, so no other process
+    /// has them.
     ///
     /// # Panics
     ///
-    /// If the key cannot be one.
+    /// If its fixed key is invalid.
     pub fn new(number: u8, options: Options) -> Self {
         let config = RunConfig {
             lease: options.lease.as_millis() as u64,
@@ -218,7 +219,7 @@ impl Process {
         }
     }
 
-    /// Returns a copy at this time of its own clock.
+    /// Returns an independent copy whose own clock shows this time.
     pub fn at(&self, now: Duration) -> Self {
         let mut forks = Forks::new(Clock::Stopped(Moment::after(now)));
         let holding = match &self.holding {
@@ -248,7 +249,7 @@ impl Process {
         }
     }
 
-    // What the stream and the guard do.
+    // Acts of the stream and the guard.
 
     /// Joins the run.
     pub fn join(&mut self) {
@@ -264,7 +265,7 @@ impl Process {
             return;
         };
         match std::mem::replace(&mut self.holding, Holding::None) {
-            // The grant in the mailbox is dropped first.
+            // The stream first drops the grant in its mailbox, which gives itself back.
             Holding::Offered(lease, _) | Holding::Confirming(lease) => {
                 self.act(|state, turn| state.give_back(&lease, turn));
             }
@@ -299,7 +300,7 @@ impl Process {
         }
     }
 
-    /// Restarts the lease of the guard, for at least this long if it is given.
+    /// Restarts the lease of the guard, for at least `length` if that is given.
     pub fn renew(&mut self, length: Option<Duration>) {
         if let Holding::Guard(lease) = &self.holding {
             let (lease, length) = (
@@ -310,7 +311,7 @@ impl Process {
         }
     }
 
-    /// Ends the work of the guard.
+    /// Settles the grant of the guard.
     pub fn settle(&mut self, outcome: Outcome) {
         let Holding::Guard(lease) = &self.holding else {
             return;
@@ -324,14 +325,14 @@ impl Process {
         self.act(|state, turn| state.settle(lease, outcome, (), turn));
     }
 
-    // What the store and time do. Each returns what the stream is told.
+    // Events of the store and the timers. They return the updates to the stream.
 
-    /// The timers are due.
+    /// Fires the timers.
     pub fn fire(&mut self) -> Vec<Told> {
         self.act(KeyState::fire)
     }
 
-    /// The server acknowledges the subscription, or its end.
+    /// Delivers the acknowledgement of the subscription, or of its end.
     pub fn acknowledge(&mut self) -> Vec<Told> {
         match self.subscriber {
             Subscriber::Subscribing => {
@@ -346,18 +347,18 @@ impl Process {
         }
     }
 
-    /// A message comes.
+    /// Delivers a message.
     pub fn hear(&mut self, snapshot: RecordSnapshot) -> Vec<Told> {
         self.act(|state, turn| state.heard(Some(snapshot), turn))
     }
 
-    /// The server has carried a request out.
+    /// Records the answer to a request, which the server has applied.
     pub fn carried_out(&mut self, nth: usize, reply: Reply) {
         self.in_flight[nth].reply = Some(reply);
     }
 
-    /// The answer to a request comes. `from_the_answer` takes the present for the time at which the
-    /// request left.
+    /// Delivers the answer to a request. If `from_the_answer`, the present time counts as the time
+    /// at which the request left, which is a mistake that the model must find.
     pub fn answered(&mut self, nth: usize, from_the_answer: bool) -> Vec<Told> {
         let request = self.in_flight.remove(nth);
         let sent = match from_the_answer {
@@ -368,7 +369,7 @@ impl Process {
         self.act(|state, turn| state.answered(request.call, reply, sent, turn))
     }
 
-    /// The answer to a request is lost.
+    /// Fails a request because its answer is lost.
     pub fn unanswered(&mut self, nth: usize) -> Vec<Told> {
         let error = Error::Unavailable {
             key: self.key.clone(),
@@ -377,7 +378,7 @@ impl Process {
         self.fail(nth, error)
     }
 
-    /// A request was carried out, but the replicas did not acknowledge it.
+    /// Fails a request that was applied, but that the replicas did not acknowledge.
     pub fn unacknowledged(&mut self, nth: usize) -> Vec<Told> {
         let error = Error::NotReplicated {
             key: self.key.clone(),
@@ -393,14 +394,14 @@ impl Process {
         self.act(|state, turn| state.answered(call, Err(error), sent, turn))
     }
 
-    // What can be seen.
+    // Queries.
 
-    /// The requests and answers that are on their way.
+    /// Returns the requests and answers in flight.
     pub fn in_flight(&self) -> &[InFlight] {
         &self.in_flight
     }
 
-    /// The number of tokens that were drawn.
+    /// Returns the number of tokens that were drawn.
     pub fn tokens(&self) -> u8 {
         self.fresh.tokens
     }
@@ -410,23 +411,23 @@ impl Process {
         self.participation.is_some() && matches!(self.holding, Holding::None)
     }
 
-    /// Whether a grant waits for the stream.
+    /// Whether a grant is in the stream's mailbox.
     pub fn is_offered(&self) -> bool {
         matches!(self.holding, Holding::Offered(..))
     }
 
-    /// Whether the stream may be dropped without its guard.
+    /// Whether the stream takes part and has no guard, so that it may be dropped alone.
     pub fn is_without_guard(&self) -> bool {
         let has_guard = matches!(self.holding, Holding::Guard(_) | Holding::Settling(_));
         self.participation.is_some() && !has_guard
     }
 
-    /// Whether there is a guard that was not settled.
+    /// Whether there is a guard whose settlement was not requested.
     pub fn has_guard(&self) -> bool {
         matches!(self.holding, Holding::Guard(_))
     }
 
-    /// Whether the guard says that it is valid.
+    /// Whether there is a guard that is valid.
     pub fn is_valid(&self) -> bool {
         let Holding::Guard(lease) = &self.holding else {
             return false;
@@ -434,12 +435,12 @@ impl Process {
         !lease.is_lost() && !lease.left().is_zero()
     }
 
-    /// The fencing token of the grant that the stream or the guard has.
+    /// Returns the fencing token of the grant that the stream or the guard has.
     pub fn fence(&self) -> Option<u64> {
         self.holding.lease().map(|lease| lease.fence)
     }
 
-    /// Whether the server has to acknowledge a subscription, or its end.
+    /// Whether the server still has to acknowledge a subscription, or its end.
     pub fn is_subscribing(&self) -> bool {
         matches!(
             self.subscriber,
@@ -447,7 +448,7 @@ impl Process {
         )
     }
 
-    /// Whether the server sends messages.
+    /// Whether the server sends messages to the process.
     pub fn is_subscribed(&self) -> bool {
         matches!(
             self.subscriber,
@@ -455,33 +456,33 @@ impl Process {
         )
     }
 
-    /// Whether the machine has set a timer, and whether that is due.
+    /// Returns whether the machine's timer is due; `None` if no timer is set.
     pub fn timer(&self) -> Option<bool> {
         let deadline = self.state.deadline()?;
         Some(deadline <= self.stamp().instant)
     }
 
-    /// Whether no request is on its way or is to be repeated.
+    /// Whether no request is in flight or will be repeated.
     pub fn is_quiet(&self) -> bool {
         self.state.is_quiet() && self.in_flight.is_empty()
     }
 
-    /// Whether a claim is on its way.
+    /// Whether a claim is in flight.
     pub fn is_claiming(&self) -> bool {
         self.state.is_claiming()
     }
 
-    /// Whether this process knows only an older record than this one.
+    /// Whether this process knows no record, or only an older one than this.
     pub fn is_older_than(&self, record: &Record) -> bool {
         self.state.is_older_than(record)
     }
 
-    /// Whether this record's grant is of this process, or for a stream of it.
+    /// Whether this process has this record's grant, or a stream with its token.
     pub fn wants(&self, record: &Record) -> bool {
         self.fence() == Some(record.fence) || self.state.wants(record)
     }
 
-    /// Whether the record grants the key to a stream of this process that does not know it.
+    /// Whether the record grants the key to a stream of this process that does not know it yet.
     pub fn is_owed(&self, record: &Record) -> bool {
         self.state.is_owed(record)
     }
@@ -537,7 +538,7 @@ impl Process {
         let holding = std::mem::replace(&mut self.holding, Holding::None);
         match (holding, update) {
             (Holding::Confirming(lease), Update::Confirmed) => self.guard(lease),
-            // The stream leaves that participation and joins again.
+            // The stream leaves this participation. Joining again is a step of its own.
             (Holding::Offered(..) | Holding::Confirming(_), Update::Lost) => {
                 self.leave();
                 return Some(Told::LostUnused);

@@ -1,4 +1,4 @@
-//! The hub on a store that answers late, loses answers and messages, or invents events.
+//! Tests of the hub on a store that answers late, loses answers and messages, or invents events.
 
 mod observers;
 mod renewal;
@@ -47,13 +47,13 @@ enum Fate {
     Unproven,
     /// Applies it, and answers when notified.
     Held(Arc<Notify>),
-    /// Applies and answers it so much later.
+    /// Applies and answers it after this time.
     Late(Duration),
-    /// Applies it, and reports so much later that no replica has acknowledged it.
+    /// Applies it, and reports after this time that no replica has acknowledged it.
     UnprovenLate(Duration),
-    /// Applies it so much later, and loses the answer.
+    /// Applies it after this time, and loses the answer.
     LostLate(Duration),
-    /// Applies it, and answers so much later.
+    /// Applies it, and answers after this time.
     Slow(Duration),
 }
 
@@ -65,14 +65,14 @@ type Judge = Box<dyn FnMut(&Op) -> Fate + Send>;
 struct Bad {
     store: MemoryStore,
     judge: Arc<Mutex<Judge>>,
-    /// Notification that the acknowledgement of a subscription waits for, if set.
+    /// Notification for which the acknowledgement of a subscription waits, if set.
     gate: Option<Arc<Notify>>,
     /// Whether the store's own events are dropped.
     deaf: bool,
-    /// Whether pings and subscriptions fail, too.
+    /// Whether pings and subscriptions fail.
     cut: Arc<AtomicBool>,
     refuses_to_watch: bool,
-    /// Events that the hub hears in addition to the store's own.
+    /// Events that the hub receives in addition to the store's own.
     rumours: Arc<Mutex<Option<mpsc::UnboundedReceiver<StoreEvent>>>>,
     calls: Arc<AtomicU32>,
     lanes: Arc<AtomicU32>,
@@ -113,8 +113,8 @@ impl std::fmt::Debug for Bad {
 }
 
 impl Store for Bad {
-    /// Gives each operation its own batch key, so that none waits for another, unless `one_lane` is
-    /// set.
+    /// Returns a new batch key for each operation, so that no operation waits for another. With
+    /// `one_lane`, all operations share one batch key.
     fn lane(&self, _: &Key, _: &Op) -> BatchKey {
         match self.one_lane {
             true => 0,
@@ -273,8 +273,8 @@ fn new_stream(process: &AcquireConfig) -> Acquire {
     Acquire::new(process.clone())
 }
 
-/// Returns the next event that is no status. The timeout goes by the paused clock, so a failed test
-/// takes no time.
+/// Returns the next event that is not a status. The timeout is on the paused clock, so a failed
+/// test takes no time.
 async fn next(stream: &mut Acquire) -> LockEvent {
     let mut events = stream.filter(|event| future::ready(!matches!(event, LockEvent::Status(_))));
     let event = tokio::time::timeout(Duration::from_millis(LONG / 2), events.next()).await;
@@ -295,7 +295,7 @@ async fn locked(stream: &mut Acquire) -> u32 {
     }
 }
 
-/// Lets every task run until it waits for time or for another task.
+/// Lets every task run until it waits for a timer or for another task.
 async fn settle_down() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -549,7 +549,7 @@ async fn a_late_duplicate_of_a_claim_takes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guard_is_invalid_before_the_server_lets_anybody_in() {
+async fn a_guard_is_invalid_before_the_next_grant() {
     for lease in [10, 100, 1_000, 60_000] {
         let memory = Memory::new();
         // A late answer must not make the guard valid for longer.
@@ -676,8 +676,8 @@ async fn a_grant_that_is_not_taken_goes_on_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_waits_for_a_grant_that_nobody_takes() {
-    // Chance decides which of the two the hub sees first, the answer or the drop.
+async fn draining_waits_for_the_return_of_a_grant() {
+    // The hub receives the answer or the drop first, by chance.
     for _ in 0..50 {
         let memory = Memory::new();
         let answer = Arc::new(Notify::new());
@@ -703,7 +703,7 @@ async fn draining_waits_for_a_grant_that_nobody_takes() {
     }
 }
 
-/// The same, but no handle is left to drain the hub.
+/// As above, but no handle is left to drain the hub.
 #[tokio::test(start_paused = true)]
 async fn the_last_stream_and_the_last_handle_leave_nothing() {
     for _ in 0..50 {
@@ -729,9 +729,9 @@ async fn the_last_stream_and_the_last_handle_leave_nothing() {
     }
 }
 
-/// Its claim may have been applied.
+/// The server may have applied the claim of the stream that joins.
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_an_answer_when_all_are_refused_leaves_the_line() {
+async fn a_refused_joining_stream_leaves_the_queue() {
     let memory = Memory::new();
     let mut claims = 0;
     let mut bad = Bad::new(&memory, move |op| {
@@ -762,7 +762,7 @@ async fn who_waits_for_an_answer_when_all_are_refused_leaves_the_line() {
     ));
     settle_down().await;
     let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
-    assert_eq!(left.position, Some(0), "nobody waits");
+    assert_eq!(left.position, Some(0), "the queue is empty");
 }
 
 #[tokio::test(start_paused = true)]
@@ -798,7 +798,7 @@ async fn a_refusal_ends_the_outage_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_is_refused_leaves_the_line() {
+async fn a_refused_waiter_leaves_the_queue() {
     let memory = Memory::new();
     let mut bad = Bad::good(&memory);
     bad.refuses_to_watch = true;
@@ -817,12 +817,12 @@ async fn a_waiter_that_is_refused_leaves_the_line() {
     assert!(second.next().await.is_none());
     settle_down().await;
     let left = bad.store.apply(&key(), &Op::Inspect).await.unwrap();
-    assert_eq!(left.position, Some(0), "nobody waits");
+    assert_eq!(left.position, Some(0), "the queue is empty");
     guard.done().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
+async fn a_late_claim_does_not_end_a_pushed_grant() {
     for lost in [false, true] {
         let memory = Memory::new();
         let mut claims = 0;
@@ -859,9 +859,10 @@ async fn a_claim_that_is_late_does_not_end_the_guard_that_a_push_has_brought() {
     }
 }
 
-/// A holder that has begun to work has made an attempt. To give the grant back would not count it.
+/// A holder that has begun to work has made an attempt. Giving the grant back would not count the
+/// attempt.
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lost() {
+async fn a_late_claim_does_not_give_back_a_used_grant() {
     // The claim is applied late, or its answer arrives late and shows the state before the grant:
     // a position in the queue.
     for fate in [Fate::Late, Fate::LostLate, Fate::Slow] {
@@ -872,7 +873,7 @@ async fn a_claim_that_is_late_does_not_give_back_what_a_guard_was_made_of_and_lo
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stops_the_work_is_why_the_attempt_failed() {
+async fn an_attempt_fails_with_the_reason_of_its_loss() {
     let memory = Memory::new();
     let (a, b) = (
         process(&Bad::good(&memory), "a", 1_000),
@@ -890,8 +891,8 @@ async fn what_stops_the_work_is_why_the_attempt_failed() {
     assert_eq!(lost.to_string(), "the lease was lost: it ended");
 }
 
-/// The attempt before was handed off too and has the same number, or it failed and its reason stays
-/// in the record.
+/// The attempt before was handed off, too, and has the same number. Or it failed, and its reason
+/// stays in the record.
 #[tokio::test(start_paused = true)]
 async fn a_hand_off_that_was_too_late_is_not_taken_for_one_that_was_done() {
     for (label, fails) in [("a", false), ("b", false), ("b", true)] {
@@ -926,7 +927,7 @@ async fn a_hand_off_that_was_too_late_is_not_taken_for_one_that_was_done() {
     }
 }
 
-/// Loses the answer to the first settlement.
+/// Returns a store that loses the answer to the first settlement.
 fn losing_an_answer(memory: &Memory) -> Bad {
     let mut settlements = 0;
     Bad::new(memory, move |op| {
@@ -989,7 +990,7 @@ async fn a_hand_off_after_a_failure_is_ok_though_its_answer_is_lost() {
     }
 }
 
-/// The attempt number of its successor shows that it was lost.
+/// The attempt number of the successor shows that the hand-off came too late.
 #[tokio::test(start_paused = true)]
 async fn a_hand_off_after_a_failure_that_was_too_late_is_lost() {
     let memory = Memory::new();
@@ -1011,10 +1012,10 @@ async fn a_hand_off_after_a_failure_that_was_too_late_is_lost() {
     assert!(matches!(late, Err(SettleError::Lost(_))), "{late:?}");
 }
 
-/// A grant whose settlement is not answered yet ends later for its process than the lost grant of
-/// its successor.
+/// The process forgets a grant whose settlement is not answered yet later than the lost grant of
+/// the successor. A late claim must not give back the successor's grant then.
 #[tokio::test(start_paused = true)]
-async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
+async fn a_slow_settlement_does_not_hide_a_used_grant() {
     let memory = Memory::new();
     let mut claims = 0;
     let bad = Bad::new(&memory, move |op| {
@@ -1039,7 +1040,7 @@ async fn nor_what_its_own_process_has_settled_and_not_heard_of() {
 /// The server applies the claim in a later run, whose record does not have the token any more. It
 /// grants the key to a stream that does not want it.
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
+async fn a_claim_after_its_run_gives_back_its_grant() {
     // Four cases: with and without a lost answer, with and without further polls of the stream.
     for nth in 0..4 {
         let (lost, reads) = (nth / 2 == 1, nth % 2 == 1);
@@ -1061,8 +1062,8 @@ async fn a_claim_that_comes_later_than_its_run_gives_back_what_it_gets() {
     }
 }
 
-/// Returns a stream with a grant by push. The claim after its subscription has this fate. Its guard
-/// will be lost, since the answer to its confirmation comes too late.
+/// Returns a stream that has a grant by push. The claim after its subscription has this fate. Its
+/// guard will lose the lease, since the answer to the confirmation comes too late.
 async fn granted_before_its_claim(memory: &Memory, fate: Fate) -> (Acquire, Bad) {
     let (mut claims, mut fate) = (0, Some(fate));
     let bad = Bad::new(memory, move |op| {
@@ -1099,10 +1100,9 @@ async fn is_worked_on_and_lost(mut stream: Acquire, store: &Bad) {
     assert_eq!((held.state, held.fence), (State::Held, fence));
 }
 
-/// The confirmation comes too late: another holder has the key by the time when the stream would
-/// make the guard.
+/// The confirmation comes too late. Another holder has the key before the stream makes the guard.
 #[tokio::test(start_paused = true)]
-async fn a_grant_that_is_lost_behind_a_status_is_nobodys_attempt() {
+async fn a_grant_lost_behind_a_status_is_not_counted() {
     let memory = Memory::new();
     let bad = Bad::new(&memory, |op| match op {
         Op::Renew { .. } => Fate::Late(Duration::from_secs(2)),
@@ -1161,7 +1161,7 @@ fn on_key(process: &AcquireConfig, name: &str) -> Acquire {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_behind_calls_that_fail_is_sent_all_the_same() {
+async fn queued_requests_are_sent_after_stalled_calls() {
     let memory = Memory::new();
     let stalled = [Arc::new(Notify::new()), Arc::new(Notify::new())];
     let mut fates = stalled.iter().cloned().map(Fate::Held).collect::<Vec<_>>();
@@ -1183,7 +1183,7 @@ async fn what_waits_behind_calls_that_fail_is_sent_all_the_same() {
     settle_down().await;
     assert_eq!(bad.calls(), 2, "the others wait");
 
-    // Both are answered. The answers to the others are lost, so each of them asks again.
+    // Both are answered. The answers to the others are lost, so each of the others claims again.
     stalled.iter().for_each(|stalled| stalled.notify_one());
     let (_a, _b) = (acquired(&mut a).await, acquired(&mut b).await);
     assert_eq!(bad.calls(), 7);
@@ -1195,7 +1195,7 @@ async fn what_waits_behind_calls_that_fail_is_sent_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_for_what_has_not_left_yet() {
+async fn close_waits_for_queued_requests() {
     let memory = Memory::new();
     let mut bad = Bad::new(&memory, |op| match op {
         Op::Settle { .. } => Fate::Slow(Duration::from_secs(1)),
@@ -1209,7 +1209,8 @@ async fn close_waits_for_what_has_not_left_yet() {
     }
     let began = Instant::now();
     for guard in guards {
-        // One after the other, so that the first calls fill the window and the rest waits.
+        // The guards are dropped one by one, so that the first calls fill the window and the rest
+        // waits.
         drop(guard);
         settle_down().await;
     }
@@ -1273,18 +1274,18 @@ async fn a_renewal_that_has_waited_for_longer_than_its_lease_is_not_sent() {
     settle_down().await;
     stalled.notify_one();
     settle_down().await;
-    assert_eq!(renewals.load(Ordering::SeqCst), 0, "nobody works under it");
+    assert_eq!(renewals.load(Ordering::SeqCst), 0, "no holder needs it");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_among_very_many_streams_of_one_process_is_told_once_each() {
-    // It took minutes when the hub notified all streams for each answer.
+    // This took minutes when the hub notified all streams at each answer.
     let (took, patience) = (telling(20_000).await, Duration::from_secs(30));
     assert!(took < patience, "{took:?}");
 }
 
-/// Returns the time that this thread works to notify so many streams of a grant and of a
-/// completion. It is CPU time, so other work on the machine does not count.
+/// Returns the CPU time in which this thread notifies `streams` streams of a grant and of a
+/// completion. Other work on the computer does not count.
 async fn telling(streams: usize) -> Duration {
     let clock = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
     let began = clock();

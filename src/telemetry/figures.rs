@@ -1,6 +1,6 @@
-//! The names and meanings of the figures.
+//! The names and descriptions of the metrics.
 //!
-//! The values of labels are fixed: neither a key nor a reason from outside becomes one.
+//! The values of labels are a fixed set. A key, or a reason from a caller, is never a label.
 
 /// Adds one to a counter.
 macro_rules! count {
@@ -27,7 +27,7 @@ macro_rules! figures {
         #[cfg(test)]
         const ALL: &[&str] = &[$($text),+];
 
-        /// Describes the figures to the recorder.
+        /// Describes the metrics to the recorder.
         pub(crate) fn describe() {
             $(
                 #[cfg(feature = "metrics")]
@@ -41,13 +41,13 @@ figures! {
     describe_counter PARTICIPATIONS = "participations_total", Count:
         "Streams that have ended, by outcome.";
     describe_gauge WAITING = "waiting_streams", Count:
-        "Streams that wait for somebody else's attempt.";
+        "Streams that wait for the attempt of another holder.";
     describe_counter ACQUISITIONS = "acquisitions_total", Count:
         "Guards that were yielded.";
     describe_counter TAKEOVERS = "takeovers_total", Count:
         "Those of them that followed another attempt, by how that one ended.";
     describe_histogram HANDOFF = "handoff_seconds", Seconds:
-        "From the end of an attempt to the guard of whoever it was handed to.";
+        "From the end of an attempt to the guard of its successor.";
     describe_histogram HOLD = "hold_seconds", Seconds:
         "From a guard to its settlement, drop or loss.";
     describe_counter COMPLETIONS = "completions_total", Count:
@@ -62,7 +62,7 @@ figures! {
         "Times that messages may have been missed, by reason.";
 }
 
-/// Label in [`LOSSES`] of each way to lose a lease.
+/// The label in [`LOSSES`] for each way to lose a lease.
 #[cfg(feature = "metrics")]
 const WAYS_TO_LOSE: [&str; 8] = [
     "expired",
@@ -75,8 +75,7 @@ const WAYS_TO_LOSE: [&str; 8] = [
     "stopped",
 ];
 
-/// The figures of one thread's recorder that another thread can update: those of the end of a
-/// lease.
+/// The metrics about the end of a lease, of one thread's recorder. Another thread can update them.
 #[cfg(feature = "metrics")]
 #[derive(Clone, Debug, Default)]
 pub(super) struct Carried {

@@ -1,4 +1,4 @@
-//! Who claims, when, and what the answer means.
+//! Claims: which participant claims, when, and what the answer means.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ impl<C: Default> KeyState<C> {
             return;
         };
         if member.stage == Stage::Waiting {
-            // A token gets one grant. If that was lost before a guard was made of it, the
-            // participant needs a new token.
+            // The server gives a token at most one grant. If the participant lost that grant
+            // before a guard was made of it, it needs a new token.
             let refused = |record: &Record| record.last == Some(token);
             if reply.ok || reply.record().is_some_and(refused) {
                 member.token = turn.fresh.token();
@@ -46,7 +46,8 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Sends one claim for all waiters: its answer is news for each of them.
+    /// Sends one claim on behalf of all waiters, since its answer brings each of them the latest
+    /// record. If no waiter can claim, reads the record for the watchers.
     pub(super) fn refresh(&mut self, turn: &mut Turn<'_, C>) {
         let front = self
             .participants
@@ -58,13 +59,15 @@ impl<C: Default> KeyState<C> {
             self.claim(id, turn);
             return;
         }
-        // After the answers that are on their way: they may be older than what was missed.
+        // The answers in flight may be older than a missed message, so the refresh is repeated
+        // after them.
         self.refresh_again = self.claims > 0;
         if !self.refresh_again {
             self.look(turn);
         }
     }
 
+    /// Ends the refresh of this participant, and starts another if that was requested meanwhile.
     pub(super) fn refreshed(&mut self, id: Id, turn: &mut Turn<'_, C>) {
         if self.refreshing == Some(id) {
             self.refreshing = None;
@@ -74,7 +77,7 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// When the front waiter claims on its own, having heard nothing.
+    /// Returns the time at which the first waiter claims if no message comes before.
     pub(super) fn claim_at(&self) -> Option<Instant> {
         if self.refreshing.is_some() || self.outage.is_some() {
             return None;
@@ -87,7 +90,8 @@ impl<C: Default> KeyState<C> {
         };
         let claim = begin + front.stagger();
         let audit = known.received + Duration::from_millis(known.record.retention / 2);
-        // Deaf, we look before an outcome may be forgotten.
+        // Without a subscription the outcome is not pushed, so the waiter claims before the server
+        // may forget it.
         let audit = (!self.subscription.hears()).then_some(audit);
         audit.into_iter().chain([claim]).min()
     }

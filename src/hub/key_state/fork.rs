@@ -1,4 +1,4 @@
-//! Copies of a machine that go their own ways: the model tries every order of events.
+//! Independent copies of a machine, for the model, which tries every order of events.
 
 use std::sync::Arc;
 
@@ -7,7 +7,8 @@ use crate::clock::Clock;
 use crate::lease::Lease;
 use crate::protocol::record::{Record, State};
 
-/// The copies of the leases that a machine, its requests and its guard share.
+/// The copies of leases. A machine, its requests and its guard share a lease, so they must share
+/// its copy, too.
 pub(in crate::hub) struct Forks {
     clock: Clock,
     made: Vec<(Arc<Lease>, Arc<Lease>)>,
@@ -19,7 +20,7 @@ impl Forks {
         Self { clock, made }
     }
 
-    /// Returns the copy of this lease.
+    /// Returns the copy of this lease. The first call makes it.
     pub(in crate::hub) fn of(&mut self, lease: &Arc<Lease>) -> Arc<Lease> {
         let mut made = self.made.iter();
         if let Some((_, copy)) = made.find(|(of, _)| Arc::ptr_eq(of, lease)) {
@@ -62,29 +63,29 @@ impl<C: Clone> KeyState<C> {
         }
     }
 
-    /// Whether no request is on its way or parked.
+    /// Whether no request is in flight or parked.
     pub(in crate::hub) fn is_quiet(&self) -> bool {
         self.calls == 0 && self.outage.is_none()
     }
 
-    /// Whether a participant claims.
+    /// Whether the claim of a participant is in flight.
     pub(in crate::hub) fn is_claiming(&self) -> bool {
         self.participants.is_any_claiming()
     }
 
-    /// Whether the newest record that this process knows is older than this one.
+    /// Whether this process knows no record, or only an older one than this.
     pub(in crate::hub) fn is_older_than(&self, record: &Record) -> bool {
         let known = self.latest.known();
         known.is_none_or(|known| known.record.order() < record.order())
     }
 
-    /// Whether this record's grant is of this process, or for a participant of it.
+    /// Whether this process has this record's grant, or a participant with its token.
     pub(in crate::hub) fn wants(&self, record: &Record) -> bool {
         let is_ours = |token| self.participants.with_token(token).is_some();
         self.grants.has(record.fence) || record.owner.is_some_and(is_ours)
     }
 
-    /// Whether the server granted the key to a participant that does not hold it yet.
+    /// Whether the record grants the key to a participant that does not have the grant yet.
     pub(in crate::hub) fn is_owed(&self, record: &Record) -> bool {
         let owed = |token| {
             let id = self.participants.with_token(token);

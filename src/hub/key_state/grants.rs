@@ -1,4 +1,4 @@
-//! Grants of this process: how each begins, is lost and ends.
+//! The grants of this process: how they begin, are lost and end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,30 +18,29 @@ use crate::protocol::{Failure, Outcome, Reply};
 #[derive(Debug, Default, Hash)]
 pub(super) struct Grants {
     active: Vec<ActiveGrant>,
-    /// The last grant that a guard was made of and that is over for this process. The server need
-    /// not know that it is over.
+    /// The latest grant of which a guard was made and that has ended for this process, by fencing
+    /// token and token. The server may not know of its end.
     last_used: Option<(u64, Token)>,
 }
 
 #[derive(Debug, Hash)]
 pub(super) struct ActiveGrant {
     pub(super) lease: Arc<Lease>,
-    /// Time when it ends, as far as the timer knows: the keeper may have restarted it since.
+    /// Time when the lease ends, as last read. The keeper may have restarted the lease since.
     ends: Instant,
     phase: GrantPhase,
-    /// Number of checkpoints that were requested.
+    /// Number of checkpoints that were requested under the grant.
     pub(super) checkpoints: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum GrantPhase {
-    /// Goes to `ExpiredUnclaimed` if its lease ends before a guard is made of it, and to `Settling`
-    /// when its end is requested.
+    /// Becomes `ExpiredUnclaimed` if the lease ends before a guard is made of it, and `Settling`
+    /// when a settlement is requested.
     Active,
-    /// Its lease is over and no guard was made of it: it may still be confirmed, and goes to
-    /// `Active` then.
+    /// The lease has ended and no guard was made of it. A confirmation can still make it `Active`.
     ExpiredUnclaimed,
-    /// Its end is on its way to the server.
+    /// A settlement was requested and is not answered.
     Settling,
 }
 
@@ -89,7 +88,7 @@ impl Grants {
         active.find(|grant| grant.lease.fence == fence)
     }
 
-    /// Whether the grant is active, and its end is not on its way.
+    /// Whether the grant has not ended and is not being settled.
     pub(super) fn is_held(&self, fence: u64) -> bool {
         let mut held = self.held();
         held.any(|grant| grant.lease.fence == fence)
@@ -108,7 +107,7 @@ impl Grants {
     /// Returns the fence of this token's grant that was, or may yet be, worked on, or 0.
     ///
     /// A withdrawal must not release it, since that would pass the attempt on uncounted. Any other
-    /// grant under this token came from a late duplicate claim, and may be released.
+    /// grant under this token came from a late duplicate claim and may be released.
     pub(super) fn except_fence(&self, token: Token) -> u64 {
         let active = self.active.iter();
         let active = active.map(|grant| (grant.lease.fence, grant.lease.token));
@@ -116,28 +115,28 @@ impl Grants {
         of_token.next().map_or(0, |(fence, _)| fence)
     }
 
-    /// Forgets a grant that is over for this process.
+    /// Forgets a grant that has ended for this process.
     pub(super) fn forget(&mut self, fence: u64) {
         let used = self.get_mut(fence).filter(|grant| grant.lease.is_given());
         if let Some(token) = used.map(|grant| grant.lease.token) {
-            // One that is being settled may be forgotten later than its successor.
+            // A grant that was being settled may be forgotten later than its successor.
             let later = self.last_used.filter(|(last, _)| *last > fence);
             self.last_used = later.or(Some((fence, token)));
         }
         self.active.retain(|grant| grant.lease.fence != fence);
     }
 
-    /// Time when the next lease ends, as far as the timers know.
+    /// Returns the time when the next grant ends, as last read from the leases.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.held().map(ActiveGrant::ends).min()
     }
 
-    /// Returns the leases that have ended. Until a guard was made of it, a grant may still be
-    /// confirmed after its lease.
+    /// Returns the leases that have ended. A grant of which no guard was made can still be
+    /// confirmed after its lease, so its lease is returned only once the retention has ended, too.
     fn expire(&mut self, now: Instant) -> Vec<Arc<Lease>> {
         let mut expired = Vec::new();
         for grant in self.active.iter_mut().filter(|grant| grant.ends() <= now) {
-            // The keeper restarts it without telling.
+            // The keeper restarts leases without telling the machine.
             grant.set_timer(now);
             if grant.is_settling() || grant.ends() > now {
                 continue;
@@ -146,7 +145,7 @@ impl Grants {
                 expired.push(grant.lease.clone());
             } else {
                 grant.phase = GrantPhase::ExpiredUnclaimed;
-                // The rest of the run may be over, too.
+                // The retention may have ended, too.
                 if grant.ends() <= now {
                     expired.push(grant.lease.clone());
                 }
@@ -155,8 +154,10 @@ impl Grants {
         expired
     }
 
-    /// Returns the leases that ended while the machine slept and that no keeper renews. The keeper
-    /// asks the server first about those that it renews.
+    /// Returns the leases that ended while the computer slept.
+    ///
+    /// A pause that only the wall clock shows ends just the leases that no keeper renews. The
+    /// keeper asks the server about the others first.
     fn ended_in_sleep(&mut self, now: Instant) -> Vec<Arc<Lease>> {
         for grant in &mut self.active {
             grant.set_timer(now);
@@ -168,7 +169,7 @@ impl Grants {
         ended
     }
 
-    /// Returns the leases that this record shows to be over.
+    /// Returns the leases that this record shows to have ended.
     pub(super) fn ended_by(&self, record: &Record) -> Vec<Arc<Lease>> {
         let is_over = |grant: &&ActiveGrant| {
             let fence = grant.lease.fence;
@@ -185,13 +186,13 @@ impl ActiveGrant {
         self.phase == GrantPhase::Settling
     }
 
-    /// Whether its lease is still worth a renewal.
+    /// Whether a renewal of its lease still has a purpose.
     pub(super) fn is_wanted(&self) -> bool {
         !self.is_settling() && !self.lease.is_lost()
     }
 
-    /// Time when it is over; for a grant that no stream has claimed, when nothing is left of its
-    /// run.
+    /// Returns the time when the grant ends. If its lease ended before a guard was made of it, that
+    /// is one retention later, when nothing is left of its run.
     fn ends(&self) -> Instant {
         match self.phase {
             GrantPhase::Active | GrantPhase::Settling => self.ends,
@@ -201,7 +202,7 @@ impl ActiveGrant {
         }
     }
 
-    /// Sets the timer by the lease.
+    /// Updates the timer from the lease, which the keeper may have restarted.
     pub(super) fn set_timer(&mut self, now: Instant) {
         let left = self.lease.left();
         if !left.is_zero() {
@@ -216,13 +217,15 @@ impl ActiveGrant {
 }
 
 impl Drop for ActiveGrant {
-    /// Loses the lease if there was no other reason: the hub's runtime has shut down.
+    /// Loses the lease if it is not lost yet. A guard still has it only if the hub's runtime has
+    /// shut down.
     fn drop(&mut self) {
         self.lease.lose(LeaseLost::Stopped);
     }
 }
 
 impl<C: Default> KeyState<C> {
+    /// Ends the grants whose time is over.
     pub(super) fn lapse(&mut self, turn: &mut Turn<'_, C>) {
         for lease in self.grants.expire(turn.now.instant) {
             lease.expire();
@@ -235,7 +238,8 @@ impl<C: Default> KeyState<C> {
         !self.grants.is_empty()
     }
 
-    /// The clock of leases has outrun that of timers, as when the machine slept.
+    /// Ends leases after the clock of leases has outrun the clock of timers, as when the computer
+    /// slept.
     pub(in crate::hub) fn woke(&mut self, turn: &mut Turn<'_, C>) {
         for lease in self.grants.ended_in_sleep(turn.now.instant) {
             lease.expire();
@@ -243,7 +247,8 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Its holder has it no longer, unless it is being settled: then that answer tells.
+    /// Ends a lease with this reason and tells its stream. If the grant is being settled, the
+    /// answer to the settlement decides instead.
     pub(in crate::hub) fn lose(
         &mut self,
         lease: &Lease,
@@ -256,7 +261,8 @@ impl<C: Default> KeyState<C> {
         self.lost(lease, turn);
     }
 
-    /// It was lost: its stream is told.
+    /// Forgets the grant of a lost lease and tells its stream. If the grant is being settled, the
+    /// answer to the settlement does this.
     pub(in crate::hub) fn lost(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
         if self.grants.is_held(lease.fence) {
             self.grants.forget(lease.fence);
@@ -288,7 +294,7 @@ impl<C: Default> KeyState<C> {
         self.end(settling.lease, caller, result, Update::Settled(ended), turn);
     }
 
-    /// The last that is heard of a grant.
+    /// Ends a grant whose settlement is over, and its participation.
     pub(super) fn end(
         &mut self,
         lease: Arc<Lease>,
@@ -311,7 +317,8 @@ impl<C: Default> KeyState<C> {
     }
 }
 
-/// Whether a settlement that is refused now took place before, its answer being lost.
+/// Whether the server applied a settlement before that it refuses now, and only the answer was
+/// lost.
 pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> bool {
     if record.last != Some(lease.token) {
         return false;
@@ -326,9 +333,9 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
     let Some(previous) = &record.previous else {
         return false;
     };
-    // A failure before ours is what a hand-off leaves as it is. Any other end of a counted attempt
-    // is remembered in its place. A grant that was not confirmed may also have lapsed, uncounted:
-    // then a claim took it, after its end.
+    // A hand-off leaves the record of an earlier failed attempt as it is. Any other end of a
+    // counted attempt replaces that record. A grant that was not confirmed may also have expired
+    // without being counted. In that case a claim took the key, after the end of the grant.
     if cause == Cause::HandedOff && previous.attempt < lease.attempt {
         return lease.is_counted() || lease.was_followed_in_time(record.fence);
     }
@@ -336,14 +343,15 @@ pub(super) fn was_settled(record: &Record, lease: &Lease, outcome: &Outcome) -> 
         |attempt: u32, holder: &str| attempt == lease.attempt && *holder == *lease.terms.label;
     previous.cause == cause
         && ours(previous.attempt, &previous.holder)
-        // What it found so was another's doing: an attempt that was handed over is made again under the same number.
+        // If the record said this already when the attempt began, it is about an earlier attempt: a
+        // hand-off repeats the attempt under the same number.
         && !lease
             .previous
             .as_ref()
             .is_some_and(|previous| ours(previous.attempt, &previous.holder))
 }
 
-/// How a participation ends whose grant was settled.
+/// Returns how a participation ends after the settlement of its grant.
 pub(super) fn ended(record: &Record, lease: &Lease, outcome: &Outcome) -> Ended {
     match outcome {
         Outcome::Done(_) => Ended::Completed(completed(record)),

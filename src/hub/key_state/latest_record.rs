@@ -21,11 +21,11 @@ pub(super) struct LatestRecord {
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Known {
     pub(super) record: Arc<Record>,
-    /// Time when it was received last.
+    /// Time when it was last received.
     pub(super) received: Instant,
     /// Local time when its `until` has certainly passed.
     pub(super) ends: Instant,
-    /// What was left until `until` when the server sent it.
+    /// Time that was left until `until` when the server sent it.
     pub(super) remaining: Duration,
 }
 
@@ -34,8 +34,8 @@ impl LatestRecord {
         self.known.as_ref()
     }
 
-    /// Keeps the snapshot if no newer one is known. `asked` is the time of the request that it
-    /// answers. Returns whether it is newer than what was known.
+    /// Keeps the snapshot if no newer one is known. `asked` is the time of the request that the
+    /// snapshot answers; `None` for a message. Returns whether it is newer than the known one.
     ///
     /// Answers and messages come on two connections, so only the record's own order tells which is
     /// newer.
@@ -45,7 +45,7 @@ impl LatestRecord {
         asked: Option<Instant>,
         now: Instant,
     ) -> bool {
-        // Absence has no order. It only means that there is something to claim.
+        // An absent record has no order. It only means that the key can be claimed.
         let Some(record) = &snapshot.record else {
             return false;
         };
@@ -53,14 +53,14 @@ impl LatestRecord {
             None => (Ordering::Greater, false),
             Some(known) => {
                 let order = record.order().cmp(&known.record.order());
-                // Requested after the known record was received, and yet older: the server has
-                // lost data.
+                // A record that is older than the known one, although it was requested after that
+                // was received, shows that the server has lost data.
                 let lost = order.is_lt() && asked.is_some_and(|asked| asked > known.received);
                 (order, lost)
             }
         };
         let newer = order.is_gt() || lost;
-        // The same record tells that it still stands, and for how long.
+        // The same record again shows that it still stands, and how much of its time is left.
         if newer || order.is_eq() {
             let remaining = record.remaining(snapshot.at);
             self.known = Some(Known {
@@ -73,20 +73,20 @@ impl LatestRecord {
         newer
     }
 
-    /// Keeps the server's time in an answer; `sent` is before its request left.
+    /// Keeps the server's time in an answer. `sent` is a time before its request left.
     pub(super) fn answered(&mut self, sent: Stamp, at: u64) {
         self.server_time = Some((sent, at));
     }
 
-    /// Time of the last answered request, and the server's time in its answer, in µs.
+    /// Returns the time of the last answered request, and the server's time in its answer, in µs.
     pub(super) fn server_time(&self) -> Option<(Stamp, u64)> {
         self.server_time
     }
 
-    /// Returns the first term of a lease of the newest record.
+    /// Returns the first term of the lease that the newest record grants.
     ///
-    /// It counts from before the request whose answer told the server's time. A message may have
-    /// been late: its remaining time counts from when the server sent it.
+    /// The term counts from before the last answered request, whose answer contains the server's
+    /// time. The time of receipt is only an upper bound, since a message may have been late.
     pub(super) fn first_term(&self, here: Stamp, config: &RunConfig) -> Option<Term> {
         let known = self.known.as_ref()?;
         let latest = here.moment + known.ends.saturating_duration_since(here.instant);

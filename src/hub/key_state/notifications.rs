@@ -1,4 +1,4 @@
-//! What the newest record means, and to whom.
+//! Notifications: what the newest record means for holders and waiters.
 
 use std::sync::Arc;
 
@@ -12,8 +12,10 @@ use crate::protocol::Reply;
 use crate::protocol::record::{State, loss};
 
 impl<C: Default> KeyState<C> {
-    /// Tells the next holder what the newest record means, and all waiters, now or in the hub's next
-    /// turn.
+    /// Ends the grants that the newest record shows to have ended, and notifies the participants.
+    ///
+    /// If the record grants the key to a participant of this process, the hub notifies the others
+    /// in its next turn.
     pub(super) fn spread(&mut self, turn: &mut Turn<'_, C>) {
         let Some(known) = self.latest.known() else {
             return;
@@ -22,7 +24,7 @@ impl<C: Default> KeyState<C> {
         for lease in self.grants.ended_by(&record) {
             self.lose(&lease, loss(Some(&record), lease.attempt), turn);
         }
-        // The next holder has work to do: the others hear of it once it has begun.
+        // The next holder starts its work before the others are notified.
         match record
             .owner
             .and_then(|token| self.participants.with_token(token))
@@ -35,7 +37,7 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Tells all waiters what the newest record means, if that was put off.
+    /// Sends the notifications that `spread` has put off.
     pub(in crate::hub) fn catch_up(&mut self, turn: &mut Turn<'_, C>) {
         self.behind = false;
         self.tell_all(turn);
@@ -52,8 +54,8 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Tells one participant, if it waits, what the newest record means to it. `answer` is the answer
-    /// to its own claim.
+    /// Notifies one participant, if it waits, of the newest record. `answer` is the answer to its
+    /// own claim, if there is one.
     pub(super) fn bring_up_to_date(
         &mut self,
         id: Id,
@@ -86,7 +88,7 @@ impl<C: Default> KeyState<C> {
                     remaining: known.remaining,
                     server_time: server_time.map(|(sent, at)| (sent.instant, at)),
                 });
-                // A message does not tell that replicas have it; an answer does.
+                // An answer means that replicas have acknowledged the grant. A message does not.
                 let answered = answer.is_some_and(|reply| reply.ok);
                 let confirmed =
                     record.state == State::Held && (answered || !lease.terms.replicated);
@@ -96,7 +98,7 @@ impl<C: Default> KeyState<C> {
             }
             State::Held | State::Granted => {
                 if member.last_notified_fence != Some(record.fence) {
-                    // One that was in front of it holds now.
+                    // A waiter in front of it has become the holder.
                     if member.last_notified_fence.is_some() {
                         member.queue_position = member.queue_position.saturating_sub(1);
                     }

@@ -1,4 +1,4 @@
-//! A server that does not serve: what is told, what is kept, and when it is tried again.
+//! Outages: what participants are told, which requests are parked, and when they are sent again.
 
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
@@ -16,29 +16,29 @@ use crate::outcome::Reason;
 use crate::protocol::GRAIN;
 use crate::retry::{RETRY_FIRST, next_delay};
 
-/// An outage, as far as this key is concerned.
+/// An outage in which the hub's calls for this key fail.
 #[derive(Debug)]
 pub(super) struct Outage<C> {
     id: OutageId,
     pub(super) error: Error,
     pub(super) delay: Duration,
-    /// `None` while a retry is on its way.
+    /// Time of the next retry; `None` while a retry is in flight.
     pub(super) retry_at: Option<Instant>,
-    /// Whether claims failed: then only a claim that succeeds ends it.
+    /// Whether claims failed. Then only an answer to a claim ends the outage.
     pub(super) claims: bool,
     pub(super) parked: Vec<Call<C>>,
 }
 
-/// An outage in which the keeper's renewals fail, whatever becomes of our own calls.
+/// An outage in which the keeper's renewals fail. The hub's calls may succeed meanwhile.
 #[derive(Clone, Debug)]
 pub(super) struct RenewalOutage {
     id: OutageId,
-    /// The grant whose renewals fail, by fencing token.
+    /// Fencing token of the grant whose renewals fail.
     fence: u64,
     error: Error,
 }
 
-/// Without the error, which nothing is decided by.
+/// Leaves out the error, on which no decision depends.
 impl<C: Hash> Hash for Outage<C> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (self.id, self.delay, self.retry_at, self.claims).hash(hasher);
@@ -68,7 +68,7 @@ impl<C: Clone> Outage<C> {
 impl<C> Outage<C> {
     fn park(&mut self, call: Call<C>, now: Instant) {
         if let Request::Renew(Renew { lease, .. }) = &call.request {
-            // Whatever the delay has grown to, it is tried once more before the lease ends.
+            // However long the delay has grown, a renewal is retried before its lease ends.
             let half = lease.remaining() / 2;
             if half > GRAIN {
                 self.retry_at = self.retry_at.map(|at| at.min(now + half));
@@ -88,17 +88,19 @@ impl<C: Default> KeyState<C> {
             let answer = Answer::Executed(Err(error));
             return turn.outputs.push(Output::Answer(caller, answer));
         }
-        // It was carried out; what is wanting is the replicas' word.
+        // The write was applied, but not acknowledged by enough replicas.
         let unproven = matches!(error, Error::NotReplicated { .. });
         let parked = match request {
             Request::Claim { id, token, terms } => {
-                // Nor is there any where we may not wait for it.
+                // The server may apply a claim and then refuse the wait for its replicas, which is
+                // a fatal error.
                 let unproven = unproven || (fatal && terms.replicated);
                 if self.refreshing == Some(id) {
                     self.refreshing = None;
                 }
                 let wanted = self.participants.on_claim_answered(id, token);
-                // It may have been a grant that nobody wants, or one that does not count.
+                // The claim may have taken a grant that no participant wants, or one that does not
+                // count without its replicas.
                 if wanted && !unproven {
                     None
                 } else {
@@ -134,7 +136,7 @@ impl<C: Default> KeyState<C> {
         };
         self.out_of_service(error, is_claim, turn);
         match (&mut self.outage, parked) {
-            // The server serves: the grant that does not count is given back at once.
+            // The server answers, so a grant that does not count is given back at once.
             (_, Some(call)) if (unproven || fatal) && is_claim => self.send(call, turn),
             (Some(outage), Some(call)) => outage.park(call, now),
             _ => {}
@@ -146,10 +148,10 @@ impl<C: Default> KeyState<C> {
         if error.is_fatal() {
             if claims {
                 self.end_all(&error, turn);
-                // Whether the watchers are refused too is another question.
+                // A read shows whether the server refuses the watchers, too.
                 self.look(turn);
             }
-            // A refusal is an answer: the server serves.
+            // A refusal is an answer, so it can end the outage.
             return self.recover(claims, turn);
         }
         match &mut self.outage {
@@ -175,7 +177,7 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Tells all of an outage, once, and returns its number.
+    /// Tells the participants and watchers once of an outage, and returns its id.
     fn tell_outage(&mut self, error: &Error, turn: &mut Turn<'_, C>) -> OutageId {
         if let Some((id, _)) = self.present_outage() {
             return id;
@@ -188,7 +190,7 @@ impl<C: Default> KeyState<C> {
         id
     }
 
-    /// The outage that goes on, of our calls or of the keeper's, if there is one.
+    /// Returns the present outage, of the hub's calls or of the keeper's renewals.
     pub(super) fn present_outage(&self) -> Option<(OutageId, &Error)> {
         let outage = self.outage.as_ref();
         let outage = outage.map(|outage| (outage.id, &outage.error));
@@ -196,7 +198,7 @@ impl<C: Default> KeyState<C> {
         outage.or(renewals.map(|outage| (outage.id, &outage.error)))
     }
 
-    /// The keeper's renewals of a lease fail.
+    /// Records that the keeper's renewals of a lease fail.
     pub(in crate::hub) fn renewals_fail(
         &mut self,
         lease: &Lease,
@@ -212,7 +214,8 @@ impl<C: Default> KeyState<C> {
         });
     }
 
-    /// They succeed again, or the lease is not renewed any more.
+    /// Records that the keeper's renewals of a lease succeed again, or that it no longer renews the
+    /// lease.
     pub(in crate::hub) fn renewals_work(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
         let failing = self.renewals_fail.as_ref();
         if failing.is_some_and(|outage| outage.fence == lease.fence) {
@@ -226,20 +229,21 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// The server refuses this key to all participants but the holder.
+    /// Ends all participations except the holder's, because the server refuses the key to them.
     pub(super) fn end_all(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
         for (id, participant) in self.participants.remove_all_but_holder() {
             turn.notify(id, Update::Refused(error.clone()));
             turn.close(id);
-            // A claim on its way is given back when its answer comes. A parked claim may have been
-            // carried out.
+            // A claim in flight is withdrawn when its answer comes. An earlier claim that failed in
+            // an outage may have been applied, so the token is withdrawn now.
             if !participant.claiming {
                 self.withdraw(&participant, turn);
             }
         }
     }
 
-    /// Sends again what has waited, and one claim to see whether the server serves.
+    /// Sends the parked requests again, and one claim or read that shows whether the server
+    /// answers.
     pub(super) fn retry(&mut self, turn: &mut Turn<'_, C>) {
         let (now, before) = (turn.now.instant, self.calls);
         match &mut self.outage {
@@ -256,7 +260,9 @@ impl<C: Default> KeyState<C> {
         let claims = self.participants.is_any_claiming();
         let tries = claims || self.watchers.is_reading() || self.calls > before;
         match &mut self.outage {
+            // Without a claim in flight, any answer ends the outage.
             Some(outage) if tries => outage.claims &= claims,
+            // Nothing was sent, so no answer will come that ends the outage.
             outage => {
                 *outage = None;
                 turn.report(Report::OutageLeft(Outages::Calls));
@@ -264,9 +270,11 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// An answer came. If that ends the outage, all that was turned away is asked again.
+    /// Handles that the server has answered. If that ends the outage, sends the parked requests and
+    /// the failed claims again.
     pub(super) fn recover(&mut self, is_claim: bool, turn: &mut Turn<'_, C>) {
-        // That a lease was lost does not end the outage which cost it: an answer does.
+        // The loss of the lease does not end the outage of its renewals. The first answer after the
+        // loss does.
         let failing = self.renewals_fail.as_ref().map(|outage| outage.fence);
         let grant = failing.and_then(|fence| self.grants.get_mut(fence));
         if grant.is_none_or(|grant| grant.lease.is_lost()) {

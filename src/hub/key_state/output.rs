@@ -1,4 +1,4 @@
-//! What follows from an act: the machine only says it, and the hub's task does it.
+//! The outputs of an act. The machine only returns them, and the hub's task executes them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,33 +14,33 @@ use crate::lease::Lease;
 use crate::protocol::Reply;
 use crate::protocol::record::{Record, RecordSnapshot, Token};
 
-/// An item of a watcher.
+/// An item for a watcher.
 pub(in crate::hub) type WatchItem = Result<RecordSnapshot, Error>;
 
-/// One act of a machine: its time, the values that the machine does not make itself, and the list
-/// of what follows from it.
+/// The context of one act: its time, the source of the values that the machine does not make
+/// itself, and the list of its outputs.
 pub(in crate::hub) struct Turn<'a, C> {
     pub(in crate::hub) now: Stamp,
-    /// The clock of the leases that the act makes.
+    /// Clock of the leases that the act makes.
     pub(in crate::hub) clock: Clock,
     pub(in crate::hub) fresh: &'a mut dyn Fresh,
     pub(in crate::hub) outputs: &'a mut Vec<Output<C>>,
 }
 
-/// Values that are random, or new to a whole process.
+/// The source of values that are random, or unique in the process.
 pub(in crate::hub) trait Fresh {
-    /// Returns a token that no stream has had.
+    /// Returns a token that no participant has had.
     fn token(&mut self) -> Token;
 
-    /// Returns the id of an outage that begins.
+    /// Returns the id of a new outage.
     fn outage(&mut self) -> OutageId;
 
-    /// Returns from half the delay to the whole.
+    /// Returns a random time between half of the delay and all of it.
     fn jittered(&mut self, delay: Duration) -> Duration;
 }
 
-/// One request on its way to the store, and its caller: an opaque value that goes with the request
-/// until it is answered. A retry and a request that follows from an answer take the caller over.
+/// A request to the store, and its caller: an opaque value that stays with the request until it is
+/// answered. A retry, or a request that follows from the answer, takes the caller over.
 #[derive(Clone, Debug, Hash)]
 pub(in crate::hub) struct Call<C> {
     pub(in crate::hub) caller: C,
@@ -48,34 +48,34 @@ pub(in crate::hub) struct Call<C> {
 }
 
 impl<C> Call<C> {
-    /// Whether time can make the request needless. See
+    /// Whether the request can lose its purpose while it waits to be sent. See
     /// [`KeyState::still_wants`](super::KeyState::still_wants).
     pub(in crate::hub) fn is_renewal(&self) -> bool {
         matches!(self.request, Request::Renew(_))
     }
 }
 
-/// A task for the hub. The order of the outputs of an act matters: a stream is told before its
-/// guard.
+/// An instruction to the hub. The order of an act's outputs matters: a stream is notified before
+/// its guard gets an answer.
 pub(in crate::hub) enum Output<C> {
     Call(Call<C>),
     Subscribe,
     Unsubscribe,
-    /// Tell a participant.
+    /// Notify a participant.
     Notify(Id, Update),
-    /// Give a participant its grant. If it has gone, [`KeyState::give_back`](super::KeyState::give_back)
-    /// follows at once.
+    /// Give a participant its grant. If the participant has left, the hub calls
+    /// [`KeyState::give_back`](super::KeyState::give_back) at once.
     Grant {
         lease: Arc<Lease>,
         confirmed: bool,
     },
-    /// Tell a watcher.
+    /// Send an item to a watcher.
     Show(Id, WatchItem),
-    /// Nothing more is told to this participant or watcher.
+    /// Close the mailbox of a participant or watcher.
     Close(Id),
-    /// A request of the caller was answered.
+    /// Answer the request of a caller.
     Answer(C, Answer),
-    /// A settlement is over: tell its stream the update, then its caller the result.
+    /// End a settlement: send the update to its stream, then the result to its caller.
     Settled {
         lease: Arc<Lease>,
         update: Update,
@@ -85,33 +85,33 @@ pub(in crate::hub) enum Output<C> {
     Report(Report),
 }
 
-/// The answer to a caller that takes no part in the run, or that holds the key.
+/// The answer to a guard that restarts its lease, or to a caller that takes no part in the run.
 pub(in crate::hub) enum Answer {
     Renewed(Result<(), Error>),
     Executed(Result<Reply, Error>),
 }
 
-/// News for telemetry.
+/// A report to telemetry.
 pub(in crate::hub) enum Report {
     Granted {
         lease: Arc<Lease>,
         record: Arc<Record>,
         remaining: Duration,
-        /// The time of the last answered request, and the server's time in its answer, in µs.
+        /// Time of the last answered request, and the server's time in its answer, in µs.
         server_time: Option<(Instant, u64)>,
     },
     Renewed(Arc<Lease>),
     OutageBegan(Outages, Error),
-    /// The server serves again.
+    /// The server answers again.
     OutageOver(Outages),
-    /// This process has lost interest in the key.
+    /// The outage goes on, but this process has no request left for the key.
     OutageLeft(Outages),
 }
 
-/// The two kinds of outages of one key.
+/// The kind of an outage of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Outages {
-    /// The hub's own calls fail.
+    /// The hub's calls fail.
     Calls,
     /// The keeper's renewals fail.
     Renewals,
@@ -122,7 +122,7 @@ impl<C> Turn<'_, C> {
         self.outputs.push(Output::Notify(id, update));
     }
 
-    /// Ends a participation or an observation.
+    /// Ends a participation or a watch.
     pub(super) fn close(&mut self, id: Id) {
         self.outputs.push(Output::Close(id));
     }

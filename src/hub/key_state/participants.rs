@@ -10,22 +10,25 @@ use super::Id;
 use crate::lease::RunConfig;
 use crate::protocol::record::Token;
 
-/// At the end of a lease the waiter at position p of the queue claims after p of these.
+/// Delay per position in the queue. After the end of a lease, the waiter at position p claims after
+/// p times this.
 const STAGGER: Duration = Duration::from_millis(5);
 
-/// From this position on all waiters claim together.
+/// Position from which on the delay grows no longer.
 const STAGGER_CAP: u64 = 100;
 
-/// In the order in which they joined.
+/// The participants, in the order in which they joined.
 #[derive(Debug, Default)]
 pub(super) struct Participants {
-    /// Boxed, since a map has room for many, and most runs have one.
+    /// Boxed, since a map reserves room for many entries, and most runs have one participant.
     all: BTreeMap<Id, Box<ParticipantState>>,
-    /// No participant with a smaller id can be the next claimant. Saves scanning all that join.
+    /// No participant with a smaller id can be the next claimant. This saves a scan of all joining
+    /// participants.
     claim_cursor: Cursor,
 }
 
-/// An id that a search may move on behind a shared reference. Relaxed: only one task searches.
+/// An id that a search updates through a shared reference. Relaxed order is enough, since only one
+/// task searches.
 #[derive(Debug, Default)]
 struct Cursor(AtomicU64);
 
@@ -40,7 +43,7 @@ impl Cursor {
 }
 
 impl Clone for Participants {
-    /// The copy searches from the start.
+    /// Sets the cursor of the copy to the start, which is always correct.
     fn clone(&self) -> Self {
         Self {
             all: self.all.clone(),
@@ -51,27 +54,28 @@ impl Clone for Participants {
 
 #[derive(Clone, Debug, Hash)]
 pub(super) struct ParticipantState {
-    /// Its grant is under this token. A token gets one grant.
+    /// Token of its claims and its grant. The server gives a token at most one grant.
     pub(super) token: Token,
     pub(super) terms: Arc<RunConfig>,
     pub(super) stage: Stage,
-    /// Whether a claim of it is on its way.
+    /// Whether a claim of it is in flight.
     pub(super) claiming: bool,
-    /// Its position in the queue as far as is known, from 0.
+    /// Position in the queue, from 0, as far as it is known.
     pub(super) queue_position: u64,
-    /// The last holder that it was told of.
+    /// Fencing token of the last holder that it was notified of.
     pub(super) last_notified_fence: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
-    /// No claim has been answered yet. Messages are not acted on: they may be of the last run.
+    /// No claim has been answered yet. Messages have no effect, since they may be from the last
+    /// run.
     Joining,
     Waiting,
     Holding,
 }
 
-/// Without the cursor, which only saves time.
+/// Leaves out the cursor, which only saves time.
 impl Hash for Participants {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         self.all.hash(hasher);
@@ -99,7 +103,7 @@ impl Participants {
         self.all.remove(&id)
     }
 
-    /// Removes all but the holder.
+    /// Removes and returns all participants except the holder.
     pub(super) fn remove_all_but_holder(
         &mut self,
     ) -> impl Iterator<Item = (Id, Box<ParticipantState>)> + use<> {
@@ -121,8 +125,7 @@ impl Participants {
         found.map(|(id, _)| id)
     }
 
-    /// Returns the ids of those that wait for an answer to their first claim, and have none on its
-    /// way.
+    /// Returns the ids of the participants whose first claim was not answered and is not in flight.
     pub(super) fn unserved(&self) -> impl Iterator<Item = Id> {
         let unserved = self.iter().filter(|(_, state)| !state.is_served());
         unserved.map(|(id, _)| id)
@@ -136,8 +139,8 @@ impl Participants {
         self.iter().any(|(_, state)| state.claiming)
     }
 
-    /// Records that a claim was answered. Returns whether the participant still wants a grant: the
-    /// holder does not.
+    /// Records that a claim was answered. Returns whether the participant still wants a grant. The
+    /// holder does not, nor a participant that has left or got a new token.
     pub(super) fn on_claim_answered(&mut self, id: Id, token: Token) -> bool {
         let state = self.get_mut(id).filter(|state| state.token == token);
         let Some(state) = state else {
@@ -145,11 +148,12 @@ impl Participants {
         };
         state.claiming = false;
         let wanted = state.stage != Stage::Holding;
+        // The participant can be the next claimant again.
         self.claim_cursor.set(self.claim_cursor.get().min(id));
         wanted
     }
 
-    /// Returns the waiter that claims first when a claim is due.
+    /// Returns the first waiter without a claim in flight. It claims when a claim is due.
     pub(super) fn next_claimant(&self) -> Option<(Id, &ParticipantState)> {
         let can_claim = |state: &ParticipantState| state.stage == Stage::Waiting && !state.claiming;
         let mut from = self.all.range(self.claim_cursor.get()..);
@@ -173,18 +177,18 @@ impl ParticipantState {
         }
     }
 
-    /// Whether its first claim was answered, or is on its way.
+    /// Whether its first claim was answered or is in flight.
     fn is_served(&self) -> bool {
         self.stage != Stage::Joining || self.claiming
     }
 
-    /// Returns how long after the end of a lease it claims: at once at the head of the queue.
+    /// Returns the delay between the end of a lease and the claim: 0 at the head of the queue.
     pub(super) fn stagger(&self) -> Duration {
         let position = self.queue_position.min(STAGGER_CAP) as u32;
         if position == 0 {
             return Duration::ZERO;
         }
-        // Stable for one token, so that asking twice gives one answer.
+        // The fraction is stable for one token, so that repeated calls return the same delay.
         STAGGER * position + STAGGER.mul_f64(self.token.fraction())
     }
 }

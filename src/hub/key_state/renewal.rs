@@ -1,4 +1,4 @@
-//! Leases that are restarted: by whom, when, for how long, and what the answer means.
+//! Renewals: which party restarts a lease, for how long, and what the answer means.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::lease::Lease;
 use crate::protocol::Reply;
 use crate::protocol::record::loss;
 
-/// Who has asked for a renewal.
+/// The party that requested a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum RenewOrigin {
-    /// The stream, or the guard on its behalf when it begins. The stream is told.
+    /// The stream, or the guard on its behalf when it begins. The stream is notified.
     Stream,
-    /// The guard, which is answered.
+    /// The guard, which gets the answer.
     Guard,
-    /// The keeper, which has no connection of its own yet and asks again by itself.
+    /// The keeper, while it has no connection of its own. It repeats the request itself.
     Keeper,
 }
 
@@ -33,7 +33,7 @@ impl<C: Default> KeyState<C> {
         caller: C,
         turn: &mut Turn<'_, C>,
     ) {
-        // One that has ended meanwhile is known to be lost.
+        // A lease whose grant has ended meanwhile is known to be lost.
         let Some(live) = self.grants.get_mut(lease.fence) else {
             return;
         };
@@ -54,8 +54,8 @@ impl<C: Default> KeyState<C> {
         self.renew(lease, None, None, origin, C::default(), turn);
     }
 
-    /// Whether a renewal that has waited is still wanted. It keeps its checkpoint unless a newer one
-    /// was left meanwhile.
+    /// Whether a renewal that has waited is still wanted. Removes its checkpoint if a newer one was
+    /// requested meanwhile.
     pub(super) fn still_renews(&mut self, renew: &mut Renew) -> bool {
         let live = self.grants.get_mut(renew.lease.fence);
         let Some(live) = live.filter(|live| live.is_wanted()) else {
@@ -67,7 +67,7 @@ impl<C: Default> KeyState<C> {
         true
     }
 
-    /// Whether a call that has waited for its turn is still to be sent.
+    /// Whether a call that has waited in the queue is still to be sent.
     pub(in crate::hub) fn still_wants(&mut self, call: &mut Call<C>) -> bool {
         let Request::Renew(renew) = &mut call.request else {
             return true;
@@ -110,8 +110,8 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// The server does not carry out a renewal. Returns the call that is to be sent again: as long
-    /// as the lease runs, the server may yet carry it out.
+    /// Handles the error of a renewal. Returns the call if it is to be sent again: as long as the
+    /// lease runs, the server may yet apply it.
     pub(super) fn not_renewed(
         &mut self,
         renew: Renew,
@@ -125,7 +125,7 @@ impl<C: Default> KeyState<C> {
             .filter(|live| live.is_wanted())?;
         let unproven = matches!(error, Error::NotReplicated { .. });
         match renew.origin {
-            // No holder works under it yet, so another waiter may try.
+            // The grant is not confirmed, so it is lost now and another waiter may try.
             RenewOrigin::Stream if error.is_fatal() || unproven || lease.left().is_zero() => {
                 let source = Some(error.clone());
                 self.lose(lease, LeaseLost::Unreachable { source }, turn);

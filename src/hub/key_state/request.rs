@@ -1,4 +1,4 @@
-//! Requests to the store, each with its continuation: what is needed when its answer comes.
+//! Requests to the store. Each contains what the machine needs when the answer comes.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::lease::RunConfig;
 use crate::protocol::record::Token;
 use crate::protocol::{Op, Outcome};
 
-/// One request on its way to the store.
+/// A request to the store.
 #[derive(Clone, Debug, Hash)]
 pub(in crate::hub) enum Request {
-    /// Takes the key, or a place in its queue.
+    /// Takes the key, or joins its queue.
     Claim {
         id: Id,
         token: Token,
@@ -37,10 +37,11 @@ pub(in crate::hub) enum Request {
 #[derive(Clone, Debug, Hash)]
 pub(in crate::hub) struct Renew {
     pub(super) lease: Arc<Lease>,
-    /// Length of the lease, in ms, before the longest hold shortens it.
+    /// Length of the lease in ms, before the longest hold shortens it.
     pub(super) length: u64,
     pub(super) checkpoint: Option<Bytes>,
-    /// Number of the grant's checkpoints when this was requested. A newer one replaces this one.
+    /// Number of the grant's checkpoints when this was requested. A newer checkpoint replaces this
+    /// one.
     pub(super) nth: u64,
     pub(super) origin: RenewOrigin,
 }
@@ -49,7 +50,7 @@ pub(in crate::hub) struct Renew {
 pub(in crate::hub) struct Withdraw {
     pub(super) token: Token,
     pub(super) terms: Arc<RunConfig>,
-    /// A grant of the token that stays as it is, by fencing token, or 0.
+    /// Fencing token of the grant of this token that must stay as it is, or 0.
     pub(super) except_fence: u64,
     pub(super) give_up: Instant,
 }
@@ -59,8 +60,8 @@ impl Request {
         matches!(self, Request::Claim { .. })
     }
 
-    /// The operation as it is when the request leaves: a lease that waited for its turn may have
-    /// less left of its longest hold.
+    /// Returns the operation as it is now. A renewal that waits in the queue may have less left of
+    /// its longest hold when it leaves.
     pub(in crate::hub) fn op(&self) -> Op {
         match self {
             Request::Claim { token, terms, .. } => Op::Claim {
@@ -93,7 +94,7 @@ impl Request {
 }
 
 impl Settling {
-    /// Whether the server may have executed it before it refused to wait for the replicas.
+    /// Whether the settlement waits for replicas. The server may apply it and then refuse the wait.
     pub(super) fn is_replicated(&self) -> bool {
         matches!(self.outcome, Outcome::Done(_)) && self.lease.terms.replicated
     }

@@ -1,4 +1,4 @@
-//! One request at a time, and one more if something changed meanwhile.
+//! At most one request in flight, and one more after it if another was wanted meanwhile.
 
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct SingleFlight {
@@ -11,14 +11,14 @@ impl SingleFlight {
         self.in_flight
     }
 
-    /// Returns whether the request is to be sent. If one is in flight, another follows it: its
-    /// answer may be older than what the caller wants to know.
+    /// Returns whether to send the request now. If one is in flight, another follows it, because
+    /// the answer in flight may be too old for the caller.
     pub(super) fn start(&mut self) -> bool {
         self.again = self.in_flight;
         !std::mem::replace(&mut self.in_flight, true)
     }
 
-    /// Returns whether another request is to follow.
+    /// Returns whether another request must follow.
     pub(super) fn on_answered(&mut self) -> bool {
         self.in_flight = false;
         std::mem::take(&mut self.again)

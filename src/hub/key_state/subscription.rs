@@ -1,4 +1,4 @@
-//! Hearing of the key: when to subscribe, and what to do while that is in doubt.
+//! The subscription to the key's channel: when it begins and ends, and what happens if it fails.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::retry::{RETRY_FIRST, next_delay};
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Subscription {
     phase: Phase,
-    /// How long to wait after the next failure.
+    /// Delay after the next failure.
     delay: Duration,
-    /// Whether the subscriber's connection is known to stand.
+    /// Whether the subscriber is connected, as far as it is known.
     connected: bool,
 }
 
@@ -23,7 +23,7 @@ enum Phase {
     Watching,
     Active,
     Unwatching,
-    /// It did not succeed; the next try is then.
+    /// Subscribing has failed. The next try is at this time.
     Failed(Instant),
 }
 
@@ -36,7 +36,7 @@ impl Subscription {
         }
     }
 
-    /// Whether everything that is published reaches us, as far as is known.
+    /// Whether all messages of the key reach this process, as far as it is known.
     pub(super) fn hears(&self) -> bool {
         self.connected && self.phase == Phase::Active
     }
@@ -59,12 +59,12 @@ impl<C: Default> KeyState<C> {
         matches!(self.subscription.phase, Phase::Watching | Phase::Active)
     }
 
-    /// Whether an acknowledgement is on its way, which asks for what there is.
+    /// Whether the acknowledgement of a subscription is pending. A refresh follows it.
     pub(super) fn is_about_to_hear(&self) -> bool {
         self.subscription.phase == Phase::Watching
     }
 
-    /// Subscribes, if there is a waiter or a watcher and it was not done.
+    /// Subscribes if there is a waiter or a watcher, and no subscription yet.
     pub(super) fn watch(&mut self, turn: &mut Turn<'_, C>) {
         let wanted = self.participants.is_any_waiting();
         if self.subscription.is_none() && (wanted || !self.watchers.is_empty()) {
@@ -103,12 +103,13 @@ impl<C: Default> KeyState<C> {
             Ok(()) => {
                 self.subscription.phase = Phase::Active;
                 self.subscription.delay = RETRY_FIRST;
-                // The classic missed wake-up: whatever happened between the answer that sent us
-                // here and the server's acknowledgement was not heard. So ask again.
+                // Prevents a lost wake-up: a transition between the answer that led to the
+                // subscription and the server's acknowledgement was not pushed.
                 self.refresh(turn);
             }
             Err(error) => {
-                // No event: until it succeeds the timers do, and they tell if that fails too.
+                // Streams get no event for this. Until a retry succeeds, the timers lead to claims,
+                // which report an outage if they fail too.
                 let delay = self.subscription.delay;
                 let retry_at = turn.now.instant + turn.fresh.jittered(delay);
                 self.subscription.phase = Phase::Failed(retry_at);
@@ -130,15 +131,16 @@ impl<C: Default> KeyState<C> {
         self.watch(turn);
     }
 
-    /// Messages may have been missed.
+    /// Handles a possible loss of messages.
     pub(in crate::hub) fn missed(&mut self, connected: bool, turn: &mut Turn<'_, C>) {
         self.subscription.connected = connected;
         self.refresh(turn);
     }
 
-    /// The connection is back: subscribe again, which asks again.
+    /// Subscribes again after a reconnect. The acknowledgement leads to a refresh.
     pub(in crate::hub) fn resubscribe(&mut self, turn: &mut Turn<'_, C>) {
         self.subscription.connected = true;
+        // `unsubscribed` subscribes again by itself.
         if self.subscription.phase != Phase::Unwatching {
             self.subscription.phase = Phase::None;
         }

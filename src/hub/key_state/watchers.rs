@@ -1,4 +1,4 @@
-//! The watchers of this process, and how the machine makes sure that they miss nothing.
+//! The watchers of this process, and the reads that make up for messages that they missed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,19 +14,20 @@ use crate::retry::RETRY_FIRST;
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Watchers {
     all: BTreeMap<Id, Watcher>,
-    /// The reads of the record for them.
+    /// Reads of the record for the watchers.
     reads: SingleFlight,
-    /// When the last look was answered, or failed.
+    /// Time when the last read was answered or failed.
     looked: Option<Instant>,
-    /// When they were last shown something.
+    /// Time when they were last shown a record.
     shown: Option<Instant>,
-    /// When the record is forgotten, which nobody says.
+    /// Time when the record expires. Expiry is not published, so a read is scheduled.
     forgotten: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Default, Hash)]
 struct Watcher {
-    /// What it was last shown; `Some(None)` is that there is no record.
+    /// Order of the record that it was last shown. `Some(None)` means that it was shown that there
+    /// is no record.
     shown: Option<Option<Order>>,
 }
 
@@ -41,15 +42,16 @@ impl Watchers {
         self.all.remove(&id).is_some()
     }
 
+    /// Shows the watchers an error.
     pub(super) fn tell<C>(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
         for (id, watcher) in &mut self.all {
-            // After it comes the run as it is then, even if it is as it was.
+            // The next record is shown after the error even if the watcher knows it already.
             watcher.shown = None;
             turn.outputs.push(Output::Show(*id, Err(error.clone())));
         }
     }
 
-    /// The last that they hear.
+    /// Shows the watchers an error, and ends their watches.
     pub(super) fn end<C>(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
         self.tell(error, turn);
         for id in std::mem::take(&mut self.all).into_keys() {
@@ -57,7 +59,7 @@ impl Watchers {
         }
     }
 
-    /// Whether any watcher has not been shown anything yet.
+    /// Whether a watcher has not been shown a record since it began, or since the last error.
     pub(super) fn have_seen_nothing(&self) -> bool {
         self.all.values().any(|watcher| watcher.shown.is_none())
     }
@@ -85,14 +87,14 @@ impl<C: Default> KeyState<C> {
         }
         self.watchers.all.insert(id, Watcher::default());
         self.watch(turn);
-        // The first item is from after the server's acknowledgement, so that the watcher hears all
-        // that follows.
+        // If an acknowledgement is pending, the first read comes after it, so that the watcher gets
+        // a message of every later transition.
         if !self.is_about_to_hear() {
             self.look(turn);
         }
     }
 
-    /// Reads the record for the watchers.
+    /// Reads the record for the watchers, if there are any.
     pub(super) fn look(&mut self, turn: &mut Turn<'_, C>) {
         if self.watchers.is_empty() {
             return;
@@ -117,8 +119,8 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Shows the watchers a record, if it is the newest: one that was requested then and answered, or
-    /// one that was published.
+    /// Shows the watchers a record if it is the newest. `asked` is the time of the request that it
+    /// answers; `None` for a message.
     pub(super) fn show(
         &mut self,
         frame: &RecordSnapshot,
@@ -134,7 +136,8 @@ impl<C: Default> KeyState<C> {
                 .latest
                 .known()
                 .is_some_and(|known| known.record.order() == order),
-            // Absence has no order: a message of what was claimed since may have overtaken it.
+            // An absent record has no order. It counts only in an answer to a request that is later
+            // than the last record shown: a message of a later claim may have overtaken it.
             None => self
                 .watchers
                 .shown
@@ -150,20 +153,21 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    /// Time at which the machine reads the record for the watchers, having heard nothing.
+    /// Returns the time of the next read for the watchers if no message comes before.
     pub(super) fn look_at(&self) -> Option<Instant> {
         if self.watchers.is_empty() || self.watchers.is_reading() || self.outage.is_some() {
             return None;
         }
         let looked = self.watchers.looked;
-        // Without a subscription, before the server may forget an outcome.
+        // Without a subscription, a read is due before the server may forget an outcome.
         let known = self.latest.known().filter(|_| !self.subscription.hears());
         let audit = known.map(|known| {
             let half = Duration::from_millis(known.record.retention / 2);
             looked.map_or(known.received, |looked| looked.max(known.received)) + half
         });
         let at = self.watchers.forgotten.into_iter().chain(audit).min()?;
-        // Not at once again if that shows nothing new: a record that outlives its time, or absence.
+        // A read may show nothing new: a record that outlives its time, or none. It must not be
+        // repeated at once.
         Some(looked.map_or(at, |looked| at.max(looked + RETRY_FIRST)))
     }
 }

@@ -1,4 +1,4 @@
-//! Observers, on a store that answers late or not at all, or whose messages are lost.
+//! Tests of watchers on a store that answers late or never, or that loses messages.
 
 use super::*;
 use crate::hub::WatchHandle;
@@ -10,13 +10,13 @@ async fn seen(lookout: &mut WatchHandle) -> Option<(State, u32)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_there() {
+async fn an_overtaken_answer_does_not_show_absence() {
     let memory = Memory::new();
     let mut looks = 0;
     let mut bad = Bad::new(&memory, move |op| {
         looks += u32::from(matches!(op, Op::Inspect));
         match op {
-            // The read after the gap, when there is no record yet.
+            // This is the read after the gap, when there is no record yet.
             Op::Inspect if looks == 2 => Fate::Slow(Duration::from_secs(1)),
             _ => Fate::Good,
         }
@@ -30,7 +30,7 @@ async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_the
     let mut lookout = b.hub.observe(&b.key);
     assert_eq!(seen(&mut lookout).await, None);
     say.unbounded_send(StoreEvent::Lagged).unwrap();
-    // The grant must be later on the server's clock, which is paused too.
+    // The grant must be later than the read on the server's clock, which is paused, too.
     tokio::time::sleep(Duration::from_millis(10)).await;
     let guard = acquired(&mut new_stream(&a)).await;
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
@@ -41,7 +41,7 @@ async fn an_answer_that_a_message_has_overtaken_does_not_say_that_nothing_is_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_heard_is_looked_at() {
+async fn a_watcher_reads_after_lost_messages() {
     let memory = Memory::new();
     let mut deaf = Bad::good(&memory);
     deaf.deaf = true;
@@ -57,7 +57,7 @@ async fn what_was_not_heard_is_looked_at() {
     let guard = acquired(&mut new_stream(&a)).await;
     settle_down().await;
     assert!(lookout.next().now_or_never().is_none(), "not heard");
-    // The observer reads after a gap, after a disconnect and after a reconnect.
+    // The watcher reads after a gap, after a disconnect and after a reconnect.
     say.unbounded_send(StoreEvent::Lagged).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 1)));
     guard.fail("first").await.unwrap();
@@ -67,7 +67,7 @@ async fn what_was_not_heard_is_looked_at() {
     say.unbounded_send(StoreEvent::Reconnected).unwrap();
     assert_eq!(seen(&mut lookout).await, Some((State::Held, 2)));
     deaf.cut.store(true, Ordering::SeqCst);
-    // While it is cut off, it reads before the server can forget an outcome.
+    // While it is cut off, the watcher reads before the server can forget an outcome.
     say.unbounded_send(StoreEvent::Disconnected).unwrap();
     settle_down().await;
     guard.done().await.unwrap();
@@ -81,7 +81,7 @@ async fn what_was_not_heard_is_looked_at() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_follows_what_is_seen_first_is_heard() {
+async fn a_watcher_gets_every_record_after_its_first() {
     let memory = Memory::new();
     let mut bad = Bad::good(&memory);
     let gate = Arc::new(Notify::new());
@@ -104,7 +104,7 @@ async fn all_that_follows_what_is_seen_first_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_subscribe_looks_once_and_not_with_each_try() {
+async fn subscription_retries_cause_no_reads() {
     let memory = Memory::new();
     let cut = Bad::good(&memory);
     cut.cut.store(true, Ordering::SeqCst);
@@ -144,7 +144,7 @@ async fn an_outage_is_one_error_and_then_the_run_as_it_is() {
         first.next().await,
         Some(Err(Error::Unavailable { .. }))
     ));
-    // A later observer hears of the outage at once.
+    // A later watcher gets the error of the outage at once.
     let mut third = b.hub.observe(&b.key);
     for lookout in [&mut second, &mut third] {
         assert!(matches!(
@@ -156,7 +156,7 @@ async fn an_outage_is_one_error_and_then_the_run_as_it_is() {
         b.hub.ask(&b.key, Op::Inspect).await.is_err(),
         "not waited for"
     );
-    // Each observer gets the record again, also the one that knew it before the outage.
+    // Each watcher gets the record, also the one that knew it before the outage.
     for lookout in [&mut first, &mut second, &mut third] {
         assert_eq!(seen(lookout).await, Some((State::Held, 1)));
     }
@@ -182,7 +182,7 @@ async fn a_refusal_is_the_last_that_is_seen_and_nothing_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_looks_on_is_told_nothing_twice_and_costs_nothing() {
+async fn a_watcher_gets_each_record_once_without_calls() {
     let memory = Memory::new();
     let good = Bad::good(&memory);
     let (a, b) = (

@@ -1,4 +1,4 @@
-//! Leases whose renewals succeed or fail, and what their holders are told.
+//! Tests of leases whose renewals succeed or fail, and of the events that their holders get.
 
 use crate::error::LeaseLost;
 use crate::guard::RenewError;
@@ -109,7 +109,7 @@ async fn an_answer_that_comes_too_late_does_not_bring_the_guard_back() {
     guard.done().await.unwrap();
 }
 
-/// The hub or the keeper reads an answer late that the server gave in time.
+/// The server answers a renewal in time, but the hub or the keeper reads the answer late.
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_has_said_that_it_is_not_valid_stays_so() {
     let memory = Memory::new();
@@ -159,7 +159,7 @@ async fn a_renewal_that_is_refused_leaves_the_lease_until_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn no_renewal_reaches_past_the_longest_hold() {
-    // The longest hold counts from the grant, however late the answer to the claim is.
+    // The longest hold counts from the grant, even if the answer to the claim is late.
     for late in [0, LEASE / 2] {
         let memory = Memory::new();
         let mut renewals = 0;
@@ -194,7 +194,7 @@ async fn no_renewal_reaches_past_the_longest_hold() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewals_are_no_news_to_who_waits() {
+async fn renewals_cause_no_events_for_waiters() {
     let memory = Memory::new();
     let (good, quiet) = (Bad::good(&memory), Bad::good(&memory));
     let a = renewing(&good, "a");
@@ -232,7 +232,7 @@ async fn a_guard_that_was_extended_is_renewed_when_that_ends() {
     assert!(left(&good).await <= LEASE as f64);
 }
 
-/// The margin of such a long term is more than is left of a usual lease when a renewal is due.
+/// The margin of such a long term exceeds the rest of a usual lease when a renewal is due.
 #[tokio::test(start_paused = true)]
 async fn a_guard_that_was_extended_for_long_is_renewed_before_that_ends() {
     let memory = Memory::new();
@@ -243,7 +243,7 @@ async fn a_guard_that_was_extended_for_long_is_renewed_before_that_ends() {
     guard.run(work).await.unwrap();
 }
 
-/// The server answers claims of the same key meanwhile.
+/// Meanwhile the server answers claims of the same key.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost() {
     let memory = Memory::new();
@@ -269,7 +269,7 @@ async fn an_outage_of_renewals_goes_on_until_one_succeeds_or_the_lease_is_lost()
     locked(&mut new_stream(&a)).await;
 }
 
-/// The keeper's renewals fail. Those of the guard go over the hub's connection and succeed.
+/// The keeper's renewals fail. The guard's renewals use the hub's connection and succeed.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_renewals_ends_with_a_longer_lease() {
     let memory = Memory::new();
@@ -441,11 +441,11 @@ async fn a_guard_that_is_lost_from_the_start_is_not_renewed() {
     let guard = acquired(&mut first).await;
     locked(&mut second).await;
     guard.fail("for the second").await.unwrap();
-    // Little is left of the pushed grant, so it is confirmed first.
+    // Little is left of the pushed grant, so the stream confirms it before it yields the guard.
     tokio::time::sleep(Duration::from_millis(480)).await;
     assert!(second.next().now_or_never().is_none());
     tokio::time::sleep(Duration::from_millis(2 * LEASE)).await;
-    // The grant is confirmed once more before a guard is made of it.
+    // The stream confirms the grant once more before it makes a guard of it.
     let told = second.next().await;
     assert!(matches!(told, Some(LockEvent::Status(_))), "{told:?}");
     assert!(next(&mut second).now_or_never().is_none());
