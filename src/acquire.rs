@@ -1,4 +1,7 @@
 //! The stream of one participation in one run: a state machine over the updates of the hub.
+//!
+//! It owns a [`Participant`], which is an identity and a mailbox. It owns no task, no timer and no
+//! boxed future. Its first poll sends `Join`, and its drop sends `Leave`.
 
 mod event;
 mod status;

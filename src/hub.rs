@@ -1,8 +1,18 @@
 //! The hub: one task for a worker and its clones that calls the store for every stream and guard.
 //!
-//! Streams and guards only send it messages, which never blocks and works on any thread. Dropping
-//! one of them is therefore enough: the hub finishes the requests in flight, and gives back unused
-//! grants.
+//! Streams and guards only send it messages, which never blocks and works on any thread, even
+//! outside a runtime. Dropping one of them is therefore enough and cannot fail: the hub finishes
+//! the requests in flight, and gives back unused grants.
+//!
+//! * A stream owns a [`Participant`]: an identity and a mailbox. Dropped, it sends `Leave`.
+//! * A guard owns a [`Grant`]: the shared lease and a way to send messages. Dropped, it sends
+//!   `Settle`. A grant of which no guard was made sends `Return` when it is dropped, so that an
+//!   answer that no stream takes finds its own way back.
+//! * The hub alone uses the worker's store. It keeps one `KeyState` for each key that this process
+//!   takes part in or watches. It ends when the last handle is gone and every request is answered.
+//! * A `KeyState` decides. It is told of messages, answers, events and the time, and returns what
+//!   follows. It does no I/O.
+//! * The keeper holds weak references to leases. Their guards and the `KeyState` own them.
 
 mod batcher;
 mod key_state;

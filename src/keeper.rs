@@ -1,15 +1,22 @@
 //! The keeper renews the leases of guards that are in use, and ends the leases that it cannot
-//! renew.
+//! renew. Each worker that renews, with its clones, has one.
 //!
-//! For runs on a server, the keeper has a thread and a connection of its own. A blocked thread of
-//! the user's runtime then ends no lease, not even if all its threads are blocked. The connections
-//! of that runtime would not do, because the tasks that drive them are blocked with it. In memory,
-//! the keeper is a task on the hub's runtime, with the same clock.
+//! A guard reports directly to the keeper that it is in use, and not by way of the hub, which a
+//! blocked thread can hold up. The keeper also renews for a completion that the hub has not sent
+//! yet. It tells the hub of a lease that is lost, and of renewals that fail, which are an outage of
+//! the key like any other.
+//!
+//! For runs on a server, the keeper works in a thread that all keepers of the process share, and
+//! has a connection of its own. A blocked thread of the user's runtime then ends no lease, not even
+//! if all its threads are blocked. The connections of that runtime would not do, because the tasks
+//! that drive them are blocked with it. In memory, the keeper is a task on the hub's runtime, with
+//! the same clock.
 //!
 //! The keeper must not keep leases without the user's runtime for ever: a process that hangs would
-//! hold the work for ever. So the keeper regularly asks that runtime to run a task. It stops
-//! renewing if the runtime has run none for
-//! [`RunConfig::stall_limit`](crate::lease::RunConfig::stall_limit).
+//! hold the work for ever. So the keeper asks that runtime to run a task, each time that it wakes.
+//! It stops renewing if the runtime has run none for
+//! [`RunConfig::stall_limit`](crate::lease::RunConfig::stall_limit). When that runtime has shut
+//! down, no lease is renewed, and the keeper settles the guards that are dropped then.
 
 mod thread;
 

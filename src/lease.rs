@@ -1,5 +1,30 @@
 //! The local validity of a grant, by this process's clock. The hub, the keeper and the guard share
 //! it.
+//!
+//! A holder counts its lease from before the claim was sent, less a margin
+//! ([`RunConfig::margin_of`]). A waiter counts from when it received the record. So the holder is
+//! early and the waiter is late.
+//!
+//! Every renewal restarts the lease, and none shortens it on the server. A lost answer therefore
+//! leaves the holder with a shorter lease than the server's, never with a longer one. A lease
+//! counts its restarts as the record does, so the answers to the hub and to the keeper may overtake
+//! each other.
+//!
+//! A lease is lost once and for good: [`Lease::lose`] sets the reason, then cancels a token.
+//! `is_valid`, `lost` and `run` of the guard all read these. A lease is lost by
+//!
+//! * the key's timer or the keeper, at the local end; the reason tells how the last renewal went;
+//! * the first read of the remaining time that finds none left, so that a guard that was seen
+//!   invalid stays so;
+//! * a record with a later grant, or an answer that shows that the record is not ours;
+//! * the guard, when it is settled or dropped, before the message leaves;
+//! * the hub or the keeper, when it is dropped with its runtime;
+//! * any use in a forked child.
+//!
+//! A later answer changes nothing. `done()` asks the server all the same: the server decides, and
+//! while no other worker has taken over, it may still complete the run. A grant of which no guard
+//! was made is not lost at its local end. It is confirmed, and given back if the server has lost
+//! it. [`Lease::give`] makes sure that a lease which ends just as its guard is made is lost.
 
 mod run_config;
 

@@ -162,7 +162,7 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// From the ground up: each module imports only what stands above it here.
+// `tests/it/layers.rs` has their order from the ground up: each imports only modules below it.
 mod acquire;
 mod client;
 mod clock;

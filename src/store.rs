@@ -1,4 +1,7 @@
 //! The trait `Store` with its atomic transitions of a run, and its two implementations.
+//!
+//! One method executes every transition, many at once. A hub uses its store alone. Nothing is
+//! retried below the hub and the keeper.
 
 mod fenced;
 pub(crate) mod memory;

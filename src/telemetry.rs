@@ -1,6 +1,11 @@
 //! Telemetry: spans and events with the feature `tracing`, figures with the feature `metrics`.
 //! docs/observability.md lists their names, which are part of the public interface.
 //!
+//! Each event is reported where it is known. `acquire.rs` reports what a stream yields
+//! ([`Participation`]). `lease.rs` reports the end of a lease, for the first cause of it. The hub
+//! reports the answer to a settlement, a restart of a lease, an outage and a resync; the keeper
+//! reports its own restarts. A lease carries its span ([`Work`]) from when a guard is made of it.
+//!
 //! Without either feature, `telemetry/off.rs` takes the place of this module. Its types have no
 //! size and its functions do nothing.
 //!

@@ -1,4 +1,8 @@
 //! The `locking-worker` program: runs a command as the work of a fleet. docs/cli.md describes it.
+//!
+//! It uses only what is public in the library. `main` chooses the subcommand that `args` defines:
+//! `run`, `status`, `watch`, `clear` or `print`. `run` has the command as a child process (`child`)
+//! with its descendants (`process_tree`), which end with this process.
 #![forbid(unsafe_code)]
 #![warn(unreachable_pub)]
 

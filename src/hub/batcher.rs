@@ -4,6 +4,11 @@
 //! queued as are in flight. Otherwise requests accumulate. Requests that come one at a time never
 //! wait. A request beside many others waits until most of those are answered. The busier the server
 //! is, the larger the batches are.
+//!
+//! The store says which requests may share a call ([`Store::lane`](crate::store::Store::lane)).
+//! Requests of different batch keys do not wait for each other. A call carries 256 KiB of results
+//! and checkpoints at most, because the server serves no other client meanwhile. The script bounds
+//! its answer in the same way (`store/redis/each.lua`).
 
 use std::collections::{HashMap, VecDeque};
 

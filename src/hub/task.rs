@@ -1,5 +1,13 @@
 //! The hub's task: passes messages to the state of each key, its calls to the store, and the
 //! answers and events of the store back to it.
+//!
+//! While any key is subscribed to, the task pings: [`Store::ping`] shows that everything published
+//! before has arrived. A lost connection, a failed ping and a lagging receiver lead to a *resync*:
+//! one claim for each key that has waiters, and one read for each key that has only watchers.
+//!
+//! Timers are Tokio's. Leases on a server go by the machine's clock, which counts sleep
+//! (`clock.rs`). While this process holds a grant, the task compares the two once a second. It also
+//! reads the wall clock, which shows that a virtual machine was paused.
 
 use std::collections::HashMap;
 use std::sync::Arc;

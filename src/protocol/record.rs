@@ -1,5 +1,11 @@
 //! The server's record of one key, and its text form.
 //!
+//! The record is one string with the name of the key, so `GET` shows it. It is a string and not a
+//! hash for two reasons. Reading and writing it are one command each, so the claim and the
+//! completion together cost less on the server. And a message carries the record as it is, so one
+//! decoder serves answers and messages. The queue is a sorted set beside it, in order of arrival;
+//! its name, which is also that of the channel, shares the record's slot (`src/key.rs`).
+//!
 //! The text is one line of `name=value` fields for people and scripts, then five payloads. A line
 //! feed follows each payload but the last. The last field of the line has the sizes of the first
 //! four payloads in bytes. The last payload is the rest of the text.
@@ -14,11 +20,20 @@
 //!                the result
 //! ```
 //!
-//! `at` is the server's time in µs when the record was written. `line` is 1 once a waiter has
-//! joined the queue in this run. A completion changes only the first fields and the last payload,
-//! so that its script need not parse the fields between them (`redis/settle_done.lua`).
+//! * `at` is the server's time when the record was written, in µs like the fencing token; all other
+//!   times are in ms. A message tells the server's time by `at`. An answer tells its own time, once
+//!   for all of its items, and has the records as they are.
+//! * `until` is the server's time at which the lease, the confirm window or the retention ends. It
+//!   could be derived from the key's TTL. In the record, it means the same in every answer and
+//!   message, and needs no second command.
+//! * `line` is 1 once a waiter has joined the queue in this run. Without it, every run would have
+//!   to look for a queue. With it, a run without waiters is one `SET` to begin, and a `GET` and a
+//!   `SET` to end. A queue whose record was lost belongs to no run: the first waiter of the next
+//!   run removes it.
 //!
-//! `redis/record.lua` reads and writes the same form.
+//! A completion changes only the first fields and the last payload, so that its script need not
+//! parse the fields between them (`redis/settle_done.lua`). `redis/record.lua` reads and writes the
+//! same form.
 
 mod codec;
 

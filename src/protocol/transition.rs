@@ -1,4 +1,43 @@
-//! One transition of one record, at one instant.
+//! One transition of one record, at one instant: the executable specification of the protocol.
+//!
+//! The scripts in `src/store/redis/` do the same on a server. `tests/it/conformance/transitions.rs`
+//! has a test for each row of this table, run on both stores, and `proof/tests/it/equivalence.rs`
+//! compares the two on random sequences. *n* is the number of the last counted attempt.
+//!
+//! | operation | on | becomes | answer |
+//! |---|---|---|---|
+//! | claim | absent | held(1) | granted |
+//! | | held by this token | unchanged | granted again |
+//! | | granted to this token | held(n), lease restarted | granted |
+//! | | done, gave up | unchanged | the outcome |
+//! | | any other, by the last owner's token | unchanged | refused |
+//! | | held or granted to another, not over | unchanged; joins the queue | holder, position |
+//! | | granted(n), window over | held(n): the number was not counted | granted |
+//! | | held(n) over, or open(n); n < max | held(n+1) | granted |
+//! | | held(n) over; n ≥ max | gave up | the outcome |
+//! | settle(done) | this grant | done | ok |
+//! | | done by this grant | unchanged | ok |
+//! | settle(fail) | this grant, n ≥ max | gave up | ok |
+//! | | this grant, with a waiter | granted(n+1) to the head of the queue | ok |
+//! | | this grant, without a waiter | open(n) | ok |
+//! | settle(fail permanently) | this grant | gave up | ok |
+//! | settle(hand off) | this grant | granted(n) to the head, or open(n−1) | ok |
+//! | renew | this grant | held(n), lease restarted, never shortened | ok |
+//! | withdraw | waiting | leaves the queue | ok |
+//! | | held or granted to this token, not spared | granted(n) to the head, or open(n−1) | ok |
+//! | settle, renew, withdraw | anything else | unchanged | lost, with the record |
+//! | clear | any but absent | granted(1) to the head, or open(0), a higher fence | ok |
+//! | inspect | any | unchanged | the record, length of the queue |
+//!
+//! * open(n) always has n < max, because the run gives up when the last attempt fails.
+//! * Settle and renew name the grant by its fencing token. Claim and withdraw name the
+//!   participation by its token.
+//! * A withdrawal gives back a *held* grant too. If a participant has gone, one command then gives
+//!   back the grant of its claim, whether the answer to the claim arrived or not. That is safe
+//!   because the withdrawal spares, by its fencing token, the grant of the token that a participant
+//!   has or had in hand. Any other grant of the token came from a late claim, and no participant
+//!   has it.
+//! * A clear also removes the previous attempt with its reason, the checkpoint and the result.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};

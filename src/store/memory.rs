@@ -1,7 +1,6 @@
-//! The transitions in plain Rust, within one process.
+//! The store in this process: it keeps the records, and `protocol::transition` does the rest.
 //!
-//! This is the executable specification of the protocol. `proof/tests/it/equivalence.rs` compares
-//! every answer with that of the scripts.
+//! `proof/tests/it/equivalence.rs` compares every answer with that of the scripts.
 
 mod server;
 

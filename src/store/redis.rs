@@ -3,7 +3,15 @@
 //!
 //! The connections are separate because on one connection, the reply to a subscription can be
 //! mistaken for the reply to a command. Nothing is retried here: a script whose connection broke
-//! may have run, and only the caller knows whether it still wants the answer.
+//! may have run, and only the caller knows whether it still wants the answer. So `fred` makes one
+//! attempt at a command (`once` has the exception of a slot that has moved).
+//!
+//! `explain` sorts the errors of `fred`: a transient one becomes `Error::Unavailable`, and every
+//! other is fatal.
+//!
+//! Channels are the same in all databases of a server. In a database *n* > 0 a key's channel is
+//! therefore `{key}:line:n`. The scripts are assembled with that suffix, and the subscriber accepts
+//! a message only on a channel with exactly its own suffix.
 
 mod batch;
 mod connection;

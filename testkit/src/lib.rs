@@ -1,4 +1,5 @@
-//! Real servers for the tests, started as child processes on free ports of 127.0.0.1.
+//! Real servers, clusters and sentinels for the tests, started as child processes on free ports of
+//! 127.0.0.1. `proxy` cuts and stalls connections to them.
 
 pub mod bench;
 #[cfg(target_os = "linux")]

@@ -1,4 +1,8 @@
 //! What all benchmarks have in common: their options, and how they tell what they saw.
+//!
+//! Each benchmark measures on servers of its own, and all contenders take turns in one run.
+//! docs/performance.md has the results. `scripts/performance.sh` runs all of them, and `plot` draws
+//! what they saw.
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
 use std::io::{BufRead, BufReader, Write};

@@ -1,19 +1,23 @@
 //! Fleets of processes under faults, and every history checked.
 //!
-//! 4 processes take part in the runs of 16 keys each, on a server of their own, while processes are killed and
-//! stopped, their threads blocked and their clocks held back, connections cut and stalled, and the
-//! server stopped, restarted, flushed, filled up and kept busy. Settings, plans and faults follow
-//! from a seed; what the machine makes of them does not. A run that violates an invariant names its
-//! seed, and its history is kept in `target/tmp`.
+//! 4 processes take part in the runs of 16 keys each, on a server of their own, while processes are
+//! killed and stopped, their threads blocked and their clocks held back, connections cut and
+//! stalled, and the server stopped, restarted, flushed, filled up and kept busy. Settings, plans
+//! and faults follow from a seed; what the machine makes of them does not. A run that violates an
+//! invariant names its seed, and its history is kept in `target/tmp`.
 //!
 //! * `CHAOS_RUNS`: how many, 8 by default.
 //! * `CHAOS_SEED`: the first one's seed, 1 by default; the others follow.
 //! * `CHAOS_PARALLEL`: how many at a time, 4 by default; of failovers 2 at most.
 //! * `CHAOS_FAILOVERS`: how many of each kind, 1 by default.
-//! * `CHAOS_KIND`: of this kind only: `SentinelsFollow`, `SentinelsAreAsked`, `ClusterFollows`, `ReplicaIsAsked` or
-//!   `ReplicaTakesOver`.
+//! * `CHAOS_KIND`: of this kind only: `SentinelsFollow`, `SentinelsAreAsked`, `ClusterFollows`,
+//!   `ReplicaIsAsked` or `ReplicaTakesOver`.
 //!
-//! This binary is also the worker process.
+//! This binary is also the worker process (`worker`). `faults` and `standstill` draw the faults of
+//! a seed; in `failover`, the master goes. `audit` hears by `MONITOR` what the server writes, so
+//! that the scripts that ship are audited, and nothing is lost with the server. That, what the
+//! workers report (`fleet`), and what a thread in each of them sees of its guards (`sampler`) are a
+//! history, which `proof::history` checks.
 
 mod audit;
 mod failover;

@@ -1,5 +1,16 @@
 //! The transitions of one call: which of them a script can execute together, and how they are
 //! encoded as arguments.
+//!
+//! Every script executes its transition on any number of keys. A *lane* is what may share a call:
+//! on one server all requests, in a cluster those of one slot, and with replicas the requests that
+//! wait for them are lanes of their own. Requests that differ in an argument that a script takes
+//! once a call (the options of a run, the outcome, the confirm window) are calls of their own.
+//!
+//! The items of a call are independent. Each runs under `pcall` and has its own answer or error
+//! (`each.lua`). A call that the server refuses as a whole, as for a key that the user may not
+//! access, is sent again in smaller parts (`blames_one`). A script whose answer has reached 256 KiB
+//! leaves its remaining items undone, because the server serves no other client meanwhile; they are
+//! sent again.
 
 use std::fmt::{Display, Write};
 

@@ -8,6 +8,14 @@
 //! answer, the server is stalled or away. Then a new connection would not help, and would lose the
 //! requests in flight. In a process that was itself stopped, timers fire before the waiting answers
 //! are read. So the driver gives the old connection a little time after the new one's answer.
+//!
+//! To make a connection anew, the driver ends the task of `fred`, which may hang in a write, and
+//! starts it again. The hub hears of it as of any lost connection. An answer that a caller has
+//! given up on is still owed.
+//!
+//! In a cluster, each node is examined by itself. But `fred` connects to all masters or to none. So
+//! the driver tears nothing down while another node does not answer, unless the nodes that do
+//! answer say that it is no longer a master.
 
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, pending};

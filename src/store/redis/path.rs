@@ -6,6 +6,10 @@
 //! beat is this store's own. Its name is an awaited key's channel with a suffix, so the same
 //! pattern permits it and it shares the key's slot. A beat that arrives also proves that the
 //! subscriber has received everything that was published before it.
+//!
+//! There is a beat every second, or every eighth of a lease if that is shorter ([`Pace::of`]). If
+//! it does not arrive, the connections lead to different servers: the subscriber is connected anew
+//! first, and if that does not help, the commands are too.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,5 @@
--- Shared by all transitions: the text form of a record (see src/store/record.rs), and how a change
--- is saved and published.
+-- Shared by all transitions: the text form of a record (see src/protocol/record.rs), and how a
+-- change is saved and published.
 
 local HEADER = '^lw1 ([%l_]+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) fence=([1-9]%d*) line=([01])'
   .. ' attempt=(%d+)/([1-9]%d*) renewal=(%d+) owner=((%-?)[0-9a-f]*) last=((%-?)[0-9a-f]*) previous=(%d+):(%S+)'

@@ -2,7 +2,16 @@
 //!
 //! `WAIT` blocks all later requests on its connection, and it covers only writes of that
 //! connection. So the writes that need it have a connection of their own, where they delay only
-//! each other.
+//! each other: claims, renewals and completions.
+//!
+//! After each of their calls, a script that writes the records again unchanged (`rewrite.lua`) and
+//! `WAIT` are sent at once. Without that script, `WAIT` could have nothing to cover: a repeated
+//! claim writes nothing, and a new connection has written nothing. The script's answer must still
+//! show the same grant. After a failover in between, the replicas of another master have
+//! acknowledged whatever that master has.
+//!
+//! The hub withdraws a claim that too few replicas have acknowledged. It confirms a pushed grant in
+//! this way before the stream yields it, and gives it back if that fails.
 
 use std::time::Duration;
 

@@ -1,4 +1,12 @@
 //! The source texts of the scripts.
+//!
+//! There is one script for each transition. `batch.lua`, `record.lua` and `each.lua` are parts of
+//! every script. `claim_absent.lua` and `settle_done.lua` stand in front of the rest of their
+//! scripts, and have what a run without waiters needs. `fenced.lua` stands in front of a user's
+//! script.
+//!
+//! Each item publishes its change last. All checks of an item come before its first write; whether
+//! the user may run every command of the scripts is checked when a worker is built (`inspect.lua`).
 
 use std::sync::Arc;
 

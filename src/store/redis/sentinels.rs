@@ -9,7 +9,11 @@
 //! A message says only that something has changed, so it makes us ask its sentinel. We also ask
 //! each sentinel periodically, which detects a connection that died in silence and a missed
 //! message. The epoch of an answer decides how much it counts, so a sentinel that is cut off
-//! together with an old master leads no client back to it.
+//! together with an old master leads no client back to it. A client whose server is not the newest
+//! epoch's master is made to connect anew, which is a reconnect like any other for the hub.
+//!
+//! docs/reliability.md has the measured times of failovers. A cluster has no sentinels:
+//! `connection.rs` finds it at every known node, and the hub's pings find slots that have moved.
 
 use std::collections::HashMap;
 use std::time::Duration;
