@@ -300,7 +300,8 @@ impl Grant {
     /// counts that no replica has.
     pub(crate) fn is_doubtful(&self) -> bool {
         let enough = Duration::from_millis(self.lease.terms.window() / 4);
-        self.lease.remaining() < enough || (self.lease.terms.replicated && !self.confirmed)
+        let doubtful = self.lease.is_lost() || self.lease.left_after_pauses() < enough;
+        doubtful || (self.lease.terms.replicated && !self.confirmed)
     }
 
     /// Restarts the lease; [`Update::Confirmed`] or [`Update::Lost`] follows.

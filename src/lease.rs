@@ -218,7 +218,8 @@ impl Lease {
     fn why_over(&self) -> LeaseLost {
         let due = self.renewal_due();
         let term = self.term();
-        let now = self.clock.now() + self.paused(&term);
+        let (now, wall_lead) = self.clock.read();
+        let now = now + self.paused(&term, wall_lead);
         let over = term.server_ends + GRAIN >= self.hold_ends();
         match &term.renewal {
             Renewal::Manual => LeaseLost::Expired,
@@ -248,7 +249,10 @@ impl Lease {
     pub(crate) fn give(&self) -> bool {
         // Under the lock, as the hub looks: one of the two sees that a guard outlives its lease.
         self.term().given = true;
-        !self.remaining().is_zero()
+        if !self.is_lost() && self.left().is_zero() {
+            self.expire();
+        }
+        !self.is_lost()
     }
 
     pub(crate) fn is_given(&self) -> bool {
@@ -357,21 +361,26 @@ impl Lease {
             self.lose(LeaseLost::Forked);
             return Duration::ZERO;
         }
-        let (left, given) = {
-            let term = self.term();
-            let left = term.ends.saturating_since(self.clock.now());
-            (left.saturating_sub(self.paused(&term)), term.given)
-        };
-        if left.is_zero() && given {
+        let left = self.left_after_pauses();
+        if left.is_zero() && self.is_given() {
             self.expire();
         }
         left
     }
 
+    /// What is left, less the pauses that the lease's clock has not counted. A grant that no guard
+    /// was made of is not lost for it: it can be confirmed.
+    pub(crate) fn left_after_pauses(&self) -> Duration {
+        let term = self.term();
+        let (now, wall_lead) = self.clock.read();
+        let left = term.ends.saturating_since(now);
+        left.saturating_sub(self.paused(&term, wall_lead))
+    }
+
     /// Time that passed in this term without being counted by the lease's clock, as far as the wall
     /// clock tells: more than the margin only, since clocks are slewed.
-    fn paused(&self, term: &Term) -> Duration {
-        let outrun = self.clock.wall_lead().saturating_sub(term.wall_lead);
+    fn paused(&self, term: &Term, wall_lead: i64) -> Duration {
+        let outrun = wall_lead.saturating_sub(term.wall_lead);
         let outrun = Duration::from_micros(u64::try_from(outrun).unwrap_or(0));
         let left = term.server_ends.saturating_since(term.began);
         match outrun > self.terms.margin_of(left) {
@@ -387,7 +396,7 @@ impl Lease {
 
     /// Whether the wall clock tells of a pause that the lease's clock has not counted.
     pub(crate) fn may_have_paused(&self) -> bool {
-        !self.paused(&self.term()).is_zero()
+        !self.paused(&self.term(), self.clock.wall_lead()).is_zero()
     }
 
     /// Whether this is a copy of it, in a process that was forked from its holder's.
