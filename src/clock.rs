@@ -55,21 +55,29 @@ impl Clock {
     /// while both run. It grows when a paused virtual machine resumes and when the wall clock is
     /// set forward.
     pub(crate) fn wall_lead(self) -> i64 {
-        match self {
+        self.read().1
+    }
+
+    /// Returns the time, and the lead of the wall clock at that time.
+    pub(crate) fn read(self) -> (Moment, i64) {
+        let now = self.now();
+        let lead = match self {
             Self::Machine => {
                 // A wall clock before 1970 counts as 1970.
                 let wall = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-                micros(wall).saturating_sub(micros(machine()))
+                micros(wall).saturating_sub(micros(now.0))
             }
             Self::Tokio(_) | Self::Stopped(_) => 0,
-        }
+        };
+        (now, lead)
     }
 
     pub(crate) fn stamp(self) -> Stamp {
+        let (moment, wall_lead) = self.read();
         Stamp {
             instant: Instant::now(),
-            moment: self.now(),
-            wall_lead: self.wall_lead(),
+            moment,
+            wall_lead,
         }
     }
 

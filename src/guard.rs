@@ -1,4 +1,13 @@
 //! The public handle of a holder to its granted attempt.
+//!
+//! A guard owns a `Grant`: the shared lease and a way to send messages to the hub. It owns no
+//! task, timer or boxed future. Dropped, it sends `Settle`.
+//!
+//! The guard ends its lease locally before the message of a settlement leaves, and reports to the
+//! keeper itself, at its first use, that the lease is to be renewed.
+//!
+//! `done()` asks the server even if the lease was lost: the server decides, and while no other
+//! worker has taken over, it may still complete the run.
 
 mod error;
 

@@ -1,4 +1,8 @@
 //! The name of a unit of work, and the names on the server that are derived from it.
+//!
+//! A key that is not UTF-8 gets second names in ASCII, in the same slot, because the client library
+//! reads channel names as text. In a database n > 0, the channel (not the queue) has the suffix
+//! `:n`, because channels are the same in all databases of a server (`store/redis.rs`).
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

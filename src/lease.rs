@@ -203,7 +203,8 @@ impl Lease {
     /// its confirmation was requested.
     pub(crate) fn is_doubtful(&self, confirmed: bool) -> bool {
         let enough = Duration::from_millis(self.terms.window() / 4);
-        self.remaining() < enough || (self.terms.replicated && !confirmed)
+        let doubtful = self.is_lost() || self.left_after_pauses() < enough;
+        doubtful || (self.terms.replicated && !confirmed)
     }
 
     /// Returns what telemetry reports of it.
@@ -304,7 +305,8 @@ impl Lease {
     fn why_over(&self) -> LeaseLost {
         let due = self.renewal_due();
         let term = self.term();
-        let now = self.clock.now() + self.paused(&term);
+        let (now, wall_lead) = self.clock.read();
+        let now = now + self.paused(&term, wall_lead);
         let over = term.server_ends + GRAIN >= self.hold_ends();
         match &term.renewal {
             Renewal::Manual => LeaseLost::Expired,
@@ -336,7 +338,10 @@ impl Lease {
         // Under the lock, like the hub's check: one of the two notices a guard that outlives its
         // lease.
         self.term().given = true;
-        !self.remaining().is_zero()
+        if !self.is_lost() && self.left().is_zero() {
+            self.expire();
+        }
+        !self.is_lost()
     }
 
     pub(crate) fn is_given(&self) -> bool {
@@ -446,21 +451,26 @@ impl Lease {
             self.lose(LeaseLost::Forked);
             return Duration::ZERO;
         }
-        let (left, given) = {
-            let term = self.term();
-            let left = term.ends.saturating_since(self.clock.now());
-            (left.saturating_sub(self.paused(&term)), term.given)
-        };
-        if left.is_zero() && given {
+        let left = self.left_after_pauses();
+        if left.is_zero() && self.is_given() {
             self.expire();
         }
         left
     }
 
+    /// Returns the remaining time without the pauses that the lease's clock has missed. A grant
+    /// without a guard is not lost by its end, because it can be confirmed.
+    fn left_after_pauses(&self) -> Duration {
+        let term = self.term();
+        let (now, wall_lead) = self.clock.read();
+        let left = term.ends.saturating_since(now);
+        left.saturating_sub(self.paused(&term, wall_lead))
+    }
+
     /// Returns the time of this term that the lease's clock has missed, as the wall clock shows.
     /// Less than the margin counts as zero, because clocks are slewed.
-    fn paused(&self, term: &Term) -> Duration {
-        let outrun = self.clock.wall_lead().saturating_sub(term.wall_lead);
+    fn paused(&self, term: &Term, wall_lead: i64) -> Duration {
+        let outrun = wall_lead.saturating_sub(term.wall_lead);
         let outrun = Duration::from_micros(u64::try_from(outrun).unwrap_or(0));
         let left = term.server_ends.saturating_since(term.began);
         match outrun > self.terms.margin_of(left) {
@@ -476,7 +486,7 @@ impl Lease {
 
     /// Whether the wall clock shows a pause that the lease's clock has missed.
     pub(crate) fn may_have_paused(&self) -> bool {
-        !self.paused(&self.term()).is_zero()
+        !self.paused(&self.term(), self.clock.wall_lead()).is_zero()
     }
 
     /// Whether this is a copy, in a process that was forked from the holder's.

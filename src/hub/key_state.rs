@@ -3,6 +3,23 @@
 //! Each act handles a request, an answer, a message or the time, and returns the [`Output`]s that
 //! follow from it. The machine has no channel, timer, telemetry or source of random numbers of its
 //! own, so `proof/tests/model.rs` drives the same code as the hub's task does.
+//!
+//! This is the module to read first: everything that a process decides about a key is here.
+//!
+//! How a waiter gets the work:
+//!
+//! 1. A new participant claims. If another worker holds the key, the hub subscribes to the key's
+//!    channel. When the server has acknowledged that, one participant claims again, because
+//!    everything that happened in between was missed (`subscription`).
+//! 2. The script that ends an attempt without success grants the work to the head of the queue. The
+//!    head learns it from the published record, its stream yields the guard, and the grant is
+//!    confirmed meanwhile. If it is not confirmed within the window (500 ms, or the lease if that
+//!    is shorter), other waiters claim (`notifications`, `claims`).
+//! 3. At the end of a lease, the waiters claim one after the other (`claims`).
+//! 4. After anything that may have cost a message, one participant claims for all waiters
+//!    (`KeyState::missed`).
+//!
+//! A settlement is tried until its lease ends, and for 5 s at least.
 
 mod claims;
 mod fork;

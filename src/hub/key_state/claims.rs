@@ -1,4 +1,8 @@
 //! Claims: which participant claims, when, and what the answer means.
+//!
+//! At the end of a lease, the waiter at position p of the queue claims after p × 5 ms, and stands
+//! down if it hears of another's claim before. In one process only the first waiter claims: the
+//! answer to its claim tells all of them.
 
 use std::time::Duration;
 

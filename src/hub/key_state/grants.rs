@@ -1,4 +1,11 @@
 //! The grants of this process: how they begin, are lost and end.
+//!
+//! Until a guard is made of a grant, the end of its lease does not lose it: it is confirmed, and
+//! given back if the server has lost it. `Lease::give` and the check of the timer hold one lock
+//! in turn, so a lease that ends just as its guard is made is lost.
+//!
+//! A withdrawal names the grant of its token that stays as it is (`except_fence`), because a
+//! participant has or had that grant in hand. Any other grant of the token came from a late claim.
 
 use std::sync::Arc;
 use std::time::Duration;

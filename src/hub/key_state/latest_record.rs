@@ -1,4 +1,12 @@
 //! The newest record of the key that this process knows.
+//!
+//! Answers and messages come on two connections. They are ordered by fencing token, state and
+//! renewal (`Record::order`), and a record that is not newer than the known one is no news. There
+//! is one exception. An answer to a request that left after the known record was received, and
+//! whose record is older all the same, shows that the server has lost data. It is believed.
+//!
+//! A holder counts its lease from before the claim was sent. A waiter counts from when it received
+//! the record. So the holder is early and the waiter is late.
 
 use std::cmp::Ordering;
 use std::sync::Arc;

@@ -1,4 +1,8 @@
 //! Notifications: what the newest record means for holders and waiters.
+//!
+//! The next holder is told first, and the other waiters in the hub's next turn: it has work to do,
+//! and they have only to wait on. Waiters are told of a renewal like of every transition, but it
+//! only moves their timer.
 
 use std::sync::Arc;
 

@@ -1,4 +1,12 @@
 //! Outages: what participants are told, which requests are parked, and when they are sent again.
+//!
+//! A transient error opens an outage of the key. Every stream yields one error for it. Calls are
+//! kept, and one claim is tried again with a growing delay. An answer ends the outage; if a claim
+//! had failed, only the success of a claim does. Nothing is retried below this: a script whose
+//! connection broke may have run.
+//!
+//! A claim that too few replicas acknowledged is withdrawn at once. A pushed grant with replicas is
+//! confirmed before the stream yields it, and given back if that fails.
 
 use std::hash::{Hash, Hasher};
 use std::time::Duration;

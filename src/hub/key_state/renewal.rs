@@ -1,4 +1,10 @@
 //! Renewals: which party restarts a lease, for how long, and what the answer means.
+//!
+//! The renewals of the hub are the confirmation of a grant, an extension and a checkpoint; the
+//! keeper makes all others by itself once it is connected. All of them restart the lease, and none
+//! shortens it: a lost answer leaves the holder with a shorter lease than the server's, never with
+//! a longer one. A renewal that fails with a transient error is sent again before the lease ends,
+//! with what is left of `max_hold` by then, and without its checkpoint if there is a newer one.
 
 use std::sync::Arc;
 

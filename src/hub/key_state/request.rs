@@ -1,4 +1,7 @@
 //! Requests to the store. Each contains what the machine needs when the answer comes.
+//!
+//! A withdrawal also gives back a held grant. If its participant has gone, one command then gives
+//! back the grant of a claim, whether the claim's answer arrived or not (`protocol::transition`).
 
 use std::sync::Arc;
 

@@ -1,4 +1,7 @@
 //! The subscription to the key's channel: when it begins and ends, and what happens if it fails.
+//!
+//! "Resync" is the word of telemetry for `KeyState::missed` (a failed ping, a lost connection, a
+//! lagging receiver) and `KeyState::resubscribe`.
 
 use std::time::Duration;
 
