@@ -124,9 +124,10 @@ fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     (close > 0).then_some(&rest[..close])
 }
 
-/// Returns the slot of a name in a cluster: CRC16 of its hash tag, or of the whole name without one.
+/// Returns the slot of a name in a cluster: CRC16 of its hash tag, or of the whole name without
+/// one, as the [specification] says.
 ///
-/// See the [cluster specification](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model).
+/// [specification]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 pub(crate) fn slot_of(name: &[u8]) -> u16 {
     let hashed = hash_tag(name).unwrap_or(name);
     crc16::State::<crc16::XMODEM>::calculate(hashed) % 16_384

@@ -1,6 +1,4 @@
 //! Tests of the hub on a store that answers late, loses answers and messages, or invents events.
-//!
-//! The hub on a store that answers late or not at all, loses messages, or invents events.
 
 mod observers;
 mod renewal;

@@ -1,8 +1,9 @@
 -- Takes an absent key, the first attempt of a run, with one command. All other cases go to the
 -- function above, which is built only when it is needed.
 local label, lease, max, retention = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local before = 'lw1 held at=' .. now .. ' until=' .. int(now_ms + lease) .. ' retention=' .. retention
-  .. ' fence=' .. now .. ' line=0 attempt=1/' .. max .. ' renewal=0 owner='
+local before = 'lw1 held at=' .. now .. ' until=' .. int(now_ms + lease)
+  .. ' retention=' .. retention .. ' fence=' .. now
+  .. ' line=0 attempt=1/' .. max .. ' renewal=0 owner='
 local after = ' last=- previous=0:- sizes=' .. #label .. ',0,0,0\n' .. label .. '\n\n\n\n'
 local ttl = int(lease + retention)
 local claim

@@ -5,8 +5,8 @@ return function(n)
   local key, line = KEYS[2 * n - 1], KEYS[2 * n]
   for _, command in ipairs({
     { 'GET', key }, { 'SET', key, '', 'PX', '1' }, { 'DEL', line }, { 'PEXPIRE', line, '1' },
-    { 'ZADD', line, '1', '' }, { 'ZREM', line, '' }, { 'ZRANK', line, '' }, { 'ZRANGE', line, '0', '0' },
-    { 'ZCARD', line }, { 'ZPOPMIN', line }, { 'SPUBLISH', line, '' },
+    { 'ZADD', line, '1', '' }, { 'ZREM', line, '' }, { 'ZRANK', line, '' },
+    { 'ZRANGE', line, '0', '0' }, { 'ZCARD', line }, { 'ZPOPMIN', line }, { 'SPUBLISH', line, '' },
     { 'SSUBSCRIBE', line }, { 'SUNSUBSCRIBE', line },
   }) do
     -- The server may lack a command or have it renamed.

@@ -1,9 +1,9 @@
 -- Shared by all transitions: the text form of a record (see src/protocol/record.rs), and how a
 -- change is saved and published.
 
-local HEADER = '^lw1 ([%l_]+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*) fence=([1-9]%d*) line=([01])'
-  .. ' attempt=(%d+)/([1-9]%d*) renewal=(%d+) owner=((%-?)[0-9a-f]*) last=((%-?)[0-9a-f]*) previous=(%d+):(%S+)'
-  .. ' sizes=(%d+),(%d+),(%d+),(%d+)\n()'
+local HEADER = '^lw1 ([%l_]+) at=([1-9]%d*) until=([1-9]%d*) retention=([1-9]%d*)'
+  .. ' fence=([1-9]%d*) line=([01]) attempt=(%d+)/([1-9]%d*) renewal=(%d+) owner=((%-?)[0-9a-f]*)'
+  .. ' last=((%-?)[0-9a-f]*) previous=(%d+):(%S+) sizes=(%d+),(%d+),(%d+),(%d+)\n()'
 -- Those of the current item.
 local key, line, record_text
 
@@ -20,8 +20,8 @@ local function load(n)
   if not text then
     return nil
   end
-  local state, at, ends, retention, fence, has_line, attempt, max, renewal, owner, no_owner, last, no_last,
-    previous, cause, s1, s2, s3, s4, p1 = string.match(text, HEADER)
+  local state, at, ends, retention, fence, has_line, attempt, max, renewal,
+    owner, no_owner, last, no_last, previous, cause, s1, s2, s3, s4, p1 = string.match(text, HEADER)
   if not p1 then
     refuse(text)
   end
@@ -34,18 +34,24 @@ local function load(n)
   -- A number of n digits below 10^(n-1) has leading zeros. Calls cost the most time, so one call
   -- checks three line feeds if there is neither a reason nor a checkpoint.
   if not (
-    (state == 'held' or state == 'granted' or state == 'open' or state == 'done' or state == 'gave_up')
-    and #at < 17 and #ends < 15 and #retention < 15 and fence + 0 < 2^53 and tried < 2^32 and most < 2^32
+    (state == 'held' or state == 'granted' or state == 'open' or state == 'done'
+      or state == 'gave_up')
+    and #at < 17 and #ends < 15 and #retention < 15 and fence + 0 < 2^53
+    and tried < 2^32 and most < 2^32
     and (attempt == '0' and state == 'open' or tried >= 10^(#attempt - 1))
     and (renewal == '0' or #renewal < 15 and renewal + 0 >= 10^(#renewal - 1))
-    and (owner == '-' or #owner == 32 and no_owner == '') and (last == '-' or #last == 32 and no_last == '')
+    and (owner == '-' or #owner == 32 and no_owner == '')
+    and (last == '-' or #last == 32 and no_last == '')
     and (previous == '0' and cause == '-' and s2 == '0' and s3 == '0'
-      or before >= 10^(#previous - 1) and before < 2^32 and (cause == 'dropped' or cause == 'panicked'
-        or cause == 'failed' or cause == 'expired' or cause == 'handed_off'))
+      or before >= 10^(#previous - 1) and before < 2^32
+        and (cause == 'dropped' or cause == 'panicked' or cause == 'failed'
+          or cause == 'expired' or cause == 'handed_off'))
     and (s1 == '0' or p2 - p1 > 10^(#s1 - 1)) and (s2 == '0' or p3 - p2 > 10^(#s2 - 1))
     and (s3 == '0' or p4 - p3 > 10^(#s3 - 1)) and (s4 == '0' or p5 - p4 > 10^(#s4 - 1))
-    and string.byte(text, p2 - 1) == 10 and (p5 - p3 == 2 and string.sub(text, p3 - 1, p5 - 1) == '\n\n\n'
-      or string.byte(text, p3 - 1) == 10 and string.byte(text, p4 - 1) == 10 and string.byte(text, p5 - 1) == 10)
+    and string.byte(text, p2 - 1) == 10
+    and (p5 - p3 == 2 and string.sub(text, p3 - 1, p5 - 1) == '\n\n\n'
+      or string.byte(text, p3 - 1) == 10 and string.byte(text, p4 - 1) == 10
+        and string.byte(text, p5 - 1) == 10)
   ) then
     refuse(text)
   end
@@ -65,11 +71,11 @@ end
 -- No number has more than 14 digits, up to which Lua writes all digits.
 local function encode(r)
   return 'lw1 ' .. r.state .. ' at=' .. now .. ' until=' .. r.ends .. ' retention=' .. r.retention
-    .. ' fence=' .. r.fence .. (r.line and ' line=1 attempt=' or ' line=0 attempt=') .. r.attempt .. '/' .. r.max
-    .. ' renewal=' .. r.renewal .. ' owner=' .. r.owner .. ' last=' .. r.last
-    .. ' previous=' .. r.previous .. ':' .. r.cause .. ' sizes=' .. #r.holder .. ',' .. #r.previous_holder
-    .. ',' .. #r.reason .. ',' .. #r.checkpoint .. '\n' .. r.holder .. '\n' .. r.previous_holder .. '\n'
-    .. r.reason .. '\n' .. r.checkpoint .. '\n' .. r.result
+    .. ' fence=' .. r.fence .. (r.line and ' line=1 attempt=' or ' line=0 attempt=')
+    .. r.attempt .. '/' .. r.max .. ' renewal=' .. r.renewal .. ' owner=' .. r.owner
+    .. ' last=' .. r.last .. ' previous=' .. r.previous .. ':' .. r.cause
+    .. ' sizes=' .. #r.holder .. ',' .. #r.previous_holder .. ',' .. #r.reason .. ',' .. #r.checkpoint .. '\n' .. r.holder .. '\n'
+    .. r.previous_holder .. '\n' .. r.reason .. '\n' .. r.checkpoint .. '\n' .. r.result
 end
 
 local function owned(r)
