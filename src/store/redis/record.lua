@@ -74,8 +74,9 @@ local function encode(r)
     .. ' fence=' .. r.fence .. (r.line and ' line=1 attempt=' or ' line=0 attempt=')
     .. r.attempt .. '/' .. r.max .. ' renewal=' .. r.renewal .. ' owner=' .. r.owner
     .. ' last=' .. r.last .. ' previous=' .. r.previous .. ':' .. r.cause
-    .. ' sizes=' .. #r.holder .. ',' .. #r.previous_holder .. ',' .. #r.reason .. ',' .. #r.checkpoint .. '\n' .. r.holder .. '\n'
-    .. r.previous_holder .. '\n' .. r.reason .. '\n' .. r.checkpoint .. '\n' .. r.result
+    .. ' sizes=' .. #r.holder .. ',' .. #r.previous_holder .. ',' .. #r.reason .. ','
+    .. #r.checkpoint .. '\n' .. r.holder .. '\n' .. r.previous_holder .. '\n' .. r.reason .. '\n'
+    .. r.checkpoint .. '\n' .. r.result
 end
 
 local function owned(r)
