@@ -7,5 +7,5 @@ pub(crate) mod record;
 mod request;
 pub(crate) mod transition;
 
+pub(crate) use request::{ClaimReply, GRAIN, millis};
 pub use request::{Failure, Op, Outcome, Reply};
-pub(crate) use request::{GRAIN, millis};

@@ -28,7 +28,7 @@
 //! | `NothingRemembered` | the server remembers an outcome for the retention |
 //! | `RepeatedFailureCounts` | a late duplicate of a failure fails nothing else |
 //! | `GrantsOutliveTheirWindow` | a claim follows a grant that was not confirmed |
-//! | `WithdrawalNamesNothing` | a withdrawal spares the grant that is worked on |
+//! | `WithdrawalNamesNothing` | a withdrawal leaves the grant that is worked on |
 //! | `UnwantedIsKept` | a process gives back a grant that it does not want |
 //! | `ClearKeepsTheFence` | a cleared run gets a new fencing token |
 //!
@@ -321,8 +321,12 @@ impl Protocol {
                 // The server does not know the owner again.
                 record.owner = None;
             }
-            (Some(Mutant::WithdrawalNamesNothing), Op::Withdraw { spared, .. }) => *spared = 0,
-            (Some(Mutant::UnwantedIsKept), Op::Withdraw { spared, .. }) => *spared = record.fence,
+            (Some(Mutant::WithdrawalNamesNothing), Op::Withdraw { except_fence, .. }) => {
+                *except_fence = None;
+            }
+            (Some(Mutant::UnwantedIsKept), Op::Withdraw { except_fence, .. }) => {
+                *except_fence = Some(record.fence);
+            }
             _ => {}
         }
     }

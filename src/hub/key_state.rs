@@ -47,7 +47,7 @@ use crate::clock::Stamp;
 use crate::error::Error;
 use crate::key::Key;
 use crate::protocol::record::{RecordSnapshot, Token};
-use crate::protocol::{Op, Outcome, Reply};
+use crate::protocol::{ClaimReply, Op, Outcome, Reply};
 pub(super) use fork::Forks;
 use grants::{Grants, Settling};
 use latest_record::LatestRecord;
@@ -238,10 +238,10 @@ impl<C: Default> KeyState<C> {
             Request::Claim { id, token, terms } => {
                 if self.participants.on_claim_answered(id, token) {
                     self.claimed(id, token, &reply, turn);
-                } else if (reply.ok || reply.position.is_some())
+                } else if reply.claim() != ClaimReply::Refused
                     && reply
                         .record()
-                        .is_some_and(|told| told.fence > self.grants.except_fence(token))
+                        .is_some_and(|told| Some(told.fence) > self.grants.except_fence(token))
                 {
                     // No participant wants what this claim got: a grant, or a position in the
                     // queue. A record that is no newer than this token's own grant, which a push

@@ -48,8 +48,8 @@ pub enum Op {
         /// The label that the token claimed with.
         label: Arc<str>,
         /// The fencing token of the one grant of this token that the withdrawal leaves as it is:
-        /// the one that a stream or a guard has, or had. 0 if there is none.
-        spared: u64,
+        /// the one that a stream or a guard has, or had.
+        except_fence: Option<u64>,
         /// The time that a successor has to confirm its grant.
         window: u64,
     },
@@ -124,7 +124,27 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
+/// What a claim got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClaimReply {
+    /// The token holds the key.
+    Held,
+    /// It waits at this position in the queue, from 0.
+    Queued { position: u64 },
+    /// The run is over, or the token's grant has ended.
+    Refused,
+}
+
 impl Reply {
+    /// Returns what the answered claim got.
+    pub(crate) fn claim(&self) -> ClaimReply {
+        match (self.ok, self.position) {
+            (true, _) => ClaimReply::Held,
+            (false, Some(position)) => ClaimReply::Queued { position },
+            (false, None) => ClaimReply::Refused,
+        }
+    }
+
     /// Returns the record after the transition, if the key has one.
     pub fn record(&self) -> Option<&Record> {
         self.frame.record.as_deref()

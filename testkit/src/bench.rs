@@ -210,15 +210,20 @@ pub fn renew(fence: u64, checkpoint: Option<&'static str>) -> Op {
 }
 
 pub fn withdraw(number: u128) -> Op {
-    withdraw_but(number, 0)
-}
-
-/// Withdraws, but does not give back the grant with the fencing token `spared`.
-pub fn withdraw_but(number: u128, spared: u64) -> Op {
     Op::Withdraw {
         token: token(number),
         label: label(number),
-        spared,
+        except_fence: None,
+        window: WINDOW,
+    }
+}
+
+/// Withdraws, but does not give back the grant with this fencing token.
+pub fn withdraw_except(number: u128, fence: u64) -> Op {
+    Op::Withdraw {
+        token: token(number),
+        label: label(number),
+        except_fence: Some(fence),
         window: WINDOW,
     }
 }

@@ -42,7 +42,7 @@ enum Step {
     },
     Withdraw {
         who: u8,
-        spared: Option<Grant>,
+        except: Option<Grant>,
         window: u64,
     },
     Clear(u64),
@@ -98,8 +98,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (grant(), span(), proptest::option::of(vec(any::<u8>(), 0..40))).prop_map(
             |(grant, lease, checkpoint)| Step::Renew { grant, lease, checkpoint }
         ),
-        4 => (who, proptest::option::weighted(0.5, grant()), span()).prop_map(|(who, spared, window)| {
-            Step::Withdraw { who, spared, window }
+        4 => (who, proptest::option::weighted(0.5, grant()), span()).prop_map(|(who, except, window)| {
+            Step::Withdraw { who, except, window }
         }),
         1 => span().prop_map(Step::Clear),
         1 => Just(Step::Inspect),
@@ -239,14 +239,12 @@ impl Both {
                 },
                 Step::Withdraw {
                     who,
-                    spared,
+                    except,
                     window,
                 } => Op::Withdraw {
                     token: Token::from_number(tokens[usize::from(*who)]),
                     label: labels[usize::from(*who)].clone(),
-                    spared: spared
-                        .as_ref()
-                        .map_or(0, |grant| grant.fence(&fences[*key])),
+                    except_fence: except.as_ref().map(|grant| grant.fence(&fences[*key])),
                     window: *window,
                 },
                 Step::Clear(window) => Op::Clear { window: *window },
@@ -366,7 +364,7 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "a withdrawal of what is worked on",
-            "and r.fence ~= spared then",
+            "and r.fence ~= except_fence then",
             "then",
         ),
         ("a late duplicate that is granted", "r.last == token or", ""),

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Id, KeyState, Request, Stage, Turn};
-use crate::protocol::Reply;
 use crate::protocol::record::{Record, State, Token};
+use crate::protocol::{ClaimReply, Reply};
 
 impl<C: Default> KeyState<C> {
     pub(super) fn claim(&mut self, id: Id, turn: &mut Turn<'_, C>) {
@@ -31,10 +31,11 @@ impl<C: Default> KeyState<C> {
             return;
         };
         member.stage = Stage::Waiting;
-        if let Some(place) = reply.position {
-            member.queue_position = place;
+        let got = reply.claim();
+        if let ClaimReply::Queued { position } = got {
+            member.queue_position = position;
         }
-        self.bring_up_to_date(id, Some(reply), turn);
+        self.bring_up_to_date(id, Some(got), turn);
         let Some(member) = self.participants.get_mut(id) else {
             return;
         };
@@ -42,7 +43,7 @@ impl<C: Default> KeyState<C> {
             // The server gives a token at most one grant. If the participant lost that grant
             // before a guard was made of it, it needs a new token.
             let refused = |record: &Record| record.last == Some(token);
-            if reply.ok || reply.record().is_some_and(refused) {
+            if got == ClaimReply::Held || reply.record().is_some_and(refused) {
                 member.token = turn.fresh.token();
                 self.claim(id, turn);
             }

@@ -111,15 +111,15 @@ impl Grants {
         }
     }
 
-    /// Returns the fence of this token's grant that was, or may yet be, worked on, or 0.
+    /// Returns the fence of this token's grant that was, or may yet be, worked on.
     ///
     /// A withdrawal must not release it, since that would pass the attempt on uncounted. Any other
     /// grant under this token came from a late duplicate claim and may be released.
-    pub(super) fn except_fence(&self, token: Token) -> u64 {
+    pub(super) fn except_fence(&self, token: Token) -> Option<u64> {
         let active = self.active.iter();
         let active = active.map(|grant| (grant.lease.fence, grant.lease.token));
         let mut of_token = active.chain(self.last_used).filter(|(_, of)| *of == token);
-        of_token.next().map_or(0, |(fence, _)| fence)
+        of_token.next().map(|(fence, _)| fence)
     }
 
     /// Forgets a grant that has ended for this process.
@@ -450,14 +450,14 @@ mod tests {
     async fn a_withdrawal_spares_the_grant_that_was_used() {
         let (mut grants, lease) = granted();
         let (token, fence) = (lease.token, lease.fence);
-        assert_eq!(grants.except_fence(Token::random()), 0);
-        assert_eq!(grants.except_fence(token), fence);
+        assert_eq!(grants.except_fence(Token::random()), None);
+        assert_eq!(grants.except_fence(token), Some(fence));
         grants.forget(fence);
-        assert_eq!(grants.except_fence(token), 0, "nothing used it");
+        assert_eq!(grants.except_fence(token), None, "nothing used it");
         grants.push(lease.clone(), Instant::now());
         lease.give();
         grants.forget(fence);
-        assert_eq!(grants.except_fence(token), fence);
+        assert_eq!(grants.except_fence(token), Some(fence));
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::{Id, KeyState, Output, Stage, Turn, Update};
 use crate::hub::message::Ended;
 use crate::lease::Lease;
 use crate::outcome::Locked;
-use crate::protocol::Reply;
+use crate::protocol::ClaimReply;
 use crate::protocol::record::{State, loss};
 
 impl<C: Default> KeyState<C> {
@@ -63,7 +63,7 @@ impl<C: Default> KeyState<C> {
     pub(super) fn bring_up_to_date(
         &mut self,
         id: Id,
-        answer: Option<&Reply>,
+        answer: Option<ClaimReply>,
         turn: &mut Turn<'_, C>,
     ) {
         let (Some(known), Some(member)) = (self.latest.known(), self.participants.get_mut(id))
@@ -93,7 +93,7 @@ impl<C: Default> KeyState<C> {
                     server_time: server_time.map(|(sent, at)| (sent.instant, at)),
                 });
                 // An answer means that replicas have acknowledged the grant. A message does not.
-                let answered = answer.is_some_and(|reply| reply.ok);
+                let answered = answer == Some(ClaimReply::Held);
                 let confirmed =
                     record.state == State::Held && (answered || !lease.terms.replicated);
                 member.stage = Stage::Holding;
@@ -112,7 +112,10 @@ impl<C: Default> KeyState<C> {
                         max_attempts: record.max_attempts,
                         holder: record.holder.clone(),
                         remaining: known.remaining,
-                        position: answer.and_then(|reply| reply.position),
+                        position: match answer {
+                            Some(ClaimReply::Queued { position }) => Some(position),
+                            _ => None,
+                        },
                     };
                     turn.notify(id, Update::Locked(locked));
                 }

@@ -53,8 +53,8 @@ pub(in crate::hub) struct Renew {
 pub(in crate::hub) struct Withdraw {
     pub(super) token: Token,
     pub(super) terms: Arc<RunConfig>,
-    /// Fencing token of the grant of this token that must stay as it is, or 0.
-    pub(super) except_fence: u64,
+    /// Fencing token of the grant of this token that must stay as it is.
+    pub(super) except_fence: Option<u64>,
     pub(super) give_up: Instant,
 }
 
@@ -87,7 +87,7 @@ impl Request {
             Request::Withdraw(withdraw) => Op::Withdraw {
                 token: withdraw.token,
                 label: withdraw.terms.label.clone(),
-                spared: withdraw.except_fence,
+                except_fence: withdraw.except_fence,
                 window: withdraw.terms.window(),
             },
             Request::Read => Op::Inspect,

@@ -183,9 +183,14 @@ impl Args {
     fn own(&mut self, op: &Op) {
         match op {
             Op::Claim { token, .. } => self.say(token),
-            Op::Withdraw { token, spared, .. } => {
+            Op::Withdraw {
+                token,
+                except_fence,
+                ..
+            } => {
                 self.say(token);
-                self.say(spared);
+                // No grant has the fencing token 0.
+                self.say(except_fence.unwrap_or(0));
             }
             Op::Settle { fence, outcome, .. } => {
                 self.say(fence);

@@ -5,10 +5,10 @@
 local label, window = ARGV[1], tonumber(ARGV[2])
 
 return function(n)
-  local token, spared = ARGV[2 * n + 1], ARGV[2 * n + 2]
+  local token, except_fence = ARGV[2 * n + 1], ARGV[2 * n + 2]
   local r = load(n)
   local waited = r and r.line and redis.call('ZREM', line, token .. label)
-  if r and owned(r) and r.owner == token and r.fence ~= spared then
+  if r and owned(r) and r.owner == token and r.fence ~= except_fence then
     grant_to_next(r, r.attempt, window)
     return reply(1)
   end

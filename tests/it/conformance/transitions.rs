@@ -459,22 +459,22 @@ async fn a_withdrawal_leaves_a_grant_that_was_worked_on(mut bench: impl Bench) {
     let fence = held(&mut bench, &[2, 3]).await;
     let granted = bench.apply(&key(), &settle(fence, fail())).await;
     let fence = record(&granted).fence;
-    let reply = bench.apply(&key(), &withdraw_but(2, fence)).await;
+    let reply = bench.apply(&key(), &withdraw_except(2, fence)).await;
     assert!(!reply.ok);
     assert_eq!(reply.frame.record, granted.frame.record);
     // Another one was, before or, by a clock that was set back, after it; this came by a claim that was late.
-    let reply = bench.apply(&key(), &withdraw_but(2, fence - 1)).await;
+    let reply = bench.apply(&key(), &withdraw_except(2, fence - 1)).await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Granted, 2, Some(3)));
     let fence = record(&reply).fence;
-    let reply = bench.apply(&key(), &withdraw_but(3, fence + 1)).await;
+    let reply = bench.apply(&key(), &withdraw_except(3, fence + 1)).await;
     assert!(reply.ok);
     assert_eq!(state(&reply), (State::Open, 1, None));
 
     // Nor is it in the way of leaving the line.
     let fence = record(&bench.apply(&key(), &claim(4)).await).fence;
     assert_eq!(bench.apply(&key(), &claim(5)).await.position, Some(0));
-    assert!(bench.apply(&key(), &withdraw_but(5, fence)).await.ok);
+    assert!(bench.apply(&key(), &withdraw_except(5, fence)).await.ok);
     assert_eq!(bench.apply(&key(), &claim(6)).await.position, Some(0));
 }
 
