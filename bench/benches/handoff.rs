@@ -2,7 +2,7 @@
 //!
 //! The attempt ends by `drop(guard)` or `guard.hand_off()`, with 1, 10 and 100 waiters, which are streams of
 //! one process, or processes of their own. The floor is one publish to a subscriber of the same client
-//! library. Ours and the floor take turns, one hand-over each; rslock's waiters, who poll the server all the
+//! library. Ours and the floor take turns, one hand-off each; rslock's waiters, who poll the server all the
 //! time, have their turn after each round of those.
 
 mod report;

@@ -140,7 +140,7 @@ fn handoff(rows: &[Value], path: &Path) -> Result<(), Box<dyn Error>> {
         let times = series.iter().flat_map(|(_, points)| points);
         let right = times.map(|point| point.0).fold(0.0, f64::max);
         let title = format!("From drop to the next Acquired, {waiters} waiting");
-        let axes = ("µs", "% of hand-overs within");
+        let axes = ("µs", "% of hand-offs within");
         draw(
             panel,
             &title,

@@ -120,7 +120,7 @@ async fn worker(url: &str, label: &str, lease: u64) {
                 println!("acquired");
                 let order = tokio::select! {
                     order = orders.recv() => order.unwrap_or_default(),
-                    _ = terminated.recv() => "hand over".to_owned(),
+                    _ = terminated.recv() => "hand off".to_owned(),
                 };
                 match order.as_str() {
                     "abort" => std::process::abort(),
@@ -144,7 +144,7 @@ async fn worker(url: &str, label: &str, lease: u64) {
                             Err(error) => println!("{error}"),
                         }
                     }
-                    "hand over" => {
+                    "hand off" => {
                         guard.hand_off().await.unwrap();
                         break;
                     }
@@ -337,7 +337,7 @@ async fn terminated_holder() {
         now().saturating_sub(terminated) as f64 / 1e3
     );
     assert_eq!(guard.attempt(), 1, "it is not counted");
-    let previous = guard.previous().expect("one that was handed over");
+    let previous = guard.previous().expect("one that was handed off");
     assert_eq!(
         (&previous.holder[..], &previous.reason),
         ("holder", &Reason::HandedOff)

@@ -110,7 +110,7 @@ async fn sigterm_reaches_all_in_another_pid_namespace() {
     assert_eq!(process.code().await, 143);
     assert_eq!(desk.left("near"), "heard\n");
     assert_eq!(desk.left("far"), "heard\n");
-    assert_eq!(desk.next("").await, "1 handed over\n");
+    assert_eq!(desk.next("").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +142,7 @@ async fn sigterm_reaches_the_command_s_group_without_proc() {
     assert_eq!(desk.left("near"), "heard\n");
     assert_eq!(desk.left("far"), "heard\n");
     assert!(!lives(&desk.left("pid")));
-    assert_eq!(desk.next("").await, "1 handed over\n");
+    assert_eq!(desk.next("").await, "1 handed off\n");
     // And a command that ends by itself is done.
     let run = ["run", "other", "--", "true"];
     assert_eq!(desk.start_through(&wrapper, "b", &run).code().await, 0);
@@ -161,7 +161,7 @@ async fn no_process_left_hands_off_with_71() {
         said.contains("cannot start the command: Resource temporarily unavailable"),
         "{said}"
     );
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

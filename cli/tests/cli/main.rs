@@ -348,7 +348,7 @@ async fn sigkill_comes_early_enough_to_hand_off_within_grace() {
     let took = told.elapsed();
     let grace = Duration::from_secs(3);
     assert!(took > grace * 4 / 5 && took < grace, "{took:?}");
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -516,7 +516,7 @@ async fn sigterm_hands_off_and_costs_no_attempt() {
         assert_eq!(first.code().await, 143);
         assert!(!lives(&desk.left("pid")));
         assert_eq!(second.code().await, 0);
-        assert_eq!(desk.left("told"), "1 handed over\n");
+        assert_eq!(desk.left("told"), "1 handed off\n");
     }
 }
 
@@ -561,7 +561,7 @@ async fn signal_to_the_whole_group_hands_off() {
             std::fs::remove_file(desk.path("pid")).unwrap();
         }
     }
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -573,7 +573,7 @@ async fn what_sigterm_interrupts_is_not_done_whatever_it_says() {
     desk.until_left("pid").await;
     process.signal(Signal::SIGTERM);
     assert_eq!(process.code().await, 143);
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 /// The program that a script runs is what does the work.
@@ -593,7 +593,7 @@ async fn all_that_the_command_has_started_ends_with_it() {
     process.signal(Signal::SIGTERM);
     assert_eq!(process.code().await, 143);
     assert!(!lives(&desk.left("pid")));
-    assert_eq!(desk.next("").await, "1 handed over\n");
+    assert_eq!(desk.next("").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -620,7 +620,7 @@ async fn whoever_interrupts_a_command_that_then_fails_ends_our_part() {
         assert_eq!(process.code().await, code);
         std::fs::remove_file(desk.path("pid")).unwrap();
     }
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -656,7 +656,7 @@ async fn who_cannot_execute_the_command_leaves_the_attempt_to_others() {
     assert_eq!(desk.end("run job --attempts 1 -- ./report").await.0, 127);
     let script = "no-such-command";
     assert_eq!(desk.run("a", "--attempts 1", script).code().await, 127);
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -717,7 +717,7 @@ async fn a_command_that_a_passed_signal_ends_is_handed_off() {
     desk.until_left("pid").await;
     process.signal(Signal::SIGINT);
     assert_eq!(process.code().await, 130);
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -980,7 +980,7 @@ async fn ctrl_c_reaches_the_command_once() {
         screen.contains("SIGINT: attempt 1 is handed off"),
         "{screen}"
     );
-    assert_eq!(desk.next("--attempts 1").await, "1 handed over\n");
+    assert_eq!(desk.next("--attempts 1").await, "1 handed off\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1106,7 +1106,7 @@ fn only_what_is_free_while_somebody_waits_is_a_takeover() {
     assert_eq!(
         examined(&Story::new()),
         0,
-        "handed over and done: nothing was ever free"
+        "handed off and done: nothing was ever free"
     );
     let story = dead_holder(5 * MS);
     assert_eq!(examined(&story), 1);
