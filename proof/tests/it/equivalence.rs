@@ -431,8 +431,8 @@ fn a_mistake_in_a_script_is_found() {
         ),
         (
             "a fencing token that restarts with each run",
-            "' fence=' .. now .. ' line=0",
-            "' fence=1 line=0",
+            "' fence=' .. now\n",
+            "' fence=1'\n",
         ),
         (
             "a completion that never expires",
