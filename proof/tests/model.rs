@@ -34,7 +34,6 @@
 //!
 //! `cargo mutants` breaks the machine and the transitions themselves, and runs this model.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,7 +81,7 @@ enum Stage {
     Crashed,
 }
 
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Worker {
     stage: Stage,
     process: Process,
@@ -93,7 +92,7 @@ struct Worker {
     registered: bool,
 }
 
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct Server {
     entry: Option<Entry>,
     /// The last fencing token of any run.
@@ -120,7 +119,7 @@ struct Faults {
     data: u8,
 }
 
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 struct World {
     now: Tick,
     server: Server,
@@ -192,18 +191,6 @@ struct Protocol {
     horizon: Tick,
     faults: Faults,
     mutant: Option<Mutant>,
-}
-
-/// Equal states have equal hashes, by which the search tells states apart anyway.
-impl PartialEq for World {
-    fn eq(&self, other: &Self) -> bool {
-        let hash = |world: &Self| {
-            let mut hasher = DefaultHasher::new();
-            world.hash(&mut hasher);
-            hasher.finish()
-        };
-        hash(self) == hash(other)
-    }
 }
 
 impl World {

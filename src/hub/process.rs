@@ -132,6 +132,18 @@ impl Hash for Process {
     }
 }
 
+/// By the hash, by which a search tells states apart.
+impl PartialEq for Process {
+    fn eq(&self, other: &Self) -> bool {
+        let hash = |process: &Self| {
+            let mut hasher = DefaultHasher::new();
+            process.hash(&mut hasher);
+            hasher.finish()
+        };
+        hash(self) == hash(other)
+    }
+}
+
 impl InFlight {
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();

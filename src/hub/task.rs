@@ -230,16 +230,14 @@ impl Fresh for WeakHandle {
     }
 }
 
+/// A call of a key, and its answer.
+type Answered = ((Key, Call<Caller>), Result<Reply, Error>);
+
 /// A completed request to the store.
 enum Done {
     /// A batch: its batch key, the number of requests taken from the queue, an instant before it
     /// left, and the answers.
-    Calls(
-        BatchKey,
-        usize,
-        Stamp,
-        Vec<((Key, Call<Caller>), Result<Reply, Error>)>,
-    ),
+    Calls(BatchKey, usize, Stamp, Vec<Answered>),
     Watch(Key, Result<(), Error>),
     Unwatch(Key),
     Ping(Result<(), Error>),

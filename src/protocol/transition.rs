@@ -49,7 +49,7 @@ use crate::protocol::record::{Cause, Previous, Record, State, Token};
 use crate::protocol::{Failure, Op, Outcome};
 
 /// A key on the server: its record and its queue.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// The record.
     pub record: Record,
@@ -62,7 +62,7 @@ type Waiter = (Token, Arc<str>);
 
 /// The waiting tokens, first come, first served. One map orders them by their numbers, the other
 /// finds the number of a token.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Line {
     queue: BTreeMap<u64, Waiter>,
     numbers: HashMap<Waiter, u64>,
