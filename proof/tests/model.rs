@@ -6,7 +6,7 @@
 //! time, crashes, and the promises. A tick is a quarter of a second, a lease is three ticks, its
 //! margin is one, and the first worker's clock is slow by the margin of a lease.
 //!
-//! `MODEL_STATES` bounds each search, 70,000 states by default, of which there are 48. With
+//! `MODEL_STATES` bounds each search, 70,000 states by default, of which there are 51. With
 //! `-- --nocapture` the searches print how many states they saw, how deep they went, and whether
 //! those were all. The *horizon* is the tick at which time stops: 0 leaves the orders of events,
 //! which are then searched deeper; 3 lets one lease end, and 6 two.
@@ -31,6 +31,7 @@
 //! | `WithdrawalNamesNothing` | a withdrawal leaves the grant that is worked on |
 //! | `UnwantedIsKept` | a process gives back a grant that it does not want |
 //! | `ClearKeepsTheFence` | a cleared run gets a new fencing token |
+//! | `HandOffCounts` | a hand-off does not count as an attempt |
 //!
 //! `cargo mutants` breaks the machine and the transitions themselves, and runs this model.
 
@@ -85,7 +86,7 @@ enum Stage {
 struct Worker {
     stage: Stage,
     process: Process,
-    /// What a crashed process has sent.
+    /// What was sent by a process that does not wait for the answer any more.
     orphans: Vec<Op>,
     news: Vec<RecordSnapshot>,
     /// Whether the server sends it messages.
@@ -104,6 +105,8 @@ struct Server {
 struct Faults {
     /// Answers that are lost: the worker asks again.
     answers: u8,
+    /// Requests that fail, and that the server may carry out later all the same.
+    failures: u8,
     /// Requests that are carried out once more, late.
     repeats: u8,
     news: u8,
@@ -154,6 +157,7 @@ enum Step {
     Repeat(usize, usize),
     Arrive(usize, usize),
     LoseAnswer(usize, usize),
+    Fail(usize, usize),
     Unacknowledged(usize, usize),
     Hear(usize, usize),
     LoseNews(usize, usize),
@@ -181,6 +185,7 @@ enum Mutant {
     WithdrawalNamesNothing,
     UnwantedIsKept,
     ClearKeepsTheFence,
+    HandOffCounts,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -329,6 +334,11 @@ impl Protocol {
         let record = &mut mutated.record;
         match (self.mutant, op) {
             (Some(Mutant::FenceRestarts), _) if before.is_none() => record.fence = EPOCH,
+            (Some(Mutant::HandOffCounts), Op::Settle { outcome, .. })
+                if *outcome == Outcome::HandOff && record.state == State::Granted =>
+            {
+                record.attempt += 1;
+            }
             (Some(Mutant::ClearKeepsTheFence), Op::Clear { .. }) => {
                 record.fence = before.as_ref().map_or(0, |before| before.fence);
             }
@@ -415,7 +425,7 @@ impl Protocol {
             world.server.last_fence = world.server.last_fence.max(after.fence);
         }
         if after.previous.as_ref().is_some_and(|previous| {
-            previous.cause == Cause::HandedOff && previous.attempt > after.attempt
+            previous.cause == Cause::HandedOff && previous.attempt != after.attempt
         }) && after.state.is_owned()
         {
             world.breaks("a hand-off is counted");
@@ -550,6 +560,9 @@ impl Model for Protocol {
                     }
                 } else {
                     steps.push(Step::Carry(nth, request));
+                    if faults.failures > 0 {
+                        steps.push(Step::Fail(nth, request));
+                    }
                     if faults.repeats > 0 {
                         steps.push(Step::Repeat(nth, request));
                     }
@@ -660,6 +673,13 @@ impl Model for Protocol {
                 world.faults.answers -= 1;
                 self.act(&mut world, nth, |process| process.unanswered(request));
             }
+            Step::Fail(nth, request) => {
+                world.faults.failures -= 1;
+                let worker = &mut world.workers[nth];
+                let (op, told) = worker.process.fails(request);
+                worker.orphans.push(op);
+                self.told(&mut world, nth, told);
+            }
             Step::Unacknowledged(nth, request) => {
                 world.faults.unacknowledged -= 1;
                 self.act(&mut world, nth, |process| process.unacknowledged(request));
@@ -737,12 +757,20 @@ impl Model for Protocol {
                     || !is_quiet
                     || world.is_upset
                     || world.faults.crashes < model.faults.crashes
+                    || world.faults.failures < model.faults.failures
                     || world.faults.repeats < model.faults.repeats
                     || kept.is_none()
             }),
             Property::always("no rule is broken", |_, world: &World| {
                 world.broken.is_none()
             }),
+            Property::always(
+                "no participant is told after its mailbox is closed",
+                |_, world: &World| {
+                    let mut workers = world.workers.iter();
+                    !workers.any(|worker| worker.process.is_mailbox_wrong())
+                },
+            ),
             Property::always("no worker waits in vain", |model: &Self, world: &World| {
                 let holds =
                     |worker: &Worker| worker.process.has_guard() || worker.process.is_offered();
@@ -783,6 +811,7 @@ impl Model for Protocol {
 
 const NONE: Faults = Faults {
     answers: 0,
+    failures: 0,
     repeats: 0,
     news: 0,
     crashes: 0,
@@ -796,6 +825,7 @@ const NONE: Faults = Faults {
 
 const EVERY: Faults = Faults {
     answers: 1,
+    failures: 1,
     repeats: 1,
     news: 1,
     crashes: 1,
@@ -806,6 +836,10 @@ const EVERY: Faults = Faults {
 };
 
 const ANSWERS: Faults = Faults { answers: 1, ..NONE };
+const FAILURES: Faults = Faults {
+    failures: 1,
+    ..NONE
+};
 const REPEATS: Faults = Faults { repeats: 1, ..NONE };
 const NEWS: Faults = Faults { news: 1, ..NONE };
 const CRASHES: Faults = Faults { crashes: 1, ..NONE };
@@ -847,6 +881,7 @@ fn the_protocol_keeps_its_promises() {
         ("no fault", 2, false, NONE),
         ("no fault, rejoining", 2, true, NONE),
         ("lost answers", 2, false, ANSWERS),
+        ("requests that fail", 2, false, FAILURES),
         ("late duplicates", 2, false, REPEATS),
         ("lost messages", 2, false, NEWS),
         ("a crash", 2, false, CRASHES),
@@ -913,6 +948,7 @@ fn each_mutant_is_found() {
         (WithdrawalNamesNothing, ANSWERS, 0),
         (UnwantedIsKept, LEAVES, 0),
         (ClearKeepsTheFence, CLEARS, 0),
+        (HandOffCounts, NONE, 0),
     ] {
         let mut model = protocol(2, true, faults);
         model.horizon = horizon;

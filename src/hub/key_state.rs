@@ -186,6 +186,19 @@ impl<C: Default> KeyState<C> {
         self.send(call, turn);
     }
 
+    /// The stream has gone before it got its grant.
+    pub(super) fn undelivered(&mut self, lease: &Lease, turn: &mut Turn<'_, C>) {
+        self.grants.forget(lease.fence);
+        let Some(participant) = self.participants.remove(lease.id) else {
+            return;
+        };
+        turn.close(lease.id);
+        // A claim in flight is answered first, and withdrawn then.
+        if !participant.claiming {
+            self.withdraw(&participant, turn);
+        }
+    }
+
     pub(super) fn settle(
         &mut self,
         lease: Arc<Lease>,
@@ -236,6 +249,7 @@ impl<C: Default> KeyState<C> {
         // for a loss of its lease.
         match request {
             Request::Claim { id, token, terms } => {
+                let mut caller = Some(caller);
                 if self.participants.on_claim_answered(id, token) {
                     self.claimed(id, token, &reply, turn);
                 } else if reply.claim() != ClaimReply::Refused
@@ -246,15 +260,20 @@ impl<C: Default> KeyState<C> {
                     // No participant wants what this claim got: a grant, or a position in the
                     // queue. A record that is no newer than this token's own grant, which a push
                     // may have brought first, shows nothing to withdraw.
+                    let caller = caller.take().unwrap_or_default();
                     let call = self.withdrawal(token, &terms, caller, now);
                     self.send(call, turn);
                 }
+                turn.release(caller);
                 self.refreshed(id, turn);
             }
             Request::Renew(renew) => self.renewed(renew, caller, &reply, sent, turn),
             Request::Settle(settling) => self.settled(settling, caller, &reply, turn),
-            Request::Withdraw(_) => {}
-            Request::Read => self.looked(turn),
+            Request::Withdraw(_) => turn.release(Some(caller)),
+            Request::Read => {
+                turn.release(Some(caller));
+                self.looked(turn);
+            }
             Request::Execute(_) => {
                 let answer = Answer::Executed(Ok(reply.clone()));
                 turn.outputs.push(Output::Answer(caller, answer));

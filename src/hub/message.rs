@@ -38,7 +38,7 @@ pub(super) enum Message {
         key: Key,
         id: Id,
     },
-    /// KeyState one operation for a caller that takes no part in the run.
+    /// Execute one operation for a caller that takes no part in the run.
     Ask {
         key: Key,
         op: Op,

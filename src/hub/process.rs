@@ -47,6 +47,9 @@ pub struct Process {
     holding: Holding,
     in_flight: Vec<InFlight>,
     subscriber: Subscriber,
+    /// The last participation whose mailbox was closed.
+    closed: Option<Id>,
+    is_told_late: bool,
 }
 
 /// The stage of the grant in the stream or the guard.
@@ -101,6 +104,7 @@ pub enum Told {
 struct Counted {
     number: u8,
     tokens: u8,
+    participations: u8,
     outages: u64,
 }
 
@@ -126,6 +130,7 @@ impl Hash for Process {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (&self.state, &self.fresh, &self.participation).hash(hasher);
         (&self.holding, self.subscriber).hash(hasher);
+        (self.closed, self.is_told_late).hash(hasher);
         let mut requests: Vec<u64> = self.in_flight.iter().map(InFlight::fingerprint).collect();
         requests.sort_unstable();
         requests.hash(hasher);
@@ -222,12 +227,15 @@ impl Process {
             fresh: Counted {
                 number,
                 tokens: 0,
+                participations: 0,
                 outages: 0,
             },
             participation: None,
             holding: Holding::None,
             in_flight: Vec::new(),
             subscriber: Subscriber::None,
+            closed: None,
+            is_told_late: false,
         }
     }
 
@@ -258,6 +266,8 @@ impl Process {
             participation: self.participation,
             holding,
             subscriber: self.subscriber,
+            closed: self.closed,
+            is_told_late: self.is_told_late,
         }
     }
 
@@ -265,7 +275,8 @@ impl Process {
 
     /// Joins the run.
     pub fn join(&mut self) {
-        let id = u64::from(self.fresh.tokens);
+        let id = u64::from(self.fresh.participations);
+        self.fresh.participations += 1;
         self.participation = Some(id);
         let config = self.config.clone();
         self.act(|state, turn| state.join(id, config, turn));
@@ -390,6 +401,13 @@ impl Process {
         self.fail(nth, error)
     }
 
+    /// Fails a request before the server has applied it. Returns its operation too, which the server
+    /// may still apply later.
+    pub fn fails(&mut self, nth: usize) -> (Op, Vec<Told>) {
+        let op = self.in_flight[nth].op.clone();
+        (op, self.unanswered(nth))
+    }
+
     /// Fails a request that was applied, but that the replicas did not acknowledge.
     pub fn unacknowledged(&mut self, nth: usize) -> Vec<Told> {
         let error = Error::NotReplicated {
@@ -416,6 +434,13 @@ impl Process {
     /// Returns the number of tokens that were drawn.
     pub fn tokens(&self) -> u8 {
         self.fresh.tokens
+    }
+
+    /// Whether the machine told a participant something after its mailbox was closed, or left the
+    /// mailbox of an ended participation open.
+    pub fn is_mailbox_wrong(&self) -> bool {
+        let last = u64::from(self.fresh.participations).checked_sub(1);
+        self.is_told_late || (self.participation.is_none() && self.closed != last)
     }
 
     /// Whether a stream waits for a grant.
@@ -529,9 +554,13 @@ impl Process {
                 Output::Subscribe => self.subscriber = Subscriber::Subscribing,
                 Output::Unsubscribe => self.subscriber = Subscriber::Unsubscribing,
                 Output::Grant { lease, confirmed } => {
+                    self.is_told_late |= self.closed >= Some(lease.id);
                     self.holding = Holding::Offered(lease, confirmed);
                 }
-                Output::Notify(_, update) => told.extend(self.told(update)),
+                Output::Notify(id, update) => {
+                    self.is_told_late |= self.closed >= Some(id);
+                    told.extend(self.told(update));
+                }
                 Output::Settled { update, result, .. } => {
                     self.holding = Holding::None;
                     self.participation = None;
@@ -540,7 +569,9 @@ impl Process {
                         may_rejoin: matches!(update, Update::Settled(Ended::Failed(_))),
                     });
                 }
-                Output::Show(..) | Output::Close(_) | Output::Answer(..) | Output::Report(_) => {}
+                Output::Close(id) => self.closed = self.closed.max(Some(id)),
+                Output::Show(..) | Output::Answer(..) | Output::Release(()) | Output::Report(_) => {
+                }
             }
         }
         told
@@ -551,7 +582,8 @@ impl Process {
         match (holding, update) {
             (Holding::Confirming(lease), Update::Confirmed) => self.guard(lease),
             // The stream leaves this participation. Joining again is a step of its own.
-            (Holding::Offered(..) | Holding::Confirming(_), Update::Lost) => {
+            (holding @ (Holding::Offered(..) | Holding::Confirming(_)), Update::Lost) => {
+                self.holding = holding;
                 self.leave();
                 return Some(Told::LostUnused);
             }

@@ -9,7 +9,7 @@
 //! (`clock.rs`). While this process holds a grant, the task compares the two once a second. It also
 //! reads the wall clock, which shows that a virtual machine was paused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -78,7 +78,7 @@ pub(super) async fn run<S: Store>(
         calls: Batcher::default(),
         subscriptions: Queue::default(),
         outputs: Vec::new(),
-        mailboxes: HashMap::new(),
+        mailboxes: BTreeMap::new(),
         watched: 0,
         holding: 0,
         looked: clock.stamp(),
@@ -151,12 +151,12 @@ struct Hub<S> {
     runs: HashMap<Str, Entry>,
     timers: DelayQueue<Key>,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    calls: Batcher<(Key, Call<Caller>)>,
+    calls: Batcher<Queued>,
     subscriptions: Queue<(Key, Subscribe)>,
     /// Buffer for the outputs of an act. Empty between two acts.
     outputs: Vec<Output<Caller>>,
     /// Mailboxes of the participants and watchers.
-    mailboxes: HashMap<Id, Mailbox>,
+    mailboxes: BTreeMap<Id, Mailbox>,
     /// Number of keys whose messages are wanted.
     watched: usize,
     /// Number of keys of which this process has a grant.
@@ -230,8 +230,14 @@ impl Fresh for WeakHandle {
     }
 }
 
-/// A call of a key, and its answer.
-type Answered = ((Key, Call<Caller>), Result<Reply, Error>);
+/// A call that waits for its turn, and its operation.
+struct Queued {
+    key: Key,
+    call: Call<Caller>,
+    op: Op,
+}
+
+type Answered = (Queued, Result<Reply, Error>);
 
 /// A completed request to the store.
 enum Done {
@@ -362,7 +368,7 @@ impl<S: Store> Hub<S> {
             Done::Calls(lane, items, sent, answers) => {
                 self.calls.answered(lane, items);
                 self.woken += answers.len();
-                for ((key, call), result) in answers {
+                for (Queued { key, call, .. }, result) in answers {
                     self.with_known(&key, now, |state, turn| {
                         state.answered(call, result, sent, turn);
                     });
@@ -538,9 +544,8 @@ impl<S: Store> Hub<S> {
             self.carry_out(key, output, now);
         }
         self.outputs = outputs;
-        // What was carried out may have led to another act.
-        let is_still_over = |entry: &Entry| entry.state.is_over();
-        if is_over && self.runs.get(key.line()).is_some_and(is_still_over) {
+        // Only a grant leads to another act, and a state with a grant is not over.
+        if is_over {
             self.runs.remove(key.line());
         }
     }
@@ -551,9 +556,9 @@ impl<S: Store> Hub<S> {
                 let tracker = &self.tracker;
                 let ticket = &mut call.caller.ticket;
                 ticket.get_or_insert_with(|| tracker.token());
-                let op = call.request.op();
-                let (lane, bytes) = (self.store.lane(key, &op), op.payload().len());
-                self.calls.push(lane, bytes, (key.clone(), call));
+                let (key, op) = (key.clone(), call.request.op());
+                let (lane, bytes) = (self.store.lane(&key, &op), op.payload().len());
+                self.calls.push(lane, bytes, Queued { key, call, op });
             }
             Output::Subscribe => self.subscriptions.push(0, (key.clone(), Subscribe::Begin)),
             Output::Unsubscribe => self.subscriptions.push(0, (key.clone(), Subscribe::End)),
@@ -568,7 +573,8 @@ impl<S: Store> Hub<S> {
             Output::Close(id) => {
                 self.mailboxes.remove(&id);
             }
-            // The ticket lasts until the caller is answered.
+            // Its ticket lasted until here, so a caller of `close` finds what came before.
+            Output::Release(caller) => drop(caller),
             Output::Answer(caller, answer) => match (caller.reply, answer) {
                 (Some(ReplyTo::Renewal(reply)), Answer::Renewed(answer)) => {
                     let _ = reply.send(answer);
@@ -624,20 +630,15 @@ impl<S: Store> Hub<S> {
                 Err(error) => undelivered = Some(error),
             }
         }
-        self.with_known(&lease.key, now, |state, turn| state.give_back(&lease, turn));
+        self.with_known(&lease.key, now, |state, turn| {
+            state.undelivered(&lease, turn)
+        });
         // So that the drop of the grant does not give it back again.
         lease.give();
         drop(undelivered);
     }
 
     fn report(&mut self, key: &Key, report: Report) {
-        let entry = self.runs.get_mut(key.line());
-        let outage = |outages| {
-            entry.map(|entry| match outages {
-                Outages::Calls => &mut entry.outage,
-                Outages::Renewals => &mut entry.renewal_outage,
-            })
-        };
         match report {
             Report::Granted {
                 lease,
@@ -647,33 +648,44 @@ impl<S: Store> Hub<S> {
             } => telemetry::granted(&lease.work, &record, remaining, server_time),
             Report::Renewed(lease) => telemetry::renewed(lease.told()),
             Report::OutageBegan(outages, error) => {
-                if let Some(outage) = outage(outages) {
-                    *outage = Some(self.handle.outages.begin(key, &error));
+                let begun = self.handle.outages.begin(key, &error);
+                if let Some(outage) = self.outage(key, outages) {
+                    *outage = Some(begun);
                 }
             }
             Report::OutageOver(outages) => {
-                if let Some(outage) = outage(outages).and_then(Option::take) {
+                if let Some(outage) = self.outage(key, outages).and_then(Option::take) {
                     outage.over();
                 }
             }
             Report::OutageLeft(outages) => {
-                if let Some(outage) = outage(outages) {
+                if let Some(outage) = self.outage(key, outages) {
                     *outage = None;
                 }
             }
         }
     }
 
+    fn outage(&mut self, key: &Key, outages: Outages) -> Option<&mut Option<telemetry::Outage>> {
+        let entry = self.runs.get_mut(key.line())?;
+        Some(match outages {
+            Outages::Calls => &mut entry.outage,
+            Outages::Renewals => &mut entry.renewal_outage,
+        })
+    }
+
     /// Sends the calls and subscriptions that may leave now.
     fn send(&mut self) {
-        let now = self.stamp();
         while let Some((lane, mut calls)) = self.calls.next_call() {
             let items = calls.len();
             // A renewal may have become needless while it was queued.
-            calls.retain_mut(|(key, call)| {
+            calls.retain_mut(|Queued { key, call, op }| {
                 let mut wanted = true;
                 if call.is_renewal() {
+                    let now = self.stamp();
                     self.with_known(key, now, |state, _| wanted = state.still_wants(call));
+                    // A lease that waited for its turn may have less left of its longest hold.
+                    *op = call.request.op();
                 }
                 wanted
             });
@@ -681,11 +693,11 @@ impl<S: Store> Hub<S> {
                 self.calls.answered(lane, items);
                 continue;
             }
-            let ops: Vec<Op> = calls.iter().map(|(_, call)| call.request.op()).collect();
             let (store, clock) = (self.store.clone(), self.handle.clock);
             let sending = async move {
                 let sent = clock.stamp();
-                let asked: Vec<(&Key, &Op)> = calls.iter().map(|(key, _)| key).zip(&ops).collect();
+                let asked: Vec<(&Key, &Op)> =
+                    calls.iter().map(|call| (&call.key, &call.op)).collect();
                 let results = store.apply_all(&asked).await;
                 debug_assert_eq!(results.len(), calls.len(), "an answer to each");
                 Done::Calls(lane, items, sent, calls.into_iter().zip(results).collect())

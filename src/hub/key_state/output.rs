@@ -64,7 +64,7 @@ pub(in crate::hub) enum Output<C> {
     /// Notify a participant.
     Notify(Id, Update),
     /// Give a participant its grant. If the participant has left, the hub calls
-    /// [`KeyState::give_back`](super::KeyState::give_back) at once.
+    /// [`KeyState::undelivered`](super::KeyState::undelivered) at once.
     Grant {
         lease: Arc<Lease>,
         confirmed: bool,
@@ -75,6 +75,8 @@ pub(in crate::hub) enum Output<C> {
     Close(Id),
     /// Answer the request of a caller.
     Answer(C, Answer),
+    /// The request of the caller is over, and nothing more follows from it.
+    Release(C),
     /// End a settlement: send the update to its stream, then the result to its caller.
     Settled {
         lease: Arc<Lease>,
@@ -125,6 +127,11 @@ impl<C> Turn<'_, C> {
     /// Ends a participation or a watch.
     pub(super) fn close(&mut self, id: Id) {
         self.outputs.push(Output::Close(id));
+    }
+
+    /// Lets the caller of an answered request go, once the outputs before this one are carried out.
+    pub(super) fn release(&mut self, caller: Option<C>) {
+        self.outputs.extend(caller.map(Output::Release));
     }
 
     pub(super) fn report(&mut self, report: Report) {

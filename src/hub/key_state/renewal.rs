@@ -96,10 +96,10 @@ impl<C: Default> KeyState<C> {
         let lease = renew.lease;
         let Some(record) = reply.record().filter(|_| reply.ok) else {
             self.lose(&lease, loss(reply.record(), lease.attempt), turn);
-            return;
+            return turn.release(Some(caller));
         };
         let Some(live) = self.grants.get_mut(lease.fence) else {
-            return;
+            return turn.release(Some(caller));
         };
         lease.on_server_time(sent, reply.frame.at);
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
@@ -107,12 +107,15 @@ impl<C: Default> KeyState<C> {
             turn.report(Report::Renewed(lease.clone()));
         }
         match renew.origin {
-            RenewOrigin::Stream => turn.notify(lease.id, Update::Confirmed),
+            RenewOrigin::Stream => {
+                turn.notify(lease.id, Update::Confirmed);
+                turn.release(Some(caller));
+            }
             RenewOrigin::Guard => {
                 let answer = Output::Answer(caller, Answer::Renewed(Ok(())));
                 turn.outputs.push(answer);
             }
-            RenewOrigin::Keeper => {}
+            RenewOrigin::Keeper => turn.release(Some(caller)),
         }
     }
 
@@ -126,15 +129,18 @@ impl<C: Default> KeyState<C> {
         turn: &mut Turn<'_, C>,
     ) -> Option<Call<C>> {
         let lease = &*renew.lease;
-        self.grants
-            .get_mut(lease.fence)
-            .filter(|live| live.is_wanted())?;
+        let live = self.grants.get_mut(lease.fence);
+        if live.is_none_or(|live| !live.is_wanted()) {
+            turn.release(Some(caller));
+            return None;
+        }
         let unproven = matches!(error, Error::NotReplicated { .. });
         match renew.origin {
             // The grant is not confirmed, so it is lost now and another waiter may try.
             RenewOrigin::Stream if error.is_fatal() || unproven || lease.left().is_zero() => {
                 let source = Some(error.clone());
                 self.lose(lease, LeaseLost::Unreachable { source }, turn);
+                turn.release(Some(caller));
                 None
             }
             RenewOrigin::Guard if error.is_fatal() => {
@@ -142,7 +148,10 @@ impl<C: Default> KeyState<C> {
                 turn.outputs.push(Output::Answer(caller, answer));
                 None
             }
-            RenewOrigin::Keeper => None,
+            RenewOrigin::Keeper => {
+                turn.release(Some(caller));
+                None
+            }
             RenewOrigin::Stream | RenewOrigin::Guard => Some(Call {
                 caller,
                 request: Request::Renew(renew),
