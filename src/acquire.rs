@@ -60,7 +60,7 @@ pub struct Acquire {
     entry: AcquireConfig,
     /// The participation in the hub; `None` while the stream takes no part.
     #[pin]
-    seat: Option<Participant>,
+    participant: Option<Participant>,
     state: State,
     /// Events of the last update that are not yielded yet.
     events: VecDeque<LockEvent>,
@@ -80,7 +80,7 @@ enum State {
     /// Waits for a grant. Leads to `Granted`, by way of `Confirming` if little is left of the grant
     /// when the stream is polled or if replicas must acknowledge it. Leads to `Finished` when the
     /// run ends.
-    Watching,
+    Waiting,
     /// Waits for the confirmation of the grant. Leads to `Granted`, or to `Idle` if the grant is
     /// lost.
     Confirming {
@@ -107,7 +107,7 @@ impl Acquire {
     pub(crate) fn new(entry: AcquireConfig) -> Self {
         Self {
             entry,
-            seat: None,
+            participant: None,
             state: State::Idle,
             events: VecDeque::new(),
             seen: None,
@@ -119,16 +119,16 @@ impl Acquire {
     /// Returns the state that follows from an update of the hub.
     fn take(&mut self, state: State, update: Update) -> State {
         match (state, update) {
-            (State::Watching, Update::Locked(locked)) => {
+            (State::Waiting, Update::Locked(locked)) => {
                 self.locked(locked);
-                State::Watching
+                State::Waiting
             }
-            (State::Watching, Update::Granted(mut grant)) if grant.is_doubtful() => {
+            (State::Waiting, Update::Granted(mut grant)) if grant.is_doubtful() => {
                 grant.confirm();
                 let again = false;
                 State::Confirming { grant, again }
             }
-            (State::Watching, Update::Granted(grant)) => self.granted(grant),
+            (State::Waiting, Update::Granted(grant)) => self.granted(grant),
             (State::Confirming { grant, again }, Update::Confirmed) => match again {
                 false => self.granted(grant),
                 true => State::Granted { grant, again },
@@ -140,7 +140,7 @@ impl Acquire {
                 lost: true,
             },
             (State::Working { .. }, Update::Settled(ended)) => self.settled(ended),
-            (State::Watching, Update::Ended(ended)) => self.ended(ended),
+            (State::Waiting, Update::Ended(ended)) => self.ended(ended),
             (state, Update::Unavailable(error, outage)) => {
                 // The hub reports an outage in progress to each stream that joins, so a stream that
                 // rejoins may receive it twice. It yields one error.
@@ -260,17 +260,17 @@ impl Stream for Acquire {
                 State::Idle => {
                     let AcquireConfig { key, terms, .. } = &this.entry;
                     this.observed.begin(key, &terms.label);
-                    this.seat.set(Some(
+                    this.participant.set(Some(
                         this.entry.hub.join(&this.entry.key, &this.entry.terms),
                     ));
-                    *this.state = State::Watching;
+                    *this.state = State::Waiting;
                     continue;
                 }
                 _ => this
-                    .seat
+                    .participant
                     .as_mut()
                     .as_pin_mut()
-                    .map(|seat| seat.poll_next(cx)),
+                    .map(|participant| participant.poll_next(cx)),
             };
             let this = &mut *self;
             let state = std::mem::replace(&mut this.state, State::Finished);
@@ -323,7 +323,7 @@ impl Stream for Acquire {
                 }
             };
             if matches!(this.state, State::Idle | State::Finished) {
-                this.seat = None;
+                this.participant = None;
             }
         }
     }

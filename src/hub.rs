@@ -111,7 +111,7 @@ impl Handle {
     /// Joins the current run of a key, or starts one.
     pub(crate) fn join(&self, key: &Key, terms: &Arc<RunConfig>) -> Participant {
         let (mailbox, updates) = mailbox::unbounded();
-        let seat = Participant {
+        let participant = Participant {
             key: key.clone(),
             id: self.ids.fetch_add(1, Ordering::Relaxed),
             updates,
@@ -119,11 +119,11 @@ impl Handle {
         };
         self.send(Message::Join {
             key: key.clone(),
-            id: seat.id,
+            id: participant.id,
             terms: terms.clone(),
             mailbox,
         });
-        seat
+        participant
     }
 
     /// Observes a key without taking part.

@@ -52,7 +52,7 @@ pub(super) use fork::Forks;
 use grants::{Grants, Settling};
 use latest_record::LatestRecord;
 use outage::{Outage, RenewalOutage};
-pub(super) use output::{Answer, Call, Fresh, Outages, Output, Report, Turn, WatchItem};
+pub(super) use output::{Answer, Call, Fresh, OutageKind, Output, Report, Turn, WatchItem};
 use participants::{ParticipantState, Participants, Stage};
 use renewal::RenewOrigin;
 use request::{Renew, Request, Withdraw};
@@ -76,7 +76,7 @@ pub(super) struct KeyState<C> {
     /// Whether a refresh follows the claims in flight, whose answers may be too old.
     refresh_again: bool,
     /// Whether the waiters still have to be notified of the latest record.
-    behind: bool,
+    deferred: bool,
     outage: Option<Outage<C>>,
     renewals_fail: Option<RenewalOutage>,
     /// Number of unanswered calls, including those that subscribe and unsubscribe.
@@ -96,7 +96,7 @@ impl<C: Default> KeyState<C> {
             subscription: Subscription::new(connected),
             refreshing: None,
             refresh_again: false,
-            behind: false,
+            deferred: false,
             outage: None,
             renewals_fail: None,
             calls: 0,
@@ -124,9 +124,9 @@ impl<C: Default> KeyState<C> {
         self.unsubscribe_if_idle(turn);
     }
 
-    /// Whether notifications are pending; see [`KeyState::catch_up`].
-    pub(super) fn is_behind(&self) -> bool {
-        self.behind
+    /// Whether notifications are pending; see [`KeyState::notify_deferred`].
+    pub(super) fn has_deferred(&self) -> bool {
+        self.deferred
     }
 
     // Requests of streams, guards and workers.
@@ -210,7 +210,7 @@ impl<C: Default> KeyState<C> {
         self.grants.on_settle_requested(lease.fence);
         let request = Request::Settle(Settling {
             began: now,
-            give_up: now + lease.left().max(PATIENCE),
+            retry_until: now + lease.left().max(PATIENCE),
             outcome,
             lease,
         });
@@ -239,19 +239,19 @@ impl<C: Default> KeyState<C> {
         self.claims -= usize::from(is_claim);
         let reply = match result {
             Ok(reply) => reply,
-            Err(error) => return self.turned_away(call, error, turn),
+            Err(error) => return self.on_failed(call, error, turn),
         };
         let now = turn.now.instant;
         self.latest.answered(sent, reply.frame.at);
         let newer = self.latest.merge(&reply.frame, Some(sent.instant), now);
         let Call { caller, request } = call;
-        // This precedes `spread`, so that a holder does not take the end that this answer confirms
+        // This precedes `apply_latest`, so that a holder does not take the end that this answer confirms
         // for a loss of its lease.
         match request {
             Request::Claim { id, token, terms } => {
                 let mut caller = Some(caller);
                 if self.participants.on_claim_answered(id, token) {
-                    self.claimed(id, token, &reply, turn);
+                    self.on_claim_reply(id, token, &reply, turn);
                 } else if reply.claim() != ClaimReply::Refused
                     && reply
                         .record()
@@ -267,12 +267,12 @@ impl<C: Default> KeyState<C> {
                 turn.release(caller);
                 self.refreshed(id, turn);
             }
-            Request::Renew(renew) => self.renewed(renew, caller, &reply, sent, turn),
-            Request::Settle(settling) => self.settled(settling, caller, &reply, turn),
+            Request::Renew(renew) => self.on_renewed(renew, caller, &reply, sent, turn),
+            Request::Settle(settling) => self.on_settled(settling, caller, &reply, turn),
             Request::Withdraw(_) => turn.release(Some(caller)),
             Request::Read => {
                 turn.release(Some(caller));
-                self.looked(turn);
+                self.on_read(turn);
             }
             Request::Execute(_) => {
                 let answer = Answer::Executed(Ok(reply.clone()));
@@ -280,7 +280,7 @@ impl<C: Default> KeyState<C> {
             }
         }
         if newer {
-            self.spread(turn);
+            self.apply_latest(turn);
         }
         self.show(&reply.frame, Some(sent.instant), turn);
         self.recover(is_claim, turn);
@@ -291,7 +291,7 @@ impl<C: Default> KeyState<C> {
         match frame {
             Some(frame) => {
                 if self.latest.merge(&frame, None, turn.now.instant) {
-                    self.spread(turn);
+                    self.apply_latest(turn);
                 }
                 self.show(&frame, None, turn);
             }
@@ -310,7 +310,7 @@ impl<C: Default> KeyState<C> {
             .chain(retry)
             .chain(self.subscription.retry_at())
             .chain(self.claim_at())
-            .chain(self.look_at())
+            .chain(self.read_at())
             .min()
     }
 
@@ -318,12 +318,12 @@ impl<C: Default> KeyState<C> {
         let now = turn.now.instant;
         self.lapse(turn);
         self.retry(turn);
-        self.watch_again(turn);
+        self.retry_subscribe(turn);
         if self.claim_at().is_some_and(|at| at <= now) {
             self.refresh(turn);
         }
-        if self.look_at().is_some_and(|at| at <= now) {
-            self.look(turn);
+        if self.read_at().is_some_and(|at| at <= now) {
+            self.read_for_watchers(turn);
         }
     }
 
@@ -341,7 +341,7 @@ impl<C: Default> KeyState<C> {
             terms: terms.clone(),
             except_fence: self.grants.except_fence(token),
             // By then, the lease of a grant under this token has ended anyway.
-            give_up: now + Duration::from_millis(terms.lease),
+            retry_until: now + Duration::from_millis(terms.lease),
         });
         Call { caller, request }
     }

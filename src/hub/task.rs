@@ -27,7 +27,9 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
 
 use super::batcher::{Batcher, Queue};
-use super::key_state::{Answer, Call, Fresh, KeyState, Outages, Output, Report, Turn, WatchItem};
+use super::key_state::{
+    Answer, Call, Fresh, KeyState, OutageKind, Output, Report, Turn, WatchItem,
+};
 use super::message::{Ended, Message, NotSettled, OutageId, Renewal, Settlement, Update};
 use super::{Grant, Id, WeakHandle};
 use crate::clock::Stamp;
@@ -48,7 +50,7 @@ const FAR: Duration = Duration::from_secs(3_600);
 
 /// Interval at which the clock of leases is compared with that of timers, while this process holds
 /// a lease.
-const LOOK: Duration = Duration::from_secs(1);
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
 /// Least difference between the two clocks that shows that the timers stood still. It exceeds the
 /// time between two reads.
@@ -79,11 +81,11 @@ pub(super) async fn run<S: Store>(
         subscriptions: Queue::default(),
         outputs: Vec::new(),
         mailboxes: BTreeMap::new(),
-        watched: 0,
+        subscribed: 0,
         holding: 0,
-        looked: clock.stamp(),
+        compared: clock.stamp(),
         woken: 0,
-        behind: Vec::new(),
+        deferred: Vec::new(),
         connected: true,
         pinging: false,
         ping_is_due: false,
@@ -91,8 +93,8 @@ pub(super) async fn run<S: Store>(
     };
     let mut pings = tokio::time::interval(hub.store.ping_period());
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looks = tokio::time::interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut comparisons = tokio::time::interval(COMPARE_EVERY);
+    comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::with_capacity(BATCH);
     let mut open = true;
     let mut hears = true;
@@ -118,11 +120,11 @@ pub(super) async fn run<S: Store>(
             Some(due) = hub.timers.next(), if !hub.timers.is_empty() => {
                 hub.fire(&due.into_inner());
             }
-            _ = looks.tick(), if hub.wants_look() => hub.look(),
+            _ = comparisons.tick(), if hub.wants_comparison() => hub.compare_clocks(),
             _ = pings.tick(), if hub.wants_ping() => hub.ping(),
         }
-        let behind = std::mem::take(&mut hub.behind);
-        if std::mem::take(&mut hub.woken) > 1 || !behind.is_empty() {
+        let deferred = std::mem::take(&mut hub.deferred);
+        if std::mem::take(&mut hub.woken) > 1 || !deferred.is_empty() {
             // Streams and guards that were answered together are about to send requests again.
             // They run first, so that their requests leave in one batch. So does the new holder,
             // before the waiters are notified.
@@ -135,8 +137,8 @@ pub(super) async fn run<S: Store>(
                     hub.asked(message, now);
                 }
             }
-            for key in behind {
-                hub.with_known(&key, now, KeyState::catch_up);
+            for key in deferred {
+                hub.with_known(&key, now, KeyState::notify_deferred);
             }
         }
         hub.send();
@@ -158,15 +160,15 @@ struct Hub<S> {
     /// Mailboxes of the participants and watchers.
     mailboxes: BTreeMap<Id, Mailbox>,
     /// Number of keys whose messages are wanted.
-    watched: usize,
+    subscribed: usize,
     /// Number of keys of which this process has a grant.
     holding: usize,
     /// Readings of the two clocks at their last comparison.
-    looked: Stamp,
+    compared: Stamp,
     /// Number of calls answered in this turn of the loop.
     woken: usize,
     /// Keys whose waiters still have to be notified of the latest record.
-    behind: Vec<Key>,
+    deferred: Vec<Key>,
     /// Whether the subscriber is connected and heard the last ping.
     connected: bool,
     pinging: bool,
@@ -244,8 +246,8 @@ enum Done {
     /// A batch: its batch key, the number of requests taken from the queue, an instant before it
     /// left, and the answers.
     Calls(BatchKey, usize, Stamp, Vec<Answered>),
-    Watch(Key, Result<(), Error>),
-    Unwatch(Key),
+    Subscribed(Key, Result<(), Error>),
+    Unsubscribed(Key),
     Ping(Result<(), Error>),
     /// The answer went directly to the caller.
     Told,
@@ -374,11 +376,11 @@ impl<S: Store> Hub<S> {
                     });
                 }
             }
-            Done::Watch(key, result) => {
+            Done::Subscribed(key, result) => {
                 self.subscriptions.answered(1);
                 self.with_known(&key, now, |state, turn| state.subscribed(result, turn));
             }
-            Done::Unwatch(key) => {
+            Done::Unsubscribed(key) => {
                 self.subscriptions.answered(1);
                 self.with_known(&key, now, KeyState::unsubscribed);
             }
@@ -440,28 +442,28 @@ impl<S: Store> Hub<S> {
     }
 
     /// Compares the two clocks. While the machine sleeps, timers stand still and leases run on.
-    fn look(&mut self) {
+    fn compare_clocks(&mut self) {
         let clock = self.handle.clock;
-        let before = std::mem::replace(&mut self.looked, clock.stamp());
+        let before = std::mem::replace(&mut self.compared, clock.stamp());
         let timers = self
-            .looked
+            .compared
             .instant
             .saturating_duration_since(before.instant);
-        let leases = self.looked.moment.saturating_since(before.moment);
+        let leases = self.compared.moment.saturating_since(before.moment);
         // Only the wall clock shows that a virtual machine was paused. The bound of 1 ms is less
         // than any margin.
-        let has_paused = self.looked.wall_lead - before.wall_lead > 1_000;
+        let has_paused = self.compared.wall_lead - before.wall_lead > 1_000;
         if leases > timers + STOOD_STILL || has_paused {
             self.with_all(KeyState::woke);
         }
     }
 
-    fn wants_look(&self) -> bool {
+    fn wants_comparison(&self) -> bool {
         self.holding > 0 && self.handle.clock.outlives_timers()
     }
 
     fn wants_ping(&self) -> bool {
-        !self.pinging && self.watched > 0
+        !self.pinging && self.subscribed > 0
     }
 
     fn ping(&mut self) {
@@ -510,9 +512,9 @@ impl<S: Store> Hub<S> {
         let Some(entry) = self.runs.get_mut(key.line()) else {
             return;
         };
-        self.watched -= usize::from(entry.state.is_watched());
+        self.subscribed -= usize::from(entry.state.wants_messages());
         self.holding -= usize::from(entry.state.is_holding());
-        let was_behind = entry.state.is_behind();
+        let had_deferred = entry.state.has_deferred();
         // All keys share one list: it is empty between two acts.
         let mut outputs = std::mem::take(&mut self.outputs);
         let mut turn = Turn {
@@ -522,7 +524,7 @@ impl<S: Store> Hub<S> {
             outputs: &mut outputs,
         };
         entry.state.act(&mut turn, act);
-        self.watched += usize::from(entry.state.is_watched());
+        self.subscribed += usize::from(entry.state.wants_messages());
         self.holding += usize::from(entry.state.is_holding());
 
         let deadline = entry.state.deadline();
@@ -536,8 +538,8 @@ impl<S: Store> Hub<S> {
             });
         }
         // Once, however many records arrive before the waiters are notified.
-        if entry.state.is_behind() && !was_behind {
-            self.behind.push(key.clone());
+        if entry.state.has_deferred() && !had_deferred {
+            self.deferred.push(key.clone());
         }
         let is_over = entry.state.is_over();
         for output in outputs.drain(..) {
@@ -666,11 +668,11 @@ impl<S: Store> Hub<S> {
         }
     }
 
-    fn outage(&mut self, key: &Key, outages: Outages) -> Option<&mut Option<telemetry::Outage>> {
+    fn outage(&mut self, key: &Key, outages: OutageKind) -> Option<&mut Option<telemetry::Outage>> {
         let entry = self.runs.get_mut(key.line())?;
         Some(match outages {
-            Outages::Calls => &mut entry.outage,
-            Outages::Renewals => &mut entry.renewal_outage,
+            OutageKind::Calls => &mut entry.outage,
+            OutageKind::Renewals => &mut entry.renewal_outage,
         })
     }
 
@@ -710,11 +712,11 @@ impl<S: Store> Hub<S> {
                 match subscribe {
                     Subscribe::Begin => {
                         let result = store.watch(&key).await;
-                        Done::Watch(key, result)
+                        Done::Subscribed(key, result)
                     }
                     Subscribe::End => {
                         store.unwatch(&key).await;
-                        Done::Unwatch(key)
+                        Done::Unsubscribed(key)
                     }
                 }
             };

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use redis_locking_worker::internals::{
-    Cause, Failure, Op, Outcome, Pace, Previous, Record, RedisStore, State, Store, Token,
+    Cause, Failure, Op, Outcome, Pace, Previous, Record, RecordSnapshot, RedisStore, State, Store,
+    Token,
 };
 use redis_locking_worker::{Error, Key};
 
@@ -307,4 +308,19 @@ fn the_scripts_leave_alone_what_is_no_record() {
         Ok(())
     });
     found.unwrap();
+}
+
+/// Seeds that no longer decode would leave the fuzzer without a record to begin with.
+#[test]
+fn every_fuzz_seed_is_a_record() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds");
+    let mut count = 0;
+    for seed in std::fs::read_dir(seeds).unwrap() {
+        let path = seed.unwrap().path();
+        let text = std::fs::read(&path).unwrap();
+        let decoded = RecordSnapshot::decode(&text.into());
+        assert!(decoded.is_ok(), "{}: {decoded:?}", path.display());
+        count += 1;
+    }
+    assert_eq!(count, 9);
 }

@@ -9,7 +9,7 @@
 //! * `history`: the checker of histories, checked.
 //! * `observability`: spans, events and figures; `slots`: keys of any bytes in a cluster.
 //!
-//! `model` and `chaos` are binaries of their own too. `scripts/mutants.sh` breaks the code on
+//! `model` and `chaos` are binaries of their own too. `cargo mutants` breaks the code on
 //! purpose and expects a test to fail for each break. `scripts/compatibility.sh` runs the tests on
 //! newer servers.
 

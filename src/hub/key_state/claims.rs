@@ -14,40 +14,46 @@ use crate::protocol::{ClaimReply, Reply};
 
 impl<C: Default> KeyState<C> {
     pub(super) fn claim(&mut self, id: Id, turn: &mut Turn<'_, C>) {
-        let Some(member) = self.participants.get_mut(id) else {
+        let Some(participant) = self.participants.get_mut(id) else {
             return;
         };
-        member.claiming = true;
+        participant.claiming = true;
         let request = Request::Claim {
             id,
-            token: member.token,
-            terms: member.terms.clone(),
+            token: participant.token,
+            terms: participant.terms.clone(),
         };
         self.ask(request, turn);
     }
 
-    pub(super) fn claimed(&mut self, id: Id, token: Token, reply: &Reply, turn: &mut Turn<'_, C>) {
-        let Some(member) = self.participants.get_mut(id) else {
+    pub(super) fn on_claim_reply(
+        &mut self,
+        id: Id,
+        token: Token,
+        reply: &Reply,
+        turn: &mut Turn<'_, C>,
+    ) {
+        let Some(participant) = self.participants.get_mut(id) else {
             return;
         };
-        member.stage = Stage::Waiting;
+        participant.stage = Stage::Waiting;
         let got = reply.claim();
         if let ClaimReply::Queued { position } = got {
-            member.queue_position = position;
+            participant.queue_position = position;
         }
-        self.bring_up_to_date(id, Some(got), turn);
-        let Some(member) = self.participants.get_mut(id) else {
+        self.notify_of_latest(id, Some(got), turn);
+        let Some(participant) = self.participants.get_mut(id) else {
             return;
         };
-        if member.stage == Stage::Waiting {
+        if participant.stage == Stage::Waiting {
             // The server gives a token at most one grant. If the participant lost that grant
             // before a guard was made of it, it needs a new token.
             let refused = |record: &Record| record.last == Some(token);
             if got == ClaimReply::Held || reply.record().is_some_and(refused) {
-                member.token = turn.fresh.token();
+                participant.token = turn.fresh.token();
                 self.claim(id, turn);
             }
-            self.watch(turn);
+            self.subscribe_if_wanted(turn);
         }
     }
 
@@ -68,7 +74,7 @@ impl<C: Default> KeyState<C> {
         // after them.
         self.refresh_again = self.claims > 0;
         if !self.refresh_again {
-            self.look(turn);
+            self.read_for_watchers(turn);
         }
     }
 

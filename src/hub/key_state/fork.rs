@@ -55,7 +55,7 @@ impl<C: Clone> KeyState<C> {
             subscription: self.subscription.clone(),
             refreshing: self.refreshing,
             refresh_again: self.refresh_again,
-            behind: self.behind,
+            deferred: self.deferred,
             outage: self.outage.as_ref().map(|outage| outage.fork(forks)),
             renewals_fail: self.renewals_fail.clone(),
             calls: self.calls,

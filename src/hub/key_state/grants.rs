@@ -42,11 +42,11 @@ pub(super) struct ActiveGrant {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum GrantPhase {
-    /// Becomes `ExpiredUnclaimed` if the lease ends before a guard is made of it, and `Settling`
+    /// Becomes `ExpiredUnused` if the lease ends before a guard is made of it, and `Settling`
     /// when a settlement is requested.
     Active,
     /// The lease has ended and no guard was made of it. A confirmation can still make it `Active`.
-    ExpiredUnclaimed,
+    ExpiredUnused,
     /// A settlement was requested and is not answered.
     Settling,
 }
@@ -56,7 +56,7 @@ pub(in crate::hub) struct Settling {
     pub(super) lease: Arc<Lease>,
     pub(super) outcome: Outcome,
     pub(super) began: Instant,
-    pub(super) give_up: Instant,
+    pub(super) retry_until: Instant,
 }
 
 impl Grants {
@@ -148,10 +148,10 @@ impl Grants {
             if grant.is_settling() || grant.ends() > now {
                 continue;
             }
-            if grant.phase == GrantPhase::ExpiredUnclaimed || grant.lease.is_given() {
+            if grant.phase == GrantPhase::ExpiredUnused || grant.lease.is_given() {
                 expired.push(grant.lease.clone());
             } else {
-                grant.phase = GrantPhase::ExpiredUnclaimed;
+                grant.phase = GrantPhase::ExpiredUnused;
                 // The retention may have ended, too.
                 if grant.ends() <= now {
                     expired.push(grant.lease.clone());
@@ -203,7 +203,7 @@ impl ActiveGrant {
     fn ends(&self) -> Instant {
         match self.phase {
             GrantPhase::Active | GrantPhase::Settling => self.ends,
-            GrantPhase::ExpiredUnclaimed => {
+            GrantPhase::ExpiredUnused => {
                 self.ends + Duration::from_millis(self.lease.terms.retention)
             }
         }
@@ -214,10 +214,10 @@ impl ActiveGrant {
         let left = self.lease.left();
         if !left.is_zero() {
             self.ends = now + left;
-            if self.phase == GrantPhase::ExpiredUnclaimed {
+            if self.phase == GrantPhase::ExpiredUnused {
                 self.phase = GrantPhase::Active;
             }
-        } else if self.phase != GrantPhase::ExpiredUnclaimed {
+        } else if self.phase != GrantPhase::ExpiredUnused {
             self.ends = self.ends.min(now);
         }
     }
@@ -277,7 +277,7 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    pub(super) fn settled(
+    pub(super) fn on_settled(
         &mut self,
         settling: Settling,
         caller: C,

@@ -20,7 +20,7 @@ impl<C: Default> KeyState<C> {
     ///
     /// If the record grants the key to a participant of this process, the hub notifies the others
     /// in its next turn.
-    pub(super) fn spread(&mut self, turn: &mut Turn<'_, C>) {
+    pub(super) fn apply_latest(&mut self, turn: &mut Turn<'_, C>) {
         let Some(known) = self.latest.known() else {
             return;
         };
@@ -34,49 +34,49 @@ impl<C: Default> KeyState<C> {
             .and_then(|token| self.participants.with_token(token))
         {
             Some(id) => {
-                self.bring_up_to_date(id, None, turn);
-                self.behind = self.participants.len() > 1;
+                self.notify_of_latest(id, None, turn);
+                self.deferred = self.participants.len() > 1;
             }
-            None => self.tell_all(turn),
+            None => self.notify_waiters(turn),
         }
     }
 
-    /// Sends the notifications that `spread` has put off.
-    pub(in crate::hub) fn catch_up(&mut self, turn: &mut Turn<'_, C>) {
-        self.behind = false;
-        self.tell_all(turn);
+    /// Sends the notifications that `apply_latest` has put off.
+    pub(in crate::hub) fn notify_deferred(&mut self, turn: &mut Turn<'_, C>) {
+        self.deferred = false;
+        self.notify_waiters(turn);
     }
 
-    fn tell_all(&mut self, turn: &mut Turn<'_, C>) {
+    fn notify_waiters(&mut self, turn: &mut Turn<'_, C>) {
         for id in self
             .participants
             .iter()
             .map(|(id, _)| id)
             .collect::<Vec<Id>>()
         {
-            self.bring_up_to_date(id, None, turn);
+            self.notify_of_latest(id, None, turn);
         }
     }
 
     /// Notifies one participant, if it waits, of the newest record. `answer` is the answer to its
     /// own claim, if there is one.
-    pub(super) fn bring_up_to_date(
+    pub(super) fn notify_of_latest(
         &mut self,
         id: Id,
         answer: Option<ClaimReply>,
         turn: &mut Turn<'_, C>,
     ) {
-        let (Some(known), Some(member)) = (self.latest.known(), self.participants.get_mut(id))
+        let (Some(known), Some(participant)) = (self.latest.known(), self.participants.get_mut(id))
         else {
             return;
         };
-        if member.stage != Stage::Waiting {
+        if participant.stage != Stage::Waiting {
             return;
         }
         let record = &known.record;
         match record.state {
-            State::Held | State::Granted if record.owner == Some(member.token) => {
-                let (token, terms) = (member.token, member.terms.clone());
+            State::Held | State::Granted if record.owner == Some(participant.token) => {
+                let (token, terms) = (participant.token, participant.terms.clone());
                 let Some(term) = self.latest.first_term(turn.now, &terms) else {
                     return;
                 };
@@ -96,17 +96,17 @@ impl<C: Default> KeyState<C> {
                 let answered = answer == Some(ClaimReply::Held);
                 let confirmed =
                     record.state == State::Held && (answered || !lease.terms.replicated);
-                member.stage = Stage::Holding;
+                participant.stage = Stage::Holding;
                 self.grants.push(lease.clone(), turn.now.instant);
                 turn.outputs.push(Output::Grant { lease, confirmed });
             }
             State::Held | State::Granted => {
-                if member.last_notified_fence != Some(record.fence) {
+                if participant.last_notified_fence != Some(record.fence) {
                     // A waiter in front of it has become the holder.
-                    if member.last_notified_fence.is_some() {
-                        member.queue_position = member.queue_position.saturating_sub(1);
+                    if participant.last_notified_fence.is_some() {
+                        participant.queue_position = participant.queue_position.saturating_sub(1);
                     }
-                    member.last_notified_fence = Some(record.fence);
+                    participant.last_notified_fence = Some(record.fence);
                     let locked = Locked {
                         attempt: record.attempt,
                         max_attempts: record.max_attempts,

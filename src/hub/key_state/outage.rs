@@ -1,4 +1,4 @@
-//! Outages: what participants are told, which requests are parked, and when they are sent again.
+//! OutageKind: what participants are told, which requests are parked, and when they are sent again.
 //!
 //! A transient error opens an outage of the key. Every stream yields one error for it. Calls are
 //! kept, and one claim is tried again with a growing delay. An answer ends the outage; if a claim
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::fork::Forks;
 use super::grants::failed;
-use super::output::{Answer, Outages, Report};
+use super::output::{Answer, OutageKind, Report};
 use super::{Call, KeyState, OutageId, Output, Renew, Request, Turn, Update};
 use crate::error::Error;
 use crate::hub::message::NotSettled;
@@ -87,7 +87,7 @@ impl<C> Outage<C> {
 }
 
 impl<C: Default> KeyState<C> {
-    pub(super) fn turned_away(&mut self, call: Call<C>, error: Error, turn: &mut Turn<'_, C>) {
+    pub(super) fn on_failed(&mut self, call: Call<C>, error: Error, turn: &mut Turn<'_, C>) {
         let now = turn.now.instant;
         let is_claim = call.request.is_claim();
         let fatal = error.is_fatal();
@@ -124,7 +124,7 @@ impl<C: Default> KeyState<C> {
                 self.end(settling.lease, caller, refused, update, turn);
                 None
             }
-            Request::Settle(settling) if fatal || unproven || now >= settling.give_up => {
+            Request::Settle(settling) if fatal || unproven || now >= settling.retry_until => {
                 let unknown = NotSettled::Unknown {
                     waited: now - settling.began,
                     source: error.clone(),
@@ -134,15 +134,15 @@ impl<C: Default> KeyState<C> {
                 self.end(settling.lease, caller, Err(unknown), update, turn);
                 None
             }
-            Request::Renew(renew) => self.not_renewed(renew, caller, &error, turn),
+            Request::Renew(renew) => self.on_renewal_failed(renew, caller, &error, turn),
             Request::Read => {
-                self.not_looked(&error, turn);
+                self.on_read_failed(&error, turn);
                 None
             }
-            Request::Withdraw(withdraw) if fatal || now >= withdraw.give_up => None,
+            Request::Withdraw(withdraw) if fatal || now >= withdraw.retry_until => None,
             request => Some(Call { caller, request }),
         };
-        self.out_of_service(error, is_claim, turn);
+        self.on_outage(error, is_claim, turn);
         match (&mut self.outage, parked) {
             // The server answers, so a grant that does not count is given back at once.
             (_, Some(call)) if (unproven || fatal) && is_claim => self.send(call, turn),
@@ -151,13 +151,13 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    pub(super) fn out_of_service(&mut self, error: Error, claims: bool, turn: &mut Turn<'_, C>) {
+    pub(super) fn on_outage(&mut self, error: Error, claims: bool, turn: &mut Turn<'_, C>) {
         let now = turn.now.instant;
         if error.is_fatal() {
             if claims {
                 self.end_all(&error, turn);
                 // A read shows whether the server refuses the watchers, too.
-                self.look(turn);
+                self.read_for_watchers(turn);
             }
             // A refusal is an answer, so it can end the outage.
             return self.recover(claims, turn);
@@ -172,7 +172,7 @@ impl<C: Default> KeyState<C> {
             }
             None => {
                 let id = self.tell_outage(&error, turn);
-                turn.report(Report::OutageBegan(Outages::Calls, error.clone()));
+                turn.report(Report::OutageBegan(OutageKind::Calls, error.clone()));
                 self.outage = Some(Outage {
                     id,
                     error,
@@ -214,7 +214,7 @@ impl<C: Default> KeyState<C> {
         turn: &mut Turn<'_, C>,
     ) {
         let id = self.tell_outage(&error, turn);
-        turn.report(Report::OutageBegan(Outages::Renewals, error.clone()));
+        turn.report(Report::OutageBegan(OutageKind::Renewals, error.clone()));
         self.renewals_fail = Some(RenewalOutage {
             id,
             fence: lease.fence,
@@ -233,7 +233,7 @@ impl<C: Default> KeyState<C> {
 
     fn end_renewal_outage(&mut self, turn: &mut Turn<'_, C>) {
         if self.renewals_fail.take().is_some() {
-            turn.report(Report::OutageOver(Outages::Renewals));
+            turn.report(Report::OutageOver(OutageKind::Renewals));
         }
     }
 
@@ -273,7 +273,7 @@ impl<C: Default> KeyState<C> {
             // Nothing was sent, so no answer will come that ends the outage.
             outage => {
                 *outage = None;
-                turn.report(Report::OutageLeft(Outages::Calls));
+                turn.report(Report::OutageLeft(OutageKind::Calls));
             }
         }
     }
@@ -297,12 +297,12 @@ impl<C: Default> KeyState<C> {
         }
         self.send_parked(turn);
         if self.outage.take().is_some() {
-            turn.report(Report::OutageOver(Outages::Calls));
+            turn.report(Report::OutageOver(OutageKind::Calls));
         }
         for id in self.participants.unserved().collect::<Vec<_>>() {
             self.claim(id, turn);
         }
-        self.watch(turn);
+        self.subscribe_if_wanted(turn);
         self.refresh(turn);
     }
 

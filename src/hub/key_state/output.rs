@@ -103,16 +103,16 @@ pub(in crate::hub) enum Report {
         server_time: Option<(Instant, u64)>,
     },
     Renewed(Arc<Lease>),
-    OutageBegan(Outages, Error),
+    OutageBegan(OutageKind, Error),
     /// The server answers again.
-    OutageOver(Outages),
+    OutageOver(OutageKind),
     /// The outage goes on, but this process has no request left for the key.
-    OutageLeft(Outages),
+    OutageLeft(OutageKind),
 }
 
 /// The kind of an outage of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::hub) enum Outages {
+pub(in crate::hub) enum OutageKind {
     /// The hub's calls fail.
     Calls,
     /// The keeper's renewals fail.

@@ -40,11 +40,11 @@ impl<C: Default> KeyState<C> {
         turn: &mut Turn<'_, C>,
     ) {
         // A lease whose grant has ended meanwhile is known to be lost.
-        let Some(live) = self.grants.get_mut(lease.fence) else {
+        let Some(grant) = self.grants.get_mut(lease.fence) else {
             return;
         };
-        live.checkpoints += u64::from(checkpoint.is_some());
-        let nth = live.checkpoints;
+        grant.checkpoints += u64::from(checkpoint.is_some());
+        let nth = grant.checkpoints;
         let request = Request::Renew(Renew {
             length: length.unwrap_or(lease.terms.lease),
             lease,
@@ -63,11 +63,11 @@ impl<C: Default> KeyState<C> {
     /// Whether a renewal that has waited is still wanted. Removes its checkpoint if a newer one was
     /// requested meanwhile.
     pub(super) fn still_renews(&mut self, renew: &mut Renew) -> bool {
-        let live = self.grants.get_mut(renew.lease.fence);
-        let Some(live) = live.filter(|live| live.is_wanted()) else {
+        let grant = self.grants.get_mut(renew.lease.fence);
+        let Some(grant) = grant.filter(|grant| grant.is_wanted()) else {
             return false;
         };
-        if renew.nth != live.checkpoints {
+        if renew.nth != grant.checkpoints {
             renew.checkpoint = None;
         }
         true
@@ -85,7 +85,7 @@ impl<C: Default> KeyState<C> {
         wanted
     }
 
-    pub(super) fn renewed(
+    pub(super) fn on_renewed(
         &mut self,
         renew: Renew,
         caller: C,
@@ -98,12 +98,12 @@ impl<C: Default> KeyState<C> {
             self.lose(&lease, loss(reply.record(), lease.attempt), turn);
             return turn.release(Some(caller));
         };
-        let Some(live) = self.grants.get_mut(lease.fence) else {
+        let Some(grant) = self.grants.get_mut(lease.fence) else {
             return turn.release(Some(caller));
         };
         lease.on_server_time(sent, reply.frame.at);
         if lease.restart(record.renewal, sent, record.remaining(reply.frame.at)) {
-            live.set_timer(turn.now.instant);
+            grant.set_timer(turn.now.instant);
             turn.report(Report::Renewed(lease.clone()));
         }
         match renew.origin {
@@ -121,7 +121,7 @@ impl<C: Default> KeyState<C> {
 
     /// Handles the error of a renewal. Returns the call if it is to be sent again: as long as the
     /// lease runs, the server may yet apply it.
-    pub(super) fn not_renewed(
+    pub(super) fn on_renewal_failed(
         &mut self,
         renew: Renew,
         caller: C,
@@ -129,8 +129,8 @@ impl<C: Default> KeyState<C> {
         turn: &mut Turn<'_, C>,
     ) -> Option<Call<C>> {
         let lease = &*renew.lease;
-        let live = self.grants.get_mut(lease.fence);
-        if live.is_none_or(|live| !live.is_wanted()) {
+        let grant = self.grants.get_mut(lease.fence);
+        if grant.is_none_or(|grant| !grant.is_wanted()) {
             turn.release(Some(caller));
             return None;
         }

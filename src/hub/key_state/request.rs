@@ -55,7 +55,7 @@ pub(in crate::hub) struct Withdraw {
     pub(super) terms: Arc<RunConfig>,
     /// Fencing token of the grant of this token that must stay as it is.
     pub(super) except_fence: Option<u64>,
-    pub(super) give_up: Instant,
+    pub(super) retry_until: Instant,
 }
 
 impl Request {

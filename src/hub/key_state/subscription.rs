@@ -23,9 +23,9 @@ pub(super) struct Subscription {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     None,
-    Watching,
-    Active,
-    Unwatching,
+    Subscribing,
+    Subscribed,
+    Unsubscribing,
     /// Subscribing has failed. The next try is at this time.
     Failed(Instant),
 }
@@ -41,7 +41,7 @@ impl Subscription {
 
     /// Whether all messages of the key reach this process, as far as it is known.
     pub(super) fn hears(&self) -> bool {
-        self.connected && self.phase == Phase::Active
+        self.connected && self.phase == Phase::Subscribed
     }
 
     pub(super) fn is_none(&self) -> bool {
@@ -58,30 +58,33 @@ impl Subscription {
 
 impl<C: Default> KeyState<C> {
     /// Whether messages of this key are wanted.
-    pub(in crate::hub) fn is_watched(&self) -> bool {
-        matches!(self.subscription.phase, Phase::Watching | Phase::Active)
+    pub(in crate::hub) fn wants_messages(&self) -> bool {
+        matches!(
+            self.subscription.phase,
+            Phase::Subscribing | Phase::Subscribed
+        )
     }
 
     /// Whether the acknowledgement of a subscription is pending. A refresh follows it.
-    pub(super) fn is_about_to_hear(&self) -> bool {
-        self.subscription.phase == Phase::Watching
+    pub(super) fn is_subscribing(&self) -> bool {
+        self.subscription.phase == Phase::Subscribing
     }
 
     /// Subscribes if there is a waiter or a watcher, and no subscription yet.
-    pub(super) fn watch(&mut self, turn: &mut Turn<'_, C>) {
+    pub(super) fn subscribe_if_wanted(&mut self, turn: &mut Turn<'_, C>) {
         let wanted = self.participants.is_any_waiting();
         if self.subscription.is_none() && (wanted || !self.watchers.is_empty()) {
-            self.subscription.phase = Phase::Watching;
+            self.subscription.phase = Phase::Subscribing;
             self.calls += 1;
             turn.outputs.push(Output::Subscribe);
         }
     }
 
-    pub(super) fn watch_again(&mut self, turn: &mut Turn<'_, C>) {
+    pub(super) fn retry_subscribe(&mut self, turn: &mut Turn<'_, C>) {
         let retry_at = self.subscription.retry_at();
         if retry_at.is_some_and(|at| at <= turn.now.instant) {
             self.subscription.phase = Phase::None;
-            self.watch(turn);
+            self.subscribe_if_wanted(turn);
         }
     }
 
@@ -91,12 +94,12 @@ impl<C: Default> KeyState<C> {
         }
         match self.subscription.phase {
             Phase::Failed(_) => self.subscription.phase = Phase::None,
-            Phase::Active => {
-                self.subscription.phase = Phase::Unwatching;
+            Phase::Subscribed => {
+                self.subscription.phase = Phase::Unsubscribing;
                 self.calls += 1;
                 turn.outputs.push(Output::Unsubscribe);
             }
-            Phase::None | Phase::Watching | Phase::Unwatching => {}
+            Phase::None | Phase::Subscribing | Phase::Unsubscribing => {}
         }
     }
 
@@ -104,7 +107,7 @@ impl<C: Default> KeyState<C> {
         self.calls -= 1;
         match result {
             Ok(()) => {
-                self.subscription.phase = Phase::Active;
+                self.subscription.phase = Phase::Subscribed;
                 self.subscription.delay = RETRY_FIRST;
                 // Prevents a lost wake-up: a transition between the answer that led to the
                 // subscription and the server's acknowledgement was not pushed.
@@ -122,7 +125,7 @@ impl<C: Default> KeyState<C> {
                     self.watchers.end(&error, turn);
                 }
                 if self.watchers.have_seen_nothing() {
-                    self.look(turn);
+                    self.read_for_watchers(turn);
                 }
             }
         }
@@ -131,7 +134,7 @@ impl<C: Default> KeyState<C> {
     pub(in crate::hub) fn unsubscribed(&mut self, turn: &mut Turn<'_, C>) {
         self.calls -= 1;
         self.subscription.phase = Phase::None;
-        self.watch(turn);
+        self.subscribe_if_wanted(turn);
     }
 
     /// Handles a possible loss of messages.
@@ -144,9 +147,9 @@ impl<C: Default> KeyState<C> {
     pub(in crate::hub) fn resubscribe(&mut self, turn: &mut Turn<'_, C>) {
         self.subscription.connected = true;
         // `unsubscribed` subscribes again by itself.
-        if self.subscription.phase != Phase::Unwatching {
+        if self.subscription.phase != Phase::Unsubscribing {
             self.subscription.phase = Phase::None;
         }
-        self.watch(turn);
+        self.subscribe_if_wanted(turn);
     }
 }

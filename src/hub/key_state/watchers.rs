@@ -86,16 +86,16 @@ impl<C: Default> KeyState<C> {
             turn.outputs.push(Output::Show(id, error));
         }
         self.watchers.all.insert(id, Watcher::default());
-        self.watch(turn);
+        self.subscribe_if_wanted(turn);
         // If an acknowledgement is pending, the first read comes after it, so that the watcher gets
         // a message of every later transition.
-        if !self.is_about_to_hear() {
-            self.look(turn);
+        if !self.is_subscribing() {
+            self.read_for_watchers(turn);
         }
     }
 
     /// Reads the record for the watchers, if there are any.
-    pub(super) fn look(&mut self, turn: &mut Turn<'_, C>) {
+    pub(super) fn read_for_watchers(&mut self, turn: &mut Turn<'_, C>) {
         if self.watchers.is_empty() {
             return;
         }
@@ -104,14 +104,14 @@ impl<C: Default> KeyState<C> {
         }
     }
 
-    pub(super) fn looked(&mut self, turn: &mut Turn<'_, C>) {
+    pub(super) fn on_read(&mut self, turn: &mut Turn<'_, C>) {
         self.watchers.looked = Some(turn.now.instant);
         if self.watchers.reads.on_answered() {
-            self.look(turn);
+            self.read_for_watchers(turn);
         }
     }
 
-    pub(super) fn not_looked(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
+    pub(super) fn on_read_failed(&mut self, error: &Error, turn: &mut Turn<'_, C>) {
         self.watchers.looked = Some(turn.now.instant);
         self.watchers.reads.on_failed();
         if error.is_fatal() {
@@ -154,7 +154,7 @@ impl<C: Default> KeyState<C> {
     }
 
     /// Returns the time of the next read for the watchers if no message comes before.
-    pub(super) fn look_at(&self) -> Option<Instant> {
+    pub(super) fn read_at(&self) -> Option<Instant> {
         if self.watchers.is_empty() || self.watchers.is_reading() || self.outage.is_some() {
             return None;
         }
