@@ -542,7 +542,7 @@ impl Process {
             outputs: &mut outputs,
         };
         self.state.act(&mut turn, act);
-        let mut told = Vec::new();
+        let (mut told, mut updates) = (Vec::new(), Vec::new());
         for output in outputs {
             match output {
                 Output::Call(call) => self.in_flight.push(InFlight {
@@ -559,7 +559,7 @@ impl Process {
                 }
                 Output::Notify(id, update) => {
                     self.is_told_late |= self.closed >= Some(id);
-                    told.extend(self.told(update));
+                    updates.push(update);
                 }
                 Output::Settled { update, result, .. } => {
                     self.holding = Holding::None;
@@ -574,6 +574,8 @@ impl Process {
                 }
             }
         }
+        // The stream reads its mailbox once the hub has carried all outputs out.
+        told.extend(updates.into_iter().filter_map(|update| self.told(update)));
         told
     }
 
