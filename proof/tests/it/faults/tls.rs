@@ -118,7 +118,7 @@ async fn an_authority_in_the_environment_is_trusted_by_an_url() {
         return whole_run(build(), build()).await;
     }
     let secured = Secured::start();
-    let this = "tls::an_authority_in_the_environment_is_trusted_by_an_url";
+    let this = "faults::tls::an_authority_in_the_environment_is_trusted_by_an_url";
     let mut process = Command::new(std::env::current_exe().unwrap());
     process.args(["--exact", this]).env(URL, secured.url());
     process.env("SSL_CERT_FILE", secured.authority_file());
