@@ -245,8 +245,8 @@ impl<C: Default> KeyState<C> {
         self.latest.answered(sent, reply.frame.at);
         let newer = self.latest.merge(&reply.frame, Some(sent.instant), now);
         let Call { caller, request } = call;
-        // This precedes `apply_latest`, so that a holder does not take the end that this answer confirms
-        // for a loss of its lease.
+        // Before `apply_latest`, which would take the end of our own grant, which this very answer
+        // confirms, for a loss.
         match request {
             Request::Claim { id, token, terms } => {
                 let mut caller = Some(caller);

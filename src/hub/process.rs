@@ -401,8 +401,8 @@ impl Process {
         self.fail(nth, error)
     }
 
-    /// Fails a request before the server has applied it. Returns its operation too, which the server
-    /// may still apply later.
+    /// Fails a request before the server has applied it. Returns its operation too, because the
+    /// server may still apply it later.
     pub fn fails(&mut self, nth: usize) -> (Op, Vec<Told>) {
         let op = self.in_flight[nth].op.clone();
         (op, self.unanswered(nth))
@@ -502,11 +502,6 @@ impl Process {
     /// Whether no request is in flight or will be repeated.
     pub fn is_quiet(&self) -> bool {
         self.state.is_quiet() && self.in_flight.is_empty()
-    }
-
-    /// Whether a claim is in flight.
-    pub fn is_claiming(&self) -> bool {
-        self.state.is_claiming()
     }
 
     /// Whether this process knows no record, or only an older one than this.

@@ -24,7 +24,7 @@
 //! | settle(hand off) | this grant | granted(n) to the head, or open(n−1) | ok |
 //! | renew | this grant | held(n), lease restarted, never shortened | ok |
 //! | withdraw | waiting | leaves the queue | ok |
-//! | | held or granted to this token, and not excepted | granted(n) to the head, or open(n−1) | ok |
+//! | | owned by this token, and not excepted | granted(n) to the head, or open(n−1) | ok |
 //! | settle, renew, withdraw | anything else | unchanged | lost, with the record |
 //! | clear | any but absent | granted(1) to the head, or open(0), a higher fence | ok |
 //! | inspect | any | unchanged | the record, length of the queue |

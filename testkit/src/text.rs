@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use redis_locking_worker::internals::{Record, RecordSnapshot, Token};
 
-/// Returns the text of a record that was written at this server time in µs. `line` says whether the
-/// run has had a waiter.
+/// Returns the text of a record that was written at this server time in µs. `line` says whether
+/// the run has had a waiter.
 pub fn encode(record: &Record, at: u64, line: bool) -> Vec<u8> {
     let token = |token: Option<Token>| token.map_or("-".to_owned(), |token| token.to_string());
     let (previous, previous_holder, reason) = match &record.previous {
@@ -16,8 +16,8 @@ pub fn encode(record: &Record, at: u64, line: bool) -> Vec<u8> {
         ),
     };
     let header = format!(
-        "lw1 {} at={at} until={} retention={} fence={} line={} attempt={}/{} renewal={} owner={} last={} \
-         previous={previous} sizes={},{},{},{}",
+        "lw1 {} at={at} until={} retention={} fence={} line={} attempt={}/{} renewal={} \
+         owner={} last={} previous={previous} sizes={},{},{},{}",
         record.state,
         record.until,
         record.retention,

@@ -68,11 +68,6 @@ impl<C: Clone> KeyState<C> {
         self.calls == 0 && self.outage.is_none()
     }
 
-    /// Whether the claim of a participant is in flight.
-    pub(in crate::hub) fn is_claiming(&self) -> bool {
-        self.participants.is_any_claiming()
-    }
-
     /// Whether this process knows no record, or only an older one than this.
     pub(in crate::hub) fn is_older_than(&self, record: &Record) -> bool {
         let known = self.latest.known();
