@@ -21,8 +21,8 @@
 //! ```
 //!
 //! * `at` is the server's time when the record was written, in µs like the fencing token; all
-//!   other times are in ms. A message tells the server's time by `at`. An answer tells its own time,
-//!   once for all of its items, and has the records as they are.
+//!   other times are in ms. A message tells the server's time by `at`. An answer tells its own
+//!   time, once for all of its items, and has the records as they are.
 //! * `until` is the server's time at which the lease, the confirm window or the retention ends. It
 //!   could be derived from the key's TTL. In the record, it means the same in every answer and
 //!   message, and needs no second command.
